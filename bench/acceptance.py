@@ -6,8 +6,8 @@ those of the frames that would cross the network. Nothing is timed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 
@@ -48,16 +48,6 @@ class Count:
     evidence_bytes: int = 0  # their part that is evidence, both ways
 
 
-@dataclass
-class _Text:
-    tokens: list[int]
-    prompt: int
-    cached: int = 0  # tokens that the target's slot holds
-    epoch: int = 0
-    correction: int | None = None
-    count: Count = field(default_factory=Count)
-
-
 def measure(
     draft: DraftModel,
     target: TargetBackend,
@@ -74,69 +64,49 @@ def measure(
     """
     vocab = min(draft.vocab_size, target.vocab_size)
     proposer, decider = make_proposer(params, vocab), make_decider(params, vocab)
-    codec = Codec(vocab)
-    text = _Text(list(prompt), len(prompt))
+    codec, count, text = Codec(vocab), Count(), list(prompt)
+    cached = epoch = 0  # tokens that the target's slot holds; branches
+    correction: int | None = None
     draft.reset()
     slot = target.allocate()
     try:
-        while text.count.emitted < tokens:
-            base = len(text.tokens)
-            proposals = _draft(draft, text, proposer, block, vocab)
+        while count.emitted < tokens:
+            base = len(text)
+            proposals: list[Proposal] = []
+            fresh = text[draft.length :]
+            for position in range(base, base + block):
+                logits = draft.forward(fresh)[:vocab]
+                proposals.append(proposer.propose(logits, position))
+                fresh = [proposals[-1].token]
             ids = [p.token for p in proposals]
-            frame = Block(
-                text.epoch & 0xFF,
-                base - text.prompt,
-                tuple(ids),
-                proposer.pack(proposals),
-                correction=text.correction,
+            at, sent = epoch & 0xFF, proposer.pack(proposals)
+            frame = Block(at, base - len(prompt), tuple(ids), sent, correction=correction)
+            count.up_bytes += len(codec.encode(frame))
+            work = SlotInput(
+                slot, cached, np.array(text[cached:] + ids, np.int64), block + 1
             )
-            text.count.up_bytes += len(codec.encode(frame))
-            fresh = np.array(text.tokens[text.cached :] + ids, np.int64)
-            work = SlotInput(slot, text.cached, fresh, len(ids) + 1)
-            logits = target.forward([work])[0][:, :vocab]
-            decision = decider.decide(ids, frame.evidence, logits, base)
-            owed = decision.token < 0
-            commit = Commit(
-                text.epoch & 0xFF,
-                decision.accepted,
-                None if owed else decision.token,
-                evidence=decision.evidence,
-            )
-            text.count.down_bytes += len(codec.encode(commit))
-            token = decision.token
+            judged = target.forward([work])[0][:, :vocab]
+            decision = decider.decide(ids, frame.evidence, judged, base)
+            accepted, token, evidence = decision.accepted, decision.token, decision.evidence
+            owed = token < 0
+            said = None if owed else token
+            commit = Commit(epoch & 0xFF, accepted, said, evidence=evidence)
+            count.down_bytes += len(codec.encode(commit))
             if owed:
-                token = proposer.correct(
-                    proposals[decision.accepted],
-                    decision.evidence,
-                    base + decision.accepted,
-                )
-            text.correction = token if owed else None
-            kept = [*ids[: decision.accepted], token]
-            if decision.accepted < len(ids):
-                text.epoch += 1
-            text.tokens += kept
-            text.cached = base + decision.accepted
-            draft.rewind(min(draft.length, text.cached))
-            count = text.count
+                token = proposer.correct(proposals[accepted], evidence, base + accepted)
+            correction = token if owed else None
+            kept = [*ids[:accepted], token]
+            epoch += accepted < block
+            text += kept
+            cached = base + accepted
+            draft.rewind(min(draft.length, cached))
             count.rounds += 1
-            count.drafted += len(ids)
-            count.accepted += decision.accepted
+            count.drafted += block
+            count.accepted += accepted
             count.emitted += len(kept)
-            count.evidence_bytes += len(frame.evidence) + len(decision.evidence)
+            count.evidence_bytes += len(frame.evidence) + len(evidence)
             if set(kept) & set(target.eos_ids):
                 break
     finally:
         target.release(slot)
-    return text.count
-
-
-def _draft(
-    draft: DraftModel, text: _Text, proposer: Any, block: int, vocab: int
-) -> list[Proposal]:
-    proposals: list[Proposal] = []
-    fresh = text.tokens[draft.length :]
-    for j in range(block):
-        logits = draft.forward(fresh)[:vocab]
-        proposals.append(proposer.propose(logits, len(text.tokens) + j))
-        fresh = [proposals[-1].token]
-    return proposals
+    return count

@@ -15,17 +15,10 @@ import time
 from pathlib import Path
 from typing import Any, Sequence
 
-import draftwire
 from draftwire.errors import ConfigError, DraftwireError, TransportError
+from draftwire.io import environment
 
 _START_S = 60.0
-
-
-def environment() -> dict[str, str]:
-    """Return this process's environment, in which Python finds this very draftwire."""
-    home = str(Path(draftwire.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 class Child:

@@ -16,23 +16,21 @@ import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterable, Sequence
 
+import draftwire
 from draftwire.bench.child import run_child
 from draftwire.bench.machine import machine as common
 from draftwire.boards.cores import clusters
 from draftwire.boards.profiles import find_profile
 from draftwire.boards.tree import Tree
 from draftwire.errors import ConfigError
+from draftwire.io import format_table
 from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.choice import ENGINES, importable
 
 SCHEMA = "draftwire.bench/1"
-_CODE = """
-import sys
-from draftwire.bench.device_child import main
-main(sys.argv[1])
-"""
+_CODE = "import sys, draftwire.bench.device_child as child; child.main(sys.argv[1])"
 # What a board installs, by the engine that needs it; draftwire itself is counted apart.
 _COMMON = ("numpy", "websockets", "tokenizers")
 _OWN = {
@@ -40,21 +38,9 @@ _OWN = {
     "litert": ("ai-edge-litert", "tflite-runtime"),
 }
 _MEDIANS = (
-    "import_s",
-    "import_cpu_s",
-    "package_s",
-    "tokenizer_s",
-    "load_s",
-    "prefill_s",
-    "first_token_s",
-    "first_token_cpu_s",
-    "rss_import_mb",
-    "rss_loaded_mb",
-    "rss_drafting_mb",
-    "peak_rss_mb",
-    "step_ms",
-    "step_cpu_ms",
-    "joules_per_token",
+    *("import_s", "import_cpu_s", "package_s", "tokenizer_s", "load_s", "prefill_s"),
+    *("first_token_s", "first_token_cpu_s", "rss_import_mb", "rss_loaded_mb"),
+    *("rss_drafting_mb", "peak_rss_mb", "step_ms", "step_cpu_ms", "joules_per_token"),
     "watts",
 )
 
@@ -192,24 +178,19 @@ def install_size(package: DraftPackage, engine: str) -> dict[str, Any]:
     Those of the packages are as installed here, compiled bytecode left out; what is not
     installed here is null.
     """
-    import draftwire
-
     sizes: dict[str, float | None] = {"draftwire": _own_size(Path(draftwire.__file__))}
-    for name in (*_COMMON, *(() if sys.version_info >= (3, 11) else ("tomli",))):
-        sizes[name] = _distribution_mb(name)
+    older = () if sys.version_info >= (3, 11) else ("tomli",)
+    sizes.update({name: _distribution_mb(name) for name in (*_COMMON, *older)})
     own = {name: _distribution_mb(name) for name in _OWN[engine]}
     found = {name: size for name, size in own.items() if size is not None}
-    if found:
-        sizes.update(found)
-    else:
-        sizes[_OWN[engine][0]] = None
+    sizes.update(found if found else dict.fromkeys(_OWN[engine][:1]))
     models = [f for f in package.files.values() if f.precision and f.engine == engine]
-    smallest = min(models, key=lambda f: f.bytes) if models else None
     sizes["draft"] = None
-    if smallest is not None:
-        beside = package.files.get(smallest.path.name + ".data")
-        carried = [package.files["tokenizer.json"], smallest, *([beside] if beside else [])]
-        sizes["draft"] = sum(file.bytes for file in carried) / 1e6
+    if models:
+        model = min(models, key=lambda f: f.bytes)
+        carried = ("tokenizer.json", model.path.name, model.path.name + ".data")
+        files = [package.files[name] for name in carried if name in package.files]
+        sizes["draft"] = sum(file.bytes for file in files) / 1e6
     missing = [name for name, size in sizes.items() if size is None]
     known = sum(size for size in sizes.values() if size is not None)
     return {
@@ -224,33 +205,23 @@ def _distribution_mb(name: str) -> float | None:
         files = metadata.distribution(name).files
     except metadata.PackageNotFoundError:
         return None
-    total = 0
-    for file in files or ():
-        if file.suffix != ".pyc":
-            try:
-                total += Path(str(file.locate())).stat().st_size
-            except OSError:  # listed and removed since
-                continue
-    return total / 1e6
+    return _megabytes(Path(str(file.locate())) for file in files or ())
 
 
 def _own_size(init: Path) -> float:
     """Return the megabytes of our own modules and data, those of all packages."""
-    seen: dict[Path, int] = {}
-    for path in init.parent.rglob("*"):
-        if path.is_file() and path.suffix != ".pyc":
-            seen[path.resolve()] = path.stat().st_size
-    for link in (p for p in init.parent.iterdir() if p.is_symlink()):
-        for path in link.resolve().rglob("*"):
-            if path.is_file() and path.suffix != ".pyc":
-                seen[path.resolve()] = path.stat().st_size
-    return sum(seen.values()) / 1e6
+    folders = (init.parent, *(p.resolve() for p in init.parent.iterdir() if p.is_symlink()))
+    return _megabytes({file.resolve() for one in folders for file in one.rglob("*")})
+
+
+def _megabytes(files: Iterable[Path]) -> float:
+    """Return what the files take without compiled bytecode; some may be gone."""
+    there = (file for file in files if file.suffix != ".pyc" and file.is_file())
+    return sum(file.stat().st_size for file in there) / 1e6
 
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain text."""
-    from draftwire.io import format_table
-
     box = document["machine"]
     head = (
         f"{document['draft']['name']} on {box['board']} ({box['processor']}), "
@@ -258,27 +229,16 @@ def render(document: dict[str, Any]) -> str:
     )
     header = ["engine", "precision", "threads", "import s", "first token s", "CPU s"]
     header += ["memory MB", "tokens/s", "ms/token", "CPU ms/token", "mJ/token"]
+    keys = ["engine_version", "precision", "threads", "import_s", "first_token_s"]
+    keys += ["first_token_cpu_s", "rss_drafting_mb", "tokens_per_s"]
     rows, notes = [], list(document["left_out"])
     for run in document["runs"]:
         if "error" in run:
             notes.append(f"{run['engine']} {run['precision']}: {run['error']}")
             continue
-        joules = run["joules_per_token"]
-        rows.append(
-            [
-                run["engine_version"],
-                run["precision"],
-                run["threads"],
-                run["import_s"],
-                run["first_token_s"],
-                run["first_token_cpu_s"],
-                run["rss_drafting_mb"],
-                run["tokens_per_s"],
-                f"{run['step_ms']:.3f}",
-                f"{run['step_cpu_ms']:.3f}",
-                None if joules is None else joules * 1e3,
-            ]
-        )
+        joules, steps = run["joules_per_token"], (run["step_ms"], run["step_cpu_ms"])
+        cells = [*(run[key] for key in keys), *(f"{ms:.3f}" for ms in steps)]
+        rows.append([*cells, joules and joules * 1e3])
         notes += run["warnings"]
     reasons = {run.get("energy_why_null") for run in document["runs"]} - {None}
     notes += [f"no joules: {reason}" for reason in sorted(reasons)]

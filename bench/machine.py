@@ -1,4 +1,4 @@
-"""What figures were measured on, and pictures of them."""
+"""What figures were measured on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 from pathlib import Path
-from typing import Any, ContextManager
+from typing import Any
 
 
 def machine() -> dict[str, Any]:
@@ -26,13 +26,3 @@ def _processor() -> str:
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def picture(path: Path) -> ContextManager[Any]:
-    """Give pyplot in our style for the block, then write its current figure to ``path``.
-
-    A ConfigError where there is no matplotlib, or the path cannot be written.
-    """
-    from draftwire.energy.reports.plots import picture as draw
-
-    return draw(path)

@@ -10,6 +10,7 @@ that differs is counted, and whether a near tie was counted in the streams that 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -24,10 +25,11 @@ import numpy as np
 from draftwire.bench.link.spec import LinkSpec, Outages
 from draftwire.bench.sim.cloud import SimVerifier
 from draftwire.bench.sim.device import StepCost
-from draftwire.bench.sim.run import Device, Setting, StreamResult
+from draftwire.bench.sim.run import Device, Setting
 from draftwire.bench.sim.texts import Text, TextDraft
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
+from draftwire.io import format_table
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import FixedLength, Off
 from draftwire.sampling import SamplingParams
@@ -191,14 +193,10 @@ def _write(
         pass  # the next verifier knows nothing of what this one keeps
     for slot in taken:
         backend.release(slot)
-    return [_ids(found) for found in results], verifier.served.tally.near_ties
-
-
-def _ids(results: Sequence[StreamResult]) -> list[int]:
-    for result in results:
+    for result in itertools.chain(*results):
         if result.error is not None:
             raise result.error
-    return results[-1].ids
+    return [found[-1].ids for found in results], verifier.served.tally.near_ties
 
 
 class _Prompts:
@@ -340,16 +338,10 @@ def bench_numerics(
     for path in settings.targets:
         package = (path / "target.json").is_file()
         for dtype in ("float32",) if package else settings.dtypes:
-            loaders = {
-                numerics: Loader(
-                    slots=DEVICES,
-                    threads=settings.threads,
-                    dtype=None if package else dtype,
-                    numerics=numerics,
-                )
-                for numerics in ("close", "exact")
-            }
-            backends = {key: load(path) for key, load in loaders.items()}
+            form: Any = {"slots": DEVICES, "threads": settings.threads}
+            form["dtype"] = None if package else dtype
+            ways = ("close", "exact")
+            backends: Any = {way: Loader(**form, numerics=way)(path) for way in ways}
             target = backends["exact"]
             engine = "onnxruntime" if package else "transformers"
             say(f"{target.name} on {engine}, {dtype}")
@@ -358,7 +350,7 @@ def bench_numerics(
                 "engine": engine,
                 "dtype": dtype,
                 "logit_error": backends["close"].logit_error,
-                "form": dataclasses.asdict(target.form),  # type: ignore[attr-defined]
+                "form": dataclasses.asdict(target.form),
                 "ms": _price(backends),
             }
             if settings.texts:
@@ -388,8 +380,6 @@ def differing(document: dict[str, Any], numerics: str = "exact") -> int:
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as tables for people."""
-    from draftwire.io import format_table
-
     lines = []
     for row in document["targets"]:
         lines += [f"{row['target']} on {row['engine']}, {row['dtype']}", ""]
@@ -398,10 +388,8 @@ def render(document: dict[str, Any]) -> str:
              f"{ms['exact'] / ms['close']:.2f}"]
             for way, ms in row["ms"].items()
         ]  # fmt: skip
-        lines += [
-            format_table(["a forward of", "close ms", "exact ms", "price"], cells),
-            "",
-        ]
+        heads = ["a forward of", "close ms", "exact ms", "price"]
+        lines += [format_table(heads, cells), ""]
         if "exact" in row:
             cells = [
                 [name, *(str(row["exact"][name][key]) for key in ("texts", "differ")),
@@ -409,14 +397,8 @@ def render(document: dict[str, Any]) -> str:
                 for name, close in row["close"].items()
             ]  # fmt: skip
             total = [str(sum(int(line[i]) for line in cells)) for i in range(1, 7)]
-            heads = [
-                "exact texts",
-                "differ",
-                "close texts",
-                "differ",
-                "near ties",
-                "untold",
-            ]
-            lines += [format_table(["", *heads], [*cells, ["all", *total]]), ""]
+            heads = ["", "exact texts", "differ", "close texts", "differ"]
+            heads += ["near ties", "untold"]
+            lines += [format_table(heads, [*cells, ["all", *total]]), ""]
         lines += [f"logits of close forwards differ by up to {row['logit_error']:.2g}", ""]
     return "\n".join(lines).rstrip()

@@ -21,11 +21,17 @@ from draftwire.bench.device import SCHEMA, Settings, bench_device, thread_counts
 from draftwire.boards.profiles import Profile, find_profile
 from draftwire.errors import ConfigError, IncompatibleError
 from draftwire.export.precision.tune import Candidate, choose, write_acceptance, write_hint
+from draftwire.io import format_table
 from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams
+from draftwire.tokenizer import load_tokenizer
+from draftwire.verifier.backends.loading import Loader
 
-_LITERT_PACKAGES = {"ai-edge-litert", "tflite-runtime"}
+_PACKAGES = {  # of a board, by engine
+    "onnxruntime": {"onnxruntime"},
+    "litert": {"ai-edge-litert", "tflite-runtime"},
+}
 
 
 @dataclass(frozen=True)
@@ -92,27 +98,17 @@ def tune(wanted: Tuning) -> dict[str, Any]:
             block=wanted.block,
             tokens=wanted.tokens,
         )
-    candidates = [
-        Candidate(
-            run["engine"],
-            run["precision"],
-            int(run["threads"]),
-            float(run["tokens_per_s"]),
-            acceptance.get((run["engine"], run["precision"]), {}).get("share"),
-            run.get("joules_per_token"),
-        )
-        for run in runs
-    ]
+    candidates = []
+    for run in runs:
+        model, threads = (run["engine"], run["precision"]), int(run["threads"])
+        share = acceptance.get(model, {}).get("share")
+        speed, joules = float(run["tokens_per_s"]), run.get("joules_per_token")
+        candidates.append(Candidate(*model, threads, speed, share, joules))
     reasons = sorted({str(run.get("energy_why_null")) for run in runs})
     choice = choose(candidates, why_no_joules="; ".join(reasons))
     warnings += choice.warnings
-    hint = {
-        "engine": choice.per_second.engine,
-        "precision": choice.per_second.precision,
-        "threads": choice.per_second.threads,
-        "accepted_per_s": choice.per_second.accepted_per_s,
-        "times": source,
-    }
+    keys = ("engine", "precision", "threads", "accepted_per_s")
+    hint = {**{key: getattr(choice.per_second, key) for key in keys}, "times": source}
     if wanted.write:
         if acceptance:
             write_acceptance(package.path, acceptance)
@@ -123,8 +119,8 @@ def tune(wanted: Tuning) -> dict[str, Any]:
         "board": board.name,
         "times": source,
         "acceptance": [
-            {"engine": engine, "precision": precision, **found}
-            for (engine, precision), found in acceptance.items()
+            {"engine": model[0], "precision": model[1], **found}
+            for model, found in acceptance.items()
         ],
         "candidates": [one.record() for one in candidates],
         "best_per_second": choice.per_second.record(),
@@ -137,17 +133,13 @@ def tune(wanted: Tuning) -> dict[str, Any]:
 
 def _for_board(board: Profile, settings: Settings) -> Settings:
     """Keep to the engines and cores that the board has, as its profile says."""
-    packages = set(board.raw.get("engines", {}).get("packages", ()))
-    engines: list[str] = []
-    if "onnxruntime" in packages:
-        engines.append("onnxruntime")
-    if packages & _LITERT_PACKAGES:
-        engines.append("litert")
+    packages = {*board.raw.get("engines", {}).get("packages", ())}
+    files = load_draft(settings.draft).files.values()
+    has = {file.engine for file in files if file.precision}
+    engines = [name for name, own in _PACKAGES.items() if packages & own and name in has]
     cores = sum(int(one.get("count", 0)) for one in board.raw.get("cores", ()))
     threads = tuple(thread_counts(cores)) if cores else ()
-    package = load_draft(settings.draft)
-    has = {file.engine for file in package.files.values() if file.precision}
-    return replace(settings, engines=[e for e in engines if e in has], threads=threads)
+    return replace(settings, engines=engines, threads=threads)
 
 
 def read_times(path: Path, package: DraftPackage, board: Profile | None) -> dict[str, Any]:
@@ -157,13 +149,12 @@ def read_times(path: Path, package: DraftPackage, board: Profile | None) -> dict
         ConfigError: It is no such document, or of another draft or board.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{path} cannot be read as JSON: {exc}") from exc
-    if not isinstance(found, dict) or (found.get("schema"), found.get("bench")) != (
-        SCHEMA,
-        "device",
-    ):
+    known = isinstance(found, dict)
+    kind = [found.get(key) for key in ("schema", "bench")] if known else []
+    if kind != [SCHEMA, "device"]:
         raise ConfigError(
             f"{path} holds no times of a device",
             hint="make it with `draftwire bench device --json FILE` on the board",
@@ -218,9 +209,6 @@ def measure_acceptance(
     A ConfigError where a prompt does not fit the context, an IncompatibleError where draft
     and target share no tokenizer.
     """
-    from draftwire.tokenizer import load_tokenizer
-    from draftwire.verifier.backends.loading import Loader
-
     backend = Loader(slots=1, threads=1)(target)
     if package.family.tokenizer != backend.family.tokenizer:
         raise IncompatibleError(
@@ -263,17 +251,13 @@ def measure_acceptance(
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain text."""
-    from draftwire.io import format_table
-
     header = ["engine", "precision", "threads", "tokens/s", "acceptance"]
     header += ["accepted/s", "accepted/J"]
-    keys = ["engine", "precision", "threads", "tokens_per_s", "acceptance"]
-    keys += ["accepted_per_s", "accepted_per_joule"]
-    order = sorted(
-        document["candidates"],
-        key=lambda one: -(one["accepted_per_s"] or one["tokens_per_s"]),
-    )
-    rows = [[one[key] for key in keys] for one in order]
+    keys = [*header[:3], "tokens_per_s", "acceptance", "accepted_per_s"]
+    rows = [
+        [one[k] for k in (*keys, "accepted_per_joule")] for one in document["candidates"]
+    ]
+    rows.sort(key=lambda row: -(row[5] or row[3]))
     best, thrifty = document["best_per_second"], document["best_per_joule"]
 
     def words(one: dict[str, Any]) -> str:
@@ -286,10 +270,8 @@ def render(document: dict[str, Any]) -> str:
         "",
         f"most accepted tokens a second: {words(best)}",
     ]
-    if thrifty is not None:
-        lines.append(f"most accepted tokens a joule: {words(thrifty)}")
-    else:
-        lines.append(f"a joule: not known ({document['why_no_joules']})")
+    joule = f"a joule: not known ({document['why_no_joules']})"
+    lines.append(f"most accepted tokens a joule: {words(thrifty)}" if thrifty else joule)
     if document["written"]:
         lines.append(f"written into draft.json as the hint for {document['board']}")
     return "\n".join(lines + [f"warning: {text}" for text in document["warnings"]])

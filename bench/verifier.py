@@ -10,36 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
-from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, TransportError
+from draftwire.io import format_table
 from draftwire.packages import TargetPackage, load_target
-from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.dial import web
-from draftwire.transport.messages import (
-    Block,
-    Commit,
-    Hello,
-    Open,
-    Opened,
-    Progress,
-    Welcome,
-)
-from draftwire.verifier.kit.peer import direct
+from draftwire.transport.messages import Hello, Open, Opened, Progress, Welcome
+from draftwire.verifier.kit.peer import Kit, Peer, Stream
+from draftwire.verifier.kit.rows import Failed, must_be
 
 SCHEMA = "draftwire.bench.verifier/1"
 PROMPTS = 8
 PATIENCE_S = 60.0
+# What ends a device.
+FAULTS = (Failed, OSError, WebSocketException, DraftwireError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -68,95 +63,61 @@ class _Tally:
     faults: list[str] = field(default_factory=list)
 
 
-class Fault(Exception):
-    """A device got what it must not get."""
+async def enter(
+    stack: contextlib.AsyncExitStack, url: str, package: TargetPackage, token: str = ""
+) -> Peer:
+    """Return a device that has greeted."""
+    tokenizer = bytes.fromhex(package.family.tokenizer)
+    backbone = bytes.fromhex(package.family.backbone or "")
+    hello = Hello("draftwire-bench", "", tokenizer, backbone, package.vocab_size)
+    kit = Kit(url, hello, token or None, patience_s=PATIENCE_S)
+    peer = await stack.enter_async_context(kit.peer(ping_interval=None))
+    must_be(Welcome, await peer.greet())
+    return peer
 
 
-class _Device:
-    def __init__(self, socket: Any, package: TargetPackage) -> None:
-        self._socket = socket
-        self._codec = Codec()
-        self._package = package
+async def _open(
+    peer: Peer, prompt: Sequence[int], count: int, want: Sequence[int] | None = None
+) -> Stream:
+    request = Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count)
+    await peer.say(request)
+    answer = await peer.hear()
+    while isinstance(answer, Progress):
+        answer = await peer.hear()
+    return Stream(peer, 0, request, want, must_be(Opened, answer))
 
-    async def _say(self, message: Any) -> None:
-        await self._socket.send(self._codec.encode(message))
 
-    async def _hear(self, kind: type[Any]) -> Any:
-        while True:
-            frame = await asyncio.wait_for(self._socket.recv(), PATIENCE_S)
-            found = self._codec.decode(frame).message
-            if not isinstance(found, Progress):
+async def text_of(peer: Peer, prompt: Sequence[int], count: int) -> list[int]:
+    """Return the target's own text, asked for without drafts."""
+    stream = await _open(peer, prompt, count)
+    await stream.fill(count)
+    return stream.text
+
+
+async def draft(
+    peer: Peer,
+    prompt: Sequence[int],
+    wanted: list[int],
+    load: Load,
+    rng: random.Random,
+    count: Callable[[float, int], None],
+) -> None:
+    """Draft one text; ``count`` hears the seconds and tokens of each round."""
+    stream = await _open(peer, prompt, load.tokens, wanted)
+    while len(stream.text) < len(wanted) and not stream.finish:
+        if load.think_s:
+            await asyncio.sleep(load.think_s)
+        at = len(stream.text)
+        guess = wanted[at : min(at + load.block, load.tokens - 1)]
+        for i in range(len(guess)):
+            if rng.random() >= load.acceptance:
+                guess[i] = (guess[i] + 1) % peer.kit.hello.vocab_size
+                guess[i + 1 :] = [0] * (len(guess) - i - 1)
                 break
-        if not isinstance(found, kind):
-            raise Fault(f"{found} instead of {kind.__name__.lower()}")
-        return found
-
-    async def greet(self) -> None:
-        package = self._package
-        tokenizer = bytes.fromhex(package.family.tokenizer)
-        backbone = bytes.fromhex(package.family.backbone or "")
-        await self._say(
-            Hello("draftwire-bench", "", tokenizer, backbone, package.vocab_size)
-        )
-        self._codec = Codec((await self._hear(Welcome)).vocab_size)
-
-    async def open(self, prompt: Sequence[int], count: int) -> None:
-        await self._say(Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count))
-        await self._hear(Opened)
-
-    async def judge(self, epoch: int, base: int, tokens: Sequence[int]) -> Commit:
-        await self._say(Block(epoch & 0xFF, base, tuple(tokens)))
-        found: Commit = await self._hear(Commit)
-        return found
-
-    async def text(self, prompt: Sequence[int], count: int) -> list[int]:
-        """Return the target's own text, asked for without drafts."""
-        await self.open(prompt, count)
-        text: list[int] = []
-        while len(text) < count:
-            commit = await self.judge(0, len(text), ())
-            assert commit.token is not None
-            text.append(commit.token)
-        return text
-
-    async def stream(
-        self, prompt: Sequence[int], wanted: list[int], load: Load, rng: random.Random
-    ) -> list[tuple[float, int]]:
-        """Draft one text; return when each round ended, with its tokens.
-
-        The times are ``(seconds of the round, tokens)``.
-        """
-        await self.open(prompt, load.tokens)
-        text: list[int] = []
-        rounds = []
-        epoch = 0
-        while len(text) < load.tokens:
-            if load.think_s:
-                await asyncio.sleep(load.think_s)
-            guess = wanted[
-                len(text) : len(text) + min(load.block, load.tokens - 1 - len(text))
-            ]
-            for i in range(len(guess)):
-                if rng.random() >= load.acceptance:
-                    guess[i] = (guess[i] + 1) % self._package.vocab_size
-                    guess[i + 1 :] = [0] * (len(guess) - i - 1)
-                    break
-            begin = time.perf_counter()
-            commit = await self.judge(epoch, len(text), guess)
-            seconds = time.perf_counter() - begin
-            text += guess[: commit.accepted]
-            text += [] if commit.token is None else [commit.token]
-            epoch += commit.accepted < len(guess)
-            rounds.append((seconds, commit.accepted + (commit.token is not None)))
-            if text != wanted[: len(text)]:
-                raise Fault("the text is not the target's own")
-            self.on_round(rounds[-1])
-            if commit.finish:
-                break
-        return rounds
-
-    def on_round(self, round_: tuple[float, int]) -> None:
-        """Called after each round; replaced by whoever counts."""
+        begin = time.perf_counter()
+        commit = await stream.judge(guess)
+        tokens = commit.accepted + (commit.token is not None)
+        count(time.perf_counter() - begin, tokens)
 
 
 def bench_verifier(
@@ -195,27 +156,6 @@ def bench_verifier(
     }
 
 
-async def enter(
-    stack: contextlib.AsyncExitStack, url: str, package: TargetPackage, token: str = ""
-) -> _Device:
-    """Return a device that has greeted."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    socket = await stack.enter_async_context(
-        connect(
-            url,
-            subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
-            compression=None,
-            ping_interval=None,
-            open_timeout=PATIENCE_S,
-            additional_headers=headers,
-            **direct(url),  # type: ignore[arg-type]
-        )
-    )
-    found = _Device(socket, package)
-    await found.greet()
-    return found
-
-
 async def _run(
     load: Load, package: TargetPackage, port: int, texts: list[list[int]] | None
 ) -> tuple[dict[str, Any], list[list[int]]]:
@@ -229,31 +169,26 @@ async def _run(
         try:
             devices = [await enter(stack, url, package) for _ in range(load.devices)]
             if texts is None:
-                texts = [await devices[0].text(prompt, load.tokens) for prompt in prompts]
-        except (OSError, WebSocketException, DraftwireError, Fault) as error:
-            raise TransportError(
-                f"the verifier does not take the devices: {error}"
-            ) from error
+                texts = [await text_of(devices[0], one, load.tokens) for one in prompts]
+        except FAULTS as error:
+            message = f"the verifier does not take the devices: {error}"
+            raise TransportError(message) from error
         before = _numbers(port)
         tallies = [_Tally() for _ in devices]
         start = time.perf_counter()
         stop = start + load.seconds
-        await asyncio.gather(
-            *(
-                _work(i, devices[i], tallies[i], prompts, texts, load, stop)
-                for i in range(load.devices)
-            )
-        )
+        parts = zip(range(load.devices), devices, tallies)
+        work = (_work(*part, prompts, texts, load, stop) for part in parts)
+        await asyncio.gather(*work)
         seconds = time.perf_counter() - start
         after = _numbers(port)
-    return _summary(
-        tallies, seconds, {k: v - before.get(k, 0.0) for k, v in after.items()}
-    ), texts
+    spent = {name: value - before[name] for name, value in after.items()}
+    return _summary(tallies, seconds, spent), texts
 
 
 async def _work(
     number: int,
-    device: _Device,
+    device: Peer,
     tally: _Tally,
     prompts: Sequence[Sequence[int]],
     texts: Sequence[list[int]],
@@ -262,25 +197,18 @@ async def _work(
 ) -> None:
     rng = random.Random(load.seed * 1000 + number)
 
-    def count(round_: tuple[float, int]) -> None:
+    def count(seconds: float, tokens: int) -> None:
         if time.perf_counter() <= stop:
-            tally.rounds_s.append(round_[0])
-            tally.tokens += round_[1]
+            tally.rounds_s.append(seconds)
+            tally.tokens += tokens
 
-    device.on_round = count  # type: ignore[method-assign]
     turn = number
     while time.perf_counter() < stop:
         which = turn % len(prompts)
         turn += 1
         try:
-            await device.stream(prompts[which], texts[which], load, rng)
-        except (
-            Fault,
-            OSError,
-            WebSocketException,
-            DraftwireError,
-            asyncio.TimeoutError,
-        ) as error:
+            await draft(device, prompts[which], texts[which], load, rng, count)
+        except FAULTS as error:
             tally.faults.append(f"device {number}: {type(error).__name__}: {error}")
             return
         tally.texts += 1
@@ -290,17 +218,18 @@ def _summary(
     tallies: Sequence[_Tally], seconds: float, spent: dict[str, float]
 ) -> dict[str, Any]:
     rounds = sorted(1e3 * s for tally in tallies for s in tally.rounds_s)
-    shares = [float(tally.tokens) for tally in tallies]
+    tokens = [float(tally.tokens) for tally in tallies]
     faults = [fault for tally in tallies for fault in tally.faults]
-    total = sum(shares)
+    total, mean = sum(tokens), statistics.mean(tokens)
     forwards, committed = spent["forwards"], spent["committed"]
 
-    def quantile(q: float) -> float | None:
-        return (
-            round(rounds[min(len(rounds) - 1, int(q * len(rounds)))], 3) if rounds else None
-        )
+    def ratio(part: float, whole: float, digits: int) -> float | None:
+        return round(part / whole, digits) if whole else None
 
-    mean = total / len(shares)
+    def quantile(q: float) -> float | None:
+        return ratio(rounds[min(len(rounds) - 1, int(q * len(rounds)))], 1, 3)
+
+    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     return {
         "errors": len(faults),
         "first_errors": faults[:3],
@@ -308,68 +237,66 @@ def _summary(
         "tokens_per_s": round(total / seconds, 1),
         "texts": sum(tally.texts for tally in tallies),
         "rounds": len(rounds),
-        "round_ms": {"p50": quantile(0.5), "p99": quantile(0.99), "max": quantile(1.0)},
+        "round_ms": {name: quantile(q) if rounds else None for name, q in at.items()},
         "forwards": int(forwards),
-        "forwards_per_token": round(forwards / committed, 4) if committed else None,
-        "blocks_per_forward": round(spent["blocks"] / forwards, 2) if forwards else None,
+        "forwards_per_token": ratio(forwards, committed, 4),
+        "blocks_per_forward": ratio(spent["blocks"], forwards, 2),
         "forward_seconds": round(spent["seconds"], 2),
         "share": {
-            "min": round(min(shares) / mean, 3) if mean else None,
-            "max": round(max(shares) / mean, 3) if mean else None,
-            "stdev": round(statistics.pstdev(shares) / mean, 3) if mean else None,
-            "jain": round(total**2 / (len(shares) * sum(x * x for x in shares)), 4)
-            if mean
-            else None,
+            "min": ratio(min(tokens), mean, 3),
+            "max": ratio(max(tokens), mean, 3),
+            "stdev": ratio(statistics.pstdev(tokens), mean, 3),
+            "jain": ratio(total**2, len(tokens) * sum(x * x for x in tokens), 4),
         },
     }
 
 
 def _numbers(port: int) -> dict[str, float]:
     """Return what the verifier counts: verify forwards, their blocks, committed tokens."""
-    found = dict.fromkeys(("forwards", "committed", "blocks", "seconds"), 0.0)
+    names = {
+        'kind="verify"': "forwards",
+        "generation_tokens_total{": "committed",
+        "iteration_batch_size_sum": "blocks",
+        "iteration_seconds_total{": "seconds",
+    }
+    found = dict.fromkeys(names.values(), 0.0)
     url = f"http://127.0.0.1:{port}/metrics"
     with web("127.0.0.1", None).open(url, timeout=30) as answer:
         for line in answer.read().decode().splitlines():
             name, _, value = line.rpartition(" ")
-            if 'kind="verify"' in name:
-                found["forwards"] += float(value)
-            elif "generation_tokens_total{" in name:
-                found["committed"] += float(value)
-            elif "iteration_batch_size_sum" in name:
-                found["blocks"] += float(value)
-            elif "iteration_seconds_total{" in name:
-                found["seconds"] += float(value)
+            for part, kind in names.items():
+                if part in name:
+                    found[kind] += float(value)
+                    break
     return found
 
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as a table for people."""
-    from draftwire.io import format_table
-
     runs = document["runs"]
-    names = [
-        "batching" if run["max_batch"] is None else f"at most {run['max_batch']}"
-        for run in runs
-    ]
-    rows: list[tuple[str, list[Any]]] = [
-        ("errors", [run["errors"] for run in runs]),
-        ("tokens/s", [run["tokens_per_s"] for run in runs]),
-        ("texts, all the target's own", [run["texts"] for run in runs]),
-        ("round p50 ms", [run["round_ms"]["p50"] for run in runs]),
-        ("round p99 ms", [run["round_ms"]["p99"] for run in runs]),
-        ("blocks a forward", [run["blocks_per_forward"] for run in runs]),
-        ("forwards a token", [run["forwards_per_token"] for run in runs]),
-        ("smallest share of the mean", [run["share"]["min"] for run in runs]),
-        ("largest share of the mean", [run["share"]["max"] for run in runs]),
-        ("Jain's fairness index", [run["share"]["jain"] for run in runs]),
-    ]
+    limits = [run["max_batch"] for run in runs]
+    names = ["batching" if most is None else f"at most {most}" for most in limits]
+    rows = []
+    for title, *keys in (
+        ("errors", "errors"),
+        ("tokens/s", "tokens_per_s"),
+        ("texts, all the target's own", "texts"),
+        ("round p50 ms", "round_ms", "p50"),
+        ("round p99 ms", "round_ms", "p99"),
+        ("blocks a forward", "blocks_per_forward"),
+        ("forwards a token", "forwards_per_token"),
+        ("smallest share of the mean", "share", "min"),
+        ("largest share of the mean", "share", "max"),
+        ("Jain's fairness index", "share", "jain"),
+    ):
+        values = [functools.reduce(lambda found, key: found[key], keys, r) for r in runs]
+        rows.append([title, *(v if v is None else str(v) for v in values)])
     head = (
         f"{document['devices']} devices, {document['seconds']:g} s, blocks of "
         f"{document['block']}, acceptance {document['acceptance']:g}, "
         f"target {document['target']['name']} {document['target']['version']}"
     )
-    cells = [[name, *(v if v is None else str(v) for v in row)] for name, row in rows]
-    lines = [head, "", format_table(["", *names], cells)]
+    lines = [head, "", format_table(["", *names], rows)]
     for run in runs:
         lines += [f"error: {text}" for text in run["first_errors"]]
     return "\n".join(lines)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from draftwire.io import environment
+
 _KEPT = 4000  # characters of what it said
+_SIGNALS: Mapping[int, str] = {
+    signal.SIGILL: "illegal instruction (SIGILL)",
+    signal.SIGSEGV: "segmentation fault (SIGSEGV)",
+    signal.SIGBUS: "bus error (SIGBUS)",
+    signal.SIGKILL: "killed (SIGKILL), as when memory runs out",
+}
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,8 @@ class Child:
             return f"no answer within {self.seconds:.0f} s"
         if self.code < 0 or 128 < self.code < 160:
             number = -self.code if self.code < 0 else self.code - 128
-            try:
-                name = signal.Signals(number).name
-            except ValueError:
-                name = f"signal {number}"
-            return {
-                "SIGILL": "illegal instruction (SIGILL)",
-                "SIGSEGV": "segmentation fault (SIGSEGV)",
-                "SIGBUS": "bus error (SIGBUS)",
-                "SIGKILL": "killed (SIGKILL), as when memory runs out",
-            }.get(name, name)
+            known = {one.value: one.name for one in signal.Signals}
+            return _SIGNALS.get(number) or known.get(number) or f"signal {number}"
         lines = [line for line in self.err.strip().splitlines() if line.strip()]
         return lines[-1].strip()[:200] if lines else f"exit code {self.code}"
 
@@ -72,19 +70,13 @@ def run_python(
     python: str | None = None,
 ) -> Child:
     """Run this Python (or ``python``) with ``words``, and ``extra`` in its environment."""
-    # Not resolved through the packages' links: that would be the folder above ours.
-    import draftwire
-
-    home = str(Path(draftwire.__file__).resolve().parent.parent)
-    paths = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(extra or {})}
     start = time.monotonic()
     try:
         done = subprocess.run(
             [python or sys.executable, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=env,
+            env=environment(**(extra or {})),
             cwd="/",  # nothing of the user's folder is imported by chance
             timeout=timeout_s,
             check=False,

@@ -11,6 +11,7 @@ from typing import Any
 
 from draftwire.boards.install.facts import elf_machine
 from draftwire.boards.tree import Tree
+from draftwire.io import read_toml
 
 _CPU = "sys/devices/system/cpu"
 
@@ -42,8 +43,6 @@ class Cluster:
 @functools.lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
     """Return the tables of ``facts.toml``: cores, JetPack by L4T, systems of boards."""
-    from draftwire.boards.profiles import read_toml
-
     return read_toml(Path(__file__).with_name("facts.toml"))
 
 

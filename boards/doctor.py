@@ -48,17 +48,15 @@ class Report:
         return Report(self.machine, (*self.findings, *findings), self.draft)
 
     def to_dict(self) -> dict[str, Any]:
-        draft = self.draft
+        draft: Any = None
+        if self.draft is not None:
+            draft = {"runs": [dict(run) for run in self.draft.runs]}
+            draft["providers"] = [trial.to_dict() for trial in self.draft.trials]
         return {
             "schema": SCHEMA,
             "would_run": self.would_run,
             "findings": [finding.to_dict() for finding in self.findings],
-            "draft": None
-            if draft is None
-            else {
-                "runs": [dict(run) for run in draft.runs],
-                "providers": [trial.to_dict() for trial in draft.trials],
-            },
+            "draft": draft,
             "machine": self.machine.to_dict(),
         }
 

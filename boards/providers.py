@@ -18,19 +18,15 @@ import re
 import time
 import warnings
 import zlib
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 CPU = "CPUExecutionProvider"
 # Providers that compute in the memory of the CPU: arrays bound there need no copy.
-CPU_MEMORY = (
-    CPU,
-    "XnnpackExecutionProvider",
-    "ACLExecutionProvider",
-    "ArmNNExecutionProvider",
-    "DnnlExecutionProvider",
-)
+_OTHERS = ("Xnnpack", "ACL", "ArmNN", "Dnnl")
+CPU_MEMORY = (CPU, *(f"{name}ExecutionProvider" for name in _OTHERS))
 # Hands work to a server on the network and never runs a node of a local model.
 _REMOTE = ("AzureExecutionProvider",)
 _SIDE = 64
@@ -150,10 +146,7 @@ def _nodes(path: Path) -> dict[str, int]:
         args = event.get("args") if isinstance(event, dict) else None
         if event.get("cat") == "Node" and isinstance(args, dict) and args.get("provider"):
             seen.add((args["provider"], args.get("node_index"), event.get("name")))
-    counts: dict[str, int] = {}
-    for provider, _, _ in seen:
-        counts[str(provider)] = counts.get(str(provider), 0) + 1
-    return counts
+    return dict(Counter(str(provider) for provider, _, _ in seen))
 
 
 def _timed(
@@ -172,12 +165,8 @@ def _timed(
 def engine_errors(ort: Any) -> tuple[type[Exception], ...]:
     """Return every error class of onnxruntime; they have no common base."""
     state = ort.capi.onnxruntime_pybind11_state
-    found = [
-        value
-        for value in vars(state).values()
-        if isinstance(value, type) and issubclass(value, Exception)
-    ]
-    return (*found, RuntimeError, ValueError)
+    kinds = (value for value in vars(state).values() if isinstance(value, type))
+    return (*(k for k in kinds if issubclass(k, Exception)), RuntimeError, ValueError)
 
 
 _REASONS = (

@@ -17,12 +17,8 @@ _STATUS = re.compile(r"pmode:(\d+)")
 _RATHER_HOT_K = 5.0  # below the first trip point that slows the machine
 
 # Raspberry Pi, get_throttled: the low bits are now, those 16 higher since boot.
-_PI_BITS = (
-    (0, "under-voltage"),
-    (1, "the clock is capped"),
-    (2, "throttled"),
-    (3, "the soft temperature limit is reached"),
-)
+_PI_BITS = ["under-voltage", "the clock is capped", "throttled"]
+_PI_BITS += ["the soft temperature limit is reached"]
 
 
 @dataclass(frozen=True)
@@ -105,12 +101,11 @@ def memory(tree: Tree) -> Memory:
     limit = tree.number("sys/fs/cgroup/memory.max")
     if limit is None:
         limit = tree.number("sys/fs/cgroup/memory/memory.limit_in_bytes")
-    total = found.get("MemTotal")
+    keys = ("MemTotal", "MemAvailable", "SwapTotal")
+    total, available, swap = (found.get(key) for key in keys)
     if limit is not None and (total is None or limit >= total):
         limit = None  # the kernel's word for "no limit"
-    return Memory(
-        total, found.get("MemAvailable"), found.get("SwapTotal"), limit, _free_4mb(tree)
-    )
+    return Memory(total, available, swap, limit, _free_4mb(tree))
 
 
 def _free_4mb(tree: Tree) -> int | None:
@@ -162,8 +157,9 @@ def throttling(tree: Tree) -> dict[str, Any]:
     if flags and re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", flags):
         known = True
         value = int(flags, 16)
-        now += [words for bit, words in _PI_BITS if value >> bit & 1]
-        before += [words for bit, words in _PI_BITS if value >> bit + 16 & 1]
+        now += [words for bit, words in enumerate(_PI_BITS) if value >> bit & 1]
+        higher = enumerate(_PI_BITS, 16)
+        before += [words for bit, words in higher if value >> bit & 1]
     for name in tree.find("sys/class/hwmon/hwmon*/oc*_event_cnt"):
         known = True
         count = tree.number(name)  # over-current and under-voltage of a Jetson

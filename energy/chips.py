@@ -12,7 +12,7 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple, Tuple
 
-from draftwire.boards.profiles import read_toml
+from draftwire.io import read_toml
 
 _KELVIN, _VOLT = 40.0, 1.7
 SHUNT = 0.01  # of a resistor whose tolerance nobody states

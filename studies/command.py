@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from draftwire.cli import Parser
-from draftwire.cli._common import add_common_flags, check_output, show
-from draftwire.cli._leaf import add_flags
+from draftwire.cli._common import check_output, say_error, show
+from draftwire.cli._leaf import COMMON, add_flags
 from draftwire.errors import DraftwireError
 
 
@@ -37,7 +37,7 @@ def start(
     prog = f"python -m {name}"
     parser = Parser(prog=prog, description=question)
     add_flags(parser, flags)
-    add_common_flags(parser)
+    add_flags(parser, COMMON)
     try:
         args = parser.parse_args(words)
         check_output(args.json)  # not after minutes of work
@@ -48,9 +48,7 @@ def start(
 
         show(args, study(args, say), render)
     except DraftwireError as exc:
-        print(f"{prog}: error: {exc}", file=sys.stderr)
-        if exc.hint:
-            print(f"hint: {exc.hint}", file=sys.stderr)
+        say_error(exc, f"{prog}: ")
         return exc.exit_code
     except KeyboardInterrupt:
         return 130

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterator, Sequence
 
 from tools.attacker import ATTACKS
-from websockets.exceptions import WebSocketException
 
 from draftwire.bench.child import Child, VerifierProcess
-from draftwire.bench.verifier import Fault, Load, bench_verifier, enter
-from draftwire.errors import DraftwireError, TransportError
+from draftwire.bench.verifier import FAULTS, Load, bench_verifier, draft, enter, text_of
+from draftwire.errors import TransportError
 from draftwire.io import format_table
 from draftwire.packages import TargetPackage, load_target
 from draftwire.reference import target_path
@@ -214,8 +213,8 @@ class Neighbour:
         self._prompt = [rng.randrange(3, 200) for _ in range(16)]
         try:
             self._device = await enter(self._stack, self._url, self._package, self._token)
-            self._text = await self._device.text(self._prompt, self._load.tokens)
-        except (OSError, WebSocketException, DraftwireError, Fault) as error:
+            self._text = await text_of(self._device, self._prompt, self._load.tokens)
+        except FAULTS as error:
             await self._stack.aclose()
             said = f"the verifier does not take the device: {error}"
             raise TransportError(said) from error
@@ -236,12 +235,14 @@ class Neighbour:
                 return not until.done()
             return time.perf_counter() < start + seconds
 
-        self._device.on_round = lambda round_: rounds.append(round_[0])  # type: ignore[method-assign]
+        def count(seconds: float, tokens: int) -> None:
+            rounds.append(seconds)
+
         rng = random.Random(load.seed)
         try:
             while going():
-                await self._device.stream(self._prompt, self._text, load, rng)
-        except (OSError, WebSocketException, DraftwireError, Fault) as error:
+                await draft(self._device, self._prompt, self._text, load, rng, count)
+        except FAULTS as error:
             raise TransportError(f"the neighbour is hurt: {error}") from error
         return Phase(time.perf_counter() - start, len(rounds), max(rounds))
 

@@ -46,28 +46,20 @@ def check_link(
             trips = round_trips(link.url_port, pings, 3 * seconds)
             bulk = {way: _bulk(link, server, way, started, seconds) for way in DIRECTIONS}
             stats = link.stats()
-            document = {
-                "schema": SCHEMA,
-                "link": spec.to_dict(),
-                "method": link.method,
-                "notes": link.notes,
-                "scheduling": link.scheduling,
-                "detour_us": link.detour_us,
-            }
+            keys = ("method", "notes", "scheduling", "detour_us")
+            about = {key: getattr(link, key) for key in keys}
     finally:
         server.close()
-    ideal = _ideal_trips(spec, len(trips))
+    rtt: dict[str, Any] = {"count": len(trips)}
+    for which, values in (("ideal", _ideal_trips(spec, len(trips))), ("measured", trips)):
+        for name, share in (("median", 0.5), ("p99", 0.99)):
+            rtt[f"{name}_{which}"] = round(_at(values, share) * 1e3, 3)
     return {
-        **document,
+        "schema": SCHEMA,
+        "link": spec.to_dict(),
+        **about,
         "machine": machine(),
-        "rtt_ms": {
-            "count": len(trips),
-            **{
-                f"{name}_{which}": round(_at(values, share) * 1e3, 3)
-                for which, values in (("ideal", ideal), ("measured", trips))
-                for name, share in (("median", 0.5), ("p99", 0.99))
-            },
-        },
+        "rtt_ms": rtt,
         "bulk": bulk,
         "loss": {way: _loss(spec, stats[way]) for way in DIRECTIONS},
         "lateness": stats["lateness"],
@@ -115,12 +107,8 @@ def _bulk(
                 arrivals = swallow(sock, count)
                 sock.sendall(b"!")
         except (OSError, TimeoutError) as exc:
-            return {
-                "bytes": 0,
-                "mbit_s_ideal": None,
-                "mbit_s_measured": None,
-                "why": str(exc),
-            }
+            nothing = dict.fromkeys(("mbit_s_ideal", "mbit_s_measured"))
+            return {"bytes": 0, **nothing, "why": str(exc)}
     first, got = arrivals[0][0], sum(size for _, size in arrivals)
     took = max(arrivals[-1][0] - first, 1e-9)
     got -= arrivals[0][1]
@@ -139,10 +127,8 @@ def _loss(spec: LinkSpec, counts: dict[str, Any]) -> dict[str, Any]:
     """Return the share asked for and the share that came, of packets or of chunks."""
     bursts = 0.0 if spec.bursts is None else spec.bursts.mean_loss
     asked = 1 - (1 - spec.loss) * (1 - bursts)
-    if "chunks" in counts:
-        sent, lost = counts["chunks"], counts["stalls"]
-    else:
-        sent, lost = counts["packets"], counts["loss"]
+    names = ("chunks", "stalls") if "chunks" in counts else ("packets", "loss")
+    sent, lost = (counts[name] for name in names)
     measured = None if not sent or lost is None else round(lost / sent, 5)
     return {"ideal": round(asked, 5), "measured": measured, "sent": sent}
 
@@ -161,10 +147,8 @@ def render(document: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     for way in DIRECTIONS:
         bulk, loss = document["bulk"][way], document["loss"][way]
         rows.append((f"{way}, Mbit/s", bulk["mbit_s_ideal"], bulk["mbit_s_measured"]))
-        asked, found = (
-            None if loss[name] is None else 100 * loss[name]
-            for name in ("ideal", "measured")
-        )
+        shares = (loss[name] for name in ("ideal", "measured"))
+        asked, found = (None if share is None else 100 * share for share in shares)
         rows.append((f"{way}, lost, %", asked, found))
     for name in ("median", "p99"):
         rows.append((f"lateness, {name}, us", None, late[f"{name}_us"]))

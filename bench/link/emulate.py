@@ -12,44 +12,38 @@ import json
 from typing import Any
 
 from draftwire.bench.child import Child
+from draftwire.bench.link.model import LinkModel
+from draftwire.bench.link.netem import why_no_netem, why_not_netem
 from draftwire.bench.link.spec import LinkSpec
 from draftwire.errors import BoardError, ConfigError
 
-METHODS = ("auto", "proxy", "tun", "netem")
+METHODS = ("auto", "proxy", "netem")
 _START_S = 60.0
 _ANSWER_S = 15.0
 
 
 def choose_method(spec: LinkSpec, method: str = "auto") -> tuple[str, list[str]]:
-    """Return the method for a link on this machine, and why not the better ones.
+    """Return the method for a link on this machine, and why not the better one.
 
-    netem where the kernel has it and the link asks for nothing beyond it; else packets
-    over TUN as root; else the proxy.
+    netem as root, where the kernel has it and the link asks for nothing beyond it; else
+    the proxy.
 
     Raises:
         ConfigError: The method is unknown or cannot do this link.
         BoardError: The method asked for is not to be had here.
     """
-    from draftwire.bench.link.netem import why_no_netem, why_not_netem
-    from draftwire.bench.link.netns import why_no_tun
-
     if method not in METHODS:
         raise ConfigError(f"no method {method!r}", hint=f"one of {', '.join(METHODS)}")
     if method == "netem" and why_not_netem(spec):
-        raise ConfigError(why_not_netem(spec), hint="use --method tun or proxy")
+        raise ConfigError(why_not_netem(spec), hint="use --method proxy")
     notes: list[str] = []
-    for name in ("netem", "tun"):
-        if method not in (name, "auto"):
-            continue
-        if name == "tun":
-            why = why_no_tun()
-        else:
-            why = why_not_netem(spec) or why_no_netem()
+    if method != "proxy":
+        why = why_not_netem(spec) or why_no_netem()
         if not why:
-            return name, notes
-        if method == name:
-            raise BoardError(f"no link over {name} here: {why}", hint="use --method proxy")
-        notes.append(f"not {name}: {why}")
+            return "netem", notes
+        if method == "netem":
+            raise BoardError(f"no link over netem here: {why}", hint="use --method proxy")
+        notes.append(f"not netem: {why}")
     if spec.loss or spec.bursts is not None:
         notes.append("a proxy loses no packets: loss is imitated as the stall it causes")
     return "proxy", notes
@@ -60,7 +54,7 @@ class Emulator:
 
     Attributes:
         spec: What it is like.
-        method: ``"proxy"``, ``"tun"`` or ``"netem"``.
+        method: ``"proxy"`` or ``"netem"``.
         url_port: Port of 127.0.0.1 to connect to instead of the server's own.
         detour_us: Round trip that the emulator itself costs, measured at the start and
             taken off the delay; None when it was not measured.
@@ -79,11 +73,12 @@ class Emulator:
     ) -> None:
         self.spec = spec
         self.method, self.notes = choose_method(spec, method)
-        spec = _checked(spec)
+        for way in ("up", "down"):  # read the traces where an error has somebody to hear it
+            LinkModel(spec, way)
         self._child = Child("draftwire.bench.link.worker", "the link", BoardError)
         wanted = {
             "spec": spec.to_dict(),
-            "target": list(target),
+            "target": target,
             "listen": listen_port,
             "method": self.method,
             "calibrate": calibrate,
@@ -129,15 +124,6 @@ class Emulator:
         self._child.close(5)
 
 
-def _checked(spec: LinkSpec) -> LinkSpec:
-    """Read the traces here, where an error has somebody to hear it."""
-    from draftwire.bench.link.model import LinkModel
-
-    for way in ("up", "down"):
-        LinkModel(spec, way)
-    return spec
-
-
 def emulate(
     spec: LinkSpec | str,
     target_port: int,
@@ -156,10 +142,5 @@ def emulate(
     method is not to be had here or the port is taken.
     """
     link = LinkSpec.parse(spec) if isinstance(spec, str) else spec
-    return Emulator(
-        link,
-        (target_host, target_port),
-        method,
-        listen_port=listen_port,
-        calibrate=calibrate,
-    )
+    target = (target_host, target_port)
+    return Emulator(link, target, method, listen_port=listen_port, calibrate=calibrate)

@@ -165,9 +165,7 @@ class LinkModel:
         """
         departure = t_s if self._trace is None else self._trace.finish(t_s, nbytes)
         lost = self._lost(departure)
-        if lost:
-            return Delivery(None, departure, lost)
-        return Delivery(departure + self.delay_s, departure)
+        return Delivery(None if lost else departure + self.delay_s, departure, lost)
 
     def queued_bytes(self, now_s: float) -> int:
         """Return the bytes that wait for the link, or are on it, at ``now_s``."""
@@ -262,17 +260,14 @@ def segments(nbytes: int) -> list[int]:
     return [MSS + TCP_IP] * whole + ([rest + TCP_IP] if rest or not whole else [])
 
 
-def websocket_bytes(payload: int, *, client: bool, tls: bool) -> int:
+def websocket_bytes(payload: int, *, client: bool) -> int:
     """Return the bytes of the TCP stream for one binary message, headers of it apart.
 
     Source:
-        RFC 6455 section 5.2 (2, 4 or 10 bytes, 4 more for the mask of a client);
-        RFC 8446 section 5.2: 22 for one TLS 1.3 record of at most 16,384 bytes.
+        RFC 6455 section 5.2: 2, 4 or 10 bytes, 4 more for the mask of a client.
     """
     header = 2 if payload < 126 else 4 if payload < 65536 else 10
-    framed = payload + header + (4 if client else 0)
-    records = -(-framed // 16384) if tls else 0
-    return framed + 22 * records
+    return payload + header + (4 if client else 0)
 
 
 def rto_s(rtt_s: float) -> float:
@@ -297,8 +292,6 @@ class StreamLink:
     Args:
         spec: The link.
         direction: ``"up"`` (from the websocket client, masked) or ``"down"``.
-        seed: Instead of the spec's own.
-        tls: Count TLS 1.3 records.
         model: The packets' link, when several streams share one.
         outages: Shared with the other direction.
     """
@@ -307,16 +300,11 @@ class StreamLink:
         self,
         spec: LinkSpec,
         direction: str,
-        seed: int | None = None,
         *,
-        tls: bool = False,
         model: LinkModel | None = None,
         outages: OutagePlan | None = None,
     ) -> None:
-        self.model = model or LinkModel(
-            spec, direction, seed, outages=outages, drop_tail=False
-        )
-        self._tls = tls
+        self.model = model or LinkModel(spec, direction, outages=outages, drop_tail=False)
         self._client = direction == "up"
         self._rtt_s = spec.rtt_s
         # Where nothing is random a message is as good as its segments, and cheaper.
@@ -329,8 +317,7 @@ class StreamLink:
 
     def send(self, now_s: float, payload: int) -> StreamDelivery:
         """Send one websocket message of ``payload`` bytes; ``now_s`` never falls."""
-        framed = websocket_bytes(payload, client=self._client, tls=self._tls)
-        return self.send_raw(now_s, framed)
+        return self.send_raw(now_s, websocket_bytes(payload, client=self._client))
 
     def send_raw(self, now_s: float, nbytes: int) -> StreamDelivery:
         """Send ``nbytes`` of the TCP stream as they are."""

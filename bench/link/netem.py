@@ -1,24 +1,106 @@
 """A link by the kernel's own netem, where there is one: two namespaces and a veth pair.
 
 netem knows delay, rate, loss and a queue of packets; it knows no traces and no outages,
-and its jitter reorders packets, so links with those go over TUN.
+and its jitter reorders packets, so links with those go through the proxy.
+
+A program connects to a port of this machine; a relay passes that on from one namespace to
+the other, across the pair, and from there to the server: TCP on the link is the kernel's
+own, sees real loss, and has real windows. Nothing here outlives its process, however it
+ends: namespaces are held by file descriptors. Needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
+import socket
 import subprocess
-from typing import Any
+from typing import Any, Iterator
 
-from draftwire.bench.link.netns import Namespace, set_address
+from draftwire.bench.link.proxy import LinkProxy
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
-from draftwire.bench.link.tun import FAR, NEAR, SpacesLink
 from draftwire.errors import BoardError
 
 _MTU = 1514  # what netem counts a full packet as, Ethernet header included
+_CLONE_NEWNET = 0x40000000
+_HERE = "/proc/thread-self/ns/net"
+_DEVICES = {"up": "dw-near", "down": "dw-far"}  # by the direction that they slow down
+_NEAR, _FAR = "10.213.7.1", "10.213.7.2"  # in private namespaces: nobody else sees them
+_CONNECT_S = 60.0
+
+
+class Namespace:
+    """A network namespace, new and empty; the calling thread stays where it is.
+
+    Raises:
+        BoardError: The kernel does not allow it.
+    """
+
+    def __init__(self) -> None:
+        with _coming_home():
+            if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
+                raise BoardError(
+                    f"no network namespace: {os.strerror(ctypes.get_errno())}",
+                    hint="run as root, or use --method proxy",
+                )
+            self.fd = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+            # The connection that times the detour, with no delay at all, would otherwise
+            # teach the kernel a round trip of microseconds for those after it.
+            with contextlib.suppress(OSError):  # an old kernel has one switch for all
+                with open("/proc/sys/net/ipv4/tcp_no_metrics_save", "w") as switch:
+                    switch.write("1\n")
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Put the calling thread into the namespace for the block."""
+        with _coming_home():
+            _enter(self.fd)
+            yield
+
+    def socket(self) -> socket.socket:
+        """Return a TCP socket that lives in the namespace."""
+        with self.inside():
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+
+    def run(self, *words: str) -> str:
+        """Run a command in it; return what it prints.
+
+        Raises:
+            BoardError: It fails.
+        """
+        line = " ".join(words)
+        try:
+            with self.inside():
+                done = subprocess.run(
+                    words, capture_output=True, text=True, timeout=10, check=False
+                )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise BoardError(f"`{line}` did not run: {exc}") from exc
+        if done.returncode:
+            said = done.stderr.strip().splitlines()
+            why = f"`{words[0]}` says: {said[-1]}" if said else f"`{line}` failed"
+            raise BoardError(why)
+        return done.stdout
+
+
+@contextlib.contextmanager
+def _coming_home() -> Iterator[None]:
+    """Bring the calling thread back to its namespace after the block."""
+    home = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        _enter(home)
+        os.close(home)
+
+
+def _enter(fd: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise BoardError(f"cannot enter a network namespace: {os.strerror(number)}")
 
 
 def why_not_netem(spec: LinkSpec) -> str:
@@ -42,7 +124,7 @@ def why_no_netem() -> str:
     except (BoardError, OSError) as exc:
         return str(exc)
     try:
-        _run(space, ["tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"])
+        space.run(*"tc qdisc add dev lo root netem delay 1ms".split())
     except BoardError as exc:
         return f"the kernel has no netem: {exc}"
     finally:
@@ -80,66 +162,70 @@ def netem_words(spec: LinkSpec, direction: str, *, less_s: float = 0.0) -> list[
     return [*words, "limit", str(waiting)]
 
 
-class NetemLink(SpacesLink):
-    """A veth pair between two namespaces, slowed down by the kernel.
+class NetemLink:
+    """A veth pair between two namespaces, slowed down by the kernel, and its relay.
 
     Args:
-        spec: The link.
-        targets: Where connections go in the end, each with the port to listen on.
+        spec: The link; one that costs nothing is left to the pair itself.
+        target: Where connections go in the end.
 
     Raises:
         BoardError: netem, ip or a namespace is not to be had.
-        OSError: A port is taken.
     """
 
-    def __init__(self, spec: LinkSpec, targets: list[tuple[tuple[str, int], int]]) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: LinkSpec, target: tuple[str, int]) -> None:
+        self.spec, self.target = spec, target
+        self.compensation_s = 0.0  # one way; what the detour itself costs
+        self._near, self._far = Namespace(), Namespace()
+        self._spaces = {"up": self._near, "down": self._far}
         # A name with a slash is a path to `ip`; ours have no name but the descriptor.
-        far = f"/proc/{os.getpid()}/fd/{self.far.fd}"
-        pair = ["type", "veth", "peer", "name", "dw-far", "netns", far]
-        _run(self.near, ["ip", "link", "add", "dw-near", *pair])
-        with self.far.inside():
-            set_address("dw-far", FAR)
-        with self.near.inside():
-            set_address("dw-near", NEAR)
-        self.open(targets)
+        far = f"/proc/{os.getpid()}/fd/{self._far.fd}"
+        pair = f"type veth peer name dw-far netns {far}".split()
+        self._near.run("ip", "link", "add", "dw-near", *pair)
+        for space, device, at in (
+            (self._near, "dw-near", _NEAR),
+            (self._far, "dw-far", _FAR),
+        ):
+            space.run("ip", "address", "add", f"{at}/30", "dev", device)
+            space.run("ip", "link", "set", device, "up")
 
-    def use(self, *, less_s: float = 0.0) -> None:
-        """Slow the link down from now on.
+    async def start(self, listen_port: int = 0) -> int:
+        """Slow the pair down and listen on loopback; return the port.
 
         Raises:
             BoardError: The kernel refuses.
+            OSError: The port is taken.
         """
-        for way, space, device in zip(
-            DIRECTIONS, (self.near, self.far), ("dw-near", "dw-far")
-        ):
-            words = netem_words(self.spec, way, less_s=less_s)
-            _run(space, ["tc", "qdisc", "replace", "dev", device, "root", *words])
+        if self.spec != LinkSpec():
+            for way, device in _DEVICES.items():
+                words = netem_words(self.spec, way, less_s=self.compensation_s)
+                space = self._spaces[way]
+                space.run("tc", "qdisc", "replace", "dev", device, "root", *words)
+        door = self._far.socket()
+        door.bind((_FAR, 0))
+        door.listen(128)
+        # Each end of the relay is a proxy of a link that costs nothing.
+        there = LinkProxy(LinkSpec(), self.target, patience_s=_CONNECT_S)
+        await there.start(door=door)
+        near = self._near.socket
+        here = LinkProxy(LinkSpec(), door.getsockname(), near, _CONNECT_S)
+        self._relay = (here, there)
+        return await here.start(listen_port)
 
     def report(self) -> dict[str, Any]:
         """Return what the kernel counted for each direction."""
         found: dict[str, Any] = {}
-        for way, space, device in zip(
-            DIRECTIONS, (self.near, self.far), ("dw-near", "dw-far")
-        ):
-            text = _run(space, ["tc", "-s", "qdisc", "show", "dev", device])
+        for way in DIRECTIONS:
+            words = ("tc", "-s", "qdisc", "show", "dev", _DEVICES[way])
+            text = self._spaces[way].run(*words)
             sent = re.search(r"Sent (\d+) bytes (\d+) pkts? \(dropped (\d+)", text)
             numbers = [None] * 3 if sent is None else [int(x) for x in sent.groups()]
             found[way] = dict(zip(("bytes", "packets", "loss"), numbers))
         return {**found, "lateness": {"count": 0, "median_us": None, "p99_us": None}}
 
-
-def _run(space: Namespace, words: list[str]) -> str:
-    """Run a command in a namespace."""
-    try:
-        with space.inside():
-            done = subprocess.run(
-                words, capture_output=True, text=True, timeout=10, check=False
-            )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise BoardError(f"`{' '.join(words)}` did not run: {exc}") from exc
-    if done.returncode:
-        with contextlib.suppress(IndexError):
-            raise BoardError(f"`{words[0]}` says: {done.stderr.strip().splitlines()[-1]}")
-        raise BoardError(f"`{' '.join(words)}` failed")
-    return done.stdout
+    async def stop(self) -> None:
+        """End the relay; devices and namespaces go with their descriptors."""
+        for proxy in self._relay:
+            await proxy.stop()
+        for space in self._spaces.values():
+            os.close(space.fd)

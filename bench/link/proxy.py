@@ -58,7 +58,7 @@ class LinkProxy:
         }
         self.start_s = 0.0
         self._server: asyncio.AbstractServer | None = None
-        self._sides: set[_Side] = set()
+        self.sides: set[_Side] = set()
         self.waiting: set[asyncio.Task[None]] = set()
 
     async def start(self, listen_port: int = 0, door: socket.socket | None = None) -> int:
@@ -68,10 +68,8 @@ class LinkProxy:
         An OSError where the port is taken.
         """
         loop = asyncio.get_running_loop()
-        if door is None:
-            where: dict[str, Any] = {"host": "127.0.0.1", "port": listen_port}
-        else:
-            where = {"sock": door}
+        where: dict[str, Any] = {"host": "127.0.0.1", "port": listen_port}
+        where = where if door is None else {"sock": door}
         self._server = await loop.create_server(lambda: _Side(self, "up"), **where)
         self.port = self._server.sockets[0].getsockname()[1]
         self.start_s = loop.time()
@@ -104,17 +102,9 @@ class LinkProxy:
             self._server.close()
         for task in list(self.waiting):
             task.cancel()
-        for side in list(self._sides):
+        for side in list(self.sides):
             side.abort()
         await asyncio.sleep(0)
-
-    def joined(self, side: _Side) -> None:
-        """Keep a side until it is lost."""
-        self._sides.add(side)
-
-    def left(self, side: _Side) -> None:
-        """Forget a side."""
-        self._sides.discard(side)
 
     def report(self) -> dict[str, Any]:
         """Return what has passed and how late it was."""
@@ -143,7 +133,7 @@ class _Side(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._proxy.joined(self)
+        self._proxy.sides.add(self)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._direction == "up":
@@ -200,12 +190,9 @@ class _Side(asyncio.Protocol):
         return True  # the other direction goes on
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._proxy.left(self)
+        self._proxy.sides.discard(self)
         self._transport = None
-        if exc is None:
-            self._end(lambda other: other.close())
-        else:
-            self._end(lambda other: other.abort())
+        self._end(lambda other: other.close() if exc is None else other.abort())
 
     def _end(self, act: Callable[[_Side], None]) -> None:
         other = self._other
@@ -261,15 +248,13 @@ class _Side(asyncio.Protocol):
         """Reset this end."""
         reset(self._transport)
 
-    def pause_writing(self) -> None:
+    def pause_writing(self, choked: bool = True) -> None:
         if self._other is not None:
-            self._other._choked = True
+            self._other._choked = choked
             self._other._flow()
 
     def resume_writing(self) -> None:
-        if self._other is not None:
-            self._other._choked = False
-            self._other._flow()
+        self.pause_writing(choked=False)
 
     def _caught_up(self) -> None:
         self._ahead = False

@@ -6,8 +6,9 @@ the text form (``draftwire.bench.link.text``) gives round trips, as people do.
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError
@@ -79,8 +80,6 @@ class Bursts:
         _between("burst: enter", self.enter, 0, 1)
         _between("burst: leave", self.leave, 1e-9, 1)
         _between("burst: loss", self.loss, 0, 1)
-        if self.enter > 0 and self.leave == 0:
-            raise ConfigError("a burst that is never left loses everything")
 
     @property
     def mean_loss(self) -> float:
@@ -189,43 +188,19 @@ class LinkSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for a report; `from_dict` reads it."""
-        document = asdict(self)
-        document["jitter"]["quantiles"] = [list(x) for x in self.jitter.quantiles]
-        document["jitter"]["directions"] = list(self.jitter.directions)
-        document["outages"]["fixed"] = [list(x) for x in self.outages.fixed]
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # lists, no tuples
         return {"schema": SCHEMA, **document}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> LinkSpec:
-        """Return the link of a report.
-
-        Raises:
-            ConfigError: It is of another schema, or a field is unknown or wrong.
-        """
-        if not isinstance(document, Mapping):
-            raise ConfigError("a link is an object")
-        values = dict(document)
-        schema = values.pop("schema", SCHEMA)
-        if schema != SCHEMA:
-            raise ConfigError(f"a link of schema {schema!r}", hint=f"we read {SCHEMA}")
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ConfigError(f"a link has no field {', '.join(sorted(unknown))}")
-        try:
-            if isinstance(values.get("jitter"), Mapping):
-                inner = dict(values["jitter"])
-                inner["quantiles"] = _pairs(inner.get("quantiles", ()))
-                inner["directions"] = tuple(inner.get("directions", DIRECTIONS))
-                values["jitter"] = Jitter(**inner)
-            if isinstance(values.get("bursts"), Mapping):
-                values["bursts"] = Bursts(**values["bursts"])
-            if isinstance(values.get("outages"), Mapping):
-                inner = dict(values["outages"])
-                inner["fixed"] = _pairs(inner.get("fixed", ()))
-                values["outages"] = Outages(**inner)
-            return cls(**values)
-        except (TypeError, ValueError) as exc:
-            raise ConfigError(f"a link has a field of the wrong shape: {exc}") from exc
+        """Return the link that `to_dict` gave."""
+        values = {key: document[key] for key in document if key != "schema"}
+        jitter, outages = values["jitter"], values["outages"]
+        jitter = {**jitter, "directions": tuple(jitter["directions"])}
+        values["jitter"] = Jitter(**{**jitter, "quantiles": _pairs(jitter["quantiles"])})
+        values["outages"] = Outages(**{**outages, "fixed": _pairs(outages["fixed"])})
+        values["bursts"] = values["bursts"] and Bursts(**values["bursts"])
+        return cls(**values)
 
 
 def _pairs(rows: Any) -> tuple[tuple[float, float], ...]:

@@ -14,7 +14,6 @@ Parts are separated by ``/`` or ``,``; a file name goes up to the next comma::
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +21,7 @@ from typing import Any, Callable, Dict, Iterable
 
 from draftwire.bench.link.spec import DIRECTIONS, Bursts, Jitter, LinkSpec
 from draftwire.errors import ConfigError
-from draftwire.io import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from draftwire.io import did_you_mean, read_toml
 
 _PRESETS = Path(__file__).resolve().parent / "presets.toml"
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
@@ -45,9 +39,8 @@ def presets() -> dict[str, LinkSpec]:
         ConfigError: The installed table is damaged.
     """
     try:
-        table = tomllib.loads(_PRESETS.read_text(encoding="utf-8"))
-        return {name: _preset(name, row) for name, row in table.items()}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return {name: _preset(name, row) for name, row in read_toml(_PRESETS).items()}
+    except (ValueError, KeyError, TypeError) as exc:
         raise ConfigError(f"cannot read the named links {_PRESETS}: {exc}") from exc
 
 

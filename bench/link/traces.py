@@ -8,7 +8,7 @@ milliseconds.  Both become a piecewise constant rate that starts over at its end
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 from typing import Sequence
 
@@ -20,14 +20,13 @@ _MTU_BITS = 1500 * 8
 
 
 class Trace:
-    """A piecewise constant rate, in bits a second.
+    """A piecewise constant rate, in bits a second, that starts over at its end.
 
     Args:
         starts_s: When each piece starts, rising, the first at 0.
         rates: Bits a second of each piece, not negative.
         period_s: Where the last piece ends.
-        loop: Start over at the end; otherwise the last rate goes on for ever.
-        name: For reports and errors.
+        name: For errors.
 
     Raises:
         ConfigError: The pieces are out of order, or nothing would ever get through.
@@ -38,8 +37,6 @@ class Trace:
         starts_s: Sequence[float],
         rates: Sequence[float],
         period_s: float,
-        *,
-        loop: bool = True,
         name: str = "trace",
     ) -> None:
         if not starts_s or len(starts_s) != len(rates):
@@ -51,12 +48,9 @@ class Trace:
             raise ConfigError(f"{name}: the times must start at 0 and rise")
         if min(rates) < 0:
             raise ConfigError(f"{name}: a rate is negative")
-        if (max(rates) if loop else rates[-1]) <= 0:
-            raise ConfigError(
-                f"{name}: nothing would ever get through", hint="all its rates are 0"
-            )
-        self.name = name
-        self.loop = loop
+        if max(rates) <= 0:
+            why = f"{name}: nothing would ever get through"
+            raise ConfigError(why, hint="all its rates are 0")
         self.starts_s = tuple(float(x) for x in starts_s)
         self.rates = tuple(float(x) for x in rates)
         self.period_s = float(period_s)
@@ -65,28 +59,14 @@ class Trace:
             self._bits.append(self._bits[-1] + rate * (edges[i + 1] - edges[i]))
 
     @classmethod
-    def constant(cls, bit_s: float, name: str = "constant") -> Trace:
+    def constant(cls, bit_s: float) -> Trace:
         """Return a rate that never changes."""
-        return cls([0.0], [bit_s], 1.0, name=name)
-
-    @property
-    def mean_bit_s(self) -> float:
-        """Mean rate over one period."""
-        return self._bits[-1] / self.period_s
-
-    def rate_at(self, t_s: float) -> float:
-        """Return the rate at ``t_s``, bits a second."""
-        _, within = self._place(t_s)
-        return self.rates[self._piece(within)]
+        return cls([0.0], [bit_s], 1.0)
 
     def bits_until(self, t_s: float) -> float:
         """Return the bits that a busy link lets through from 0 to ``t_s``."""
         rounds, within = self._place(t_s)
-        if within >= self.period_s:  # past the end without a loop
-            return self._bits[-1] + (within - self.period_s) * self.rates[-1]
-        i = self._piece(within)
-        bits = self._bits[i] + (within - self.starts_s[i]) * self.rates[i]
-        return rounds * self._bits[-1] + bits
+        return rounds * self._bits[-1] + self._before(within)
 
     def finish(self, start_s: float, nbytes: float) -> float:
         """Return when ``nbytes`` are through that start at ``start_s``.
@@ -97,56 +77,37 @@ class Trace:
         if nbytes <= 0:
             return start_s
         rounds, within = self._place(start_s)
-        base = start_s - within
-        left = 8.0 * nbytes
-        if within < self.period_s:
-            i = self._piece(within)
-            here = self._bits[i] + (within - self.starts_s[i]) * self.rates[i]
-            if here + left <= self._bits[-1]:
-                return max(start_s, base + self._when(here + left, i))
-            if self.loop:
-                whole, left = divmod(here + left, self._bits[-1])
-                base = (rounds + whole) * self.period_s
-                if left == 0:  # the first time of that many bits, not the last
-                    base, left = base - self.period_s, self._bits[-1]
-                return max(start_s, base + self._when(left, 0))
-            left -= self._bits[-1] - here
-            within = self.period_s
-        return base + within + left / self.rates[-1]
-
-    def scaled(self, factor: float) -> Trace:
-        """Return the same trace with every rate ``factor`` times as high."""
-        rates = [rate * factor for rate in self.rates]
-        return Trace(self.starts_s, rates, self.period_s, loop=self.loop, name=self.name)
+        base, left = start_s - within, self._before(within) + 8.0 * nbytes
+        if left > self._bits[-1]:
+            whole, left = divmod(left, self._bits[-1])
+            base = (rounds + whole) * self.period_s
+            if left == 0:  # the first time of that many bits, not the last
+                base, left = base - self.period_s, self._bits[-1]
+        return max(start_s, base + self._when(left))
 
     def _place(self, t_s: float) -> tuple[float, float]:
-        if not self.loop or t_s < self.period_s:
-            return 0.0, max(0.0, t_s)
-        rounds = math.floor(t_s / self.period_s)
-        within = t_s - rounds * self.period_s
+        """Return how many whole rounds are over, and the time within the present one."""
+        rounds = math.floor(max(0.0, t_s) / self.period_s)
+        within = max(0.0, t_s) - rounds * self.period_s
         if within < 0:  # rounded up by the division
             return rounds - 1.0, within + self.period_s
         return float(rounds), min(within, math.nextafter(self.period_s, 0.0))
 
-    def _piece(self, within_s: float) -> int:
-        return min(bisect_right(self.starts_s, within_s), len(self.starts_s)) - 1
+    def _before(self, within_s: float) -> float:
+        """Return the bits that are through before a time within the period."""
+        i = bisect_right(self.starts_s, within_s) - 1
+        return self._bits[i] + (within_s - self.starts_s[i]) * self.rates[i]
 
-    def _when(self, bits: float, low: int) -> float:
+    def _when(self, bits: float) -> float:
         """Return the first time within the period by which ``bits`` are through."""
-        high = len(self.rates) - 1
-        while low < high:  # the first piece that ends with that many or more
-            middle = (low + high) // 2
-            if self._bits[middle + 1] >= bits:
-                high = middle
-            else:
-                low = middle + 1
-        rate = self.rates[low]
-        if rate <= 0:  # only by rounding: nothing is left to send
-            return self.starts_s[low]
-        return self.starts_s[low] + (bits - self._bits[low]) / rate
+        # The first piece that ends with that many or more.
+        i = min(bisect_left(self._bits, bits, 1), len(self.rates)) - 1
+        if self.rates[i] <= 0:  # only by rounding: nothing is left to send
+            return self.starts_s[i]
+        return self.starts_s[i] + (bits - self._bits[i]) / self.rates[i]
 
 
-def read_trace(path: str | Path, *, loop: bool = True) -> Trace:
+def read_trace(path: str | Path) -> Trace:
     """Read a trace from a file of either format.
 
     Raises:
@@ -167,10 +128,10 @@ def read_trace(path: str | Path, *, loop: bool = True) -> Trace:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise ConfigError(f"the trace {path} is not text: {exc}") from exc
-    return parse_trace(text, name=path.name, loop=loop)
+    return parse_trace(text, name=path.name)
 
 
-def parse_trace(text: str, *, name: str = "trace", loop: bool = True) -> Trace:
+def parse_trace(text: str, *, name: str = "trace") -> Trace:
     """Return the trace in ``text``, of either format.
 
     Raises:
@@ -188,16 +149,16 @@ def parse_trace(text: str, *, name: str = "trace", loop: bool = True) -> Trace:
     if not lines:
         raise ConfigError(f"{name} is empty", hint="two columns: t_s,mbit_s")
     if lines[0][1].replace(" ", "").lower() == HEADER:
-        return _table(lines[1:], name, loop)
+        return _table(lines[1:], name)
     if lines[0][1].isdecimal():
-        return _mahimahi(lines, name, loop)
+        return _mahimahi(lines, name)
     raise ConfigError(
         f"{name} line {lines[0][0]} is neither the header {HEADER} nor a millisecond",
         hint="a table with that header, or a mahimahi packet delivery trace",
     )
 
 
-def _table(lines: list[tuple[int, str]], name: str, loop: bool) -> Trace:
+def _table(lines: list[tuple[int, str]], name: str) -> Trace:
     times: list[float] = []
     rates: list[float] = []
     for number, line in lines:
@@ -218,10 +179,10 @@ def _table(lines: list[tuple[int, str]], name: str, loop: bool) -> Trace:
     # The last row lasts as long as the one before it.
     last = times[-1] - times[-2] if len(times) > 1 else 1.0
     starts = [t - first for t in times]
-    return Trace(starts, rates, starts[-1] + last, loop=loop, name=name)
+    return Trace(starts, rates, starts[-1] + last, name)
 
 
-def _mahimahi(lines: list[tuple[int, str]], name: str, loop: bool) -> Trace:
+def _mahimahi(lines: list[tuple[int, str]], name: str) -> Trace:
     starts: list[float] = []
     rates: list[float] = []
     previous, end = 0, 0
@@ -249,4 +210,4 @@ def _mahimahi(lines: list[tuple[int, str]], name: str, loop: bool) -> Trace:
             piece(end, 0.0)
         piece(bin_ms, count * _MTU_BITS * 1e3)
         end = bin_ms + 1
-    return Trace(starts, rates, previous / 1e3, loop=loop, name=name)
+    return Trace(starts, rates, previous / 1e3, name)

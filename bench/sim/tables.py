@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from draftwire.bench.machine import picture
+from draftwire.energy.reports.plots import picture
 
 
 def render(document: Mapping[str, Any]) -> str:

@@ -149,10 +149,8 @@ def _check_signature(
         raise InstallError(said, USAGE, hint)
     if trusted is not None and trusted != key:
         said = f"the bundle is signed by {key.text}, this board trusts {trusted.text}"
-        hint = (
-            "get a bundle from the right maker; --replace-key --key KEY changes the trust"
-        )
-        raise InstallError(said, BUNDLE, hint)
+        hint = "get a bundle from the right maker; --replace-key --key KEY changes the "
+        raise InstallError(said, BUNDLE, hint + "trust")
     if not verify_signature(key.raw, signed_message(manifest), raw):
         said = "the signature does not fit the manifest: the bundle was changed"
         hint = "copy it again, and if that does not help, ask its maker"

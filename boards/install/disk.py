@@ -91,10 +91,8 @@ class Disk:
         if self.dry:
             self._say(f"write {path}")
             return
-
-        self._do(
-            lambda: self._beside(path, lambda at: _put(at, data, mode, sync=True)), path
-        )
+        put = lambda at: _put(at, data, mode, sync=True)  # noqa: E731
+        self._do(lambda: self._beside(path, put), path)
 
     def fill(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Write a file into a folder that nobody uses yet: no rename, no fsync."""
@@ -130,11 +128,8 @@ class Disk:
 
     def rename(self, old: str, new: str) -> None:
         """Rename within a folder."""
-        source, target = (
-            self.real(old, follow_last=False),
-            self.real(new, follow_last=False),
-        )
-        self._do(lambda: os.rename(str(source), str(target)), new)
+        source, target = (str(self.real(p, follow_last=False)) for p in (old, new))
+        self._do(lambda: os.rename(source, target), new)
 
     def remove(self, path: str) -> None:
         """Remove a file, a link or a whole folder, if it is there."""
@@ -187,8 +182,5 @@ def _trouble(exc: OSError, path: str) -> InstallError:
         errno.EACCES: "run it as root, or give --prefix DIR --no-system",
         errno.EPERM: "run it as root, or give --prefix DIR --no-system",
     }
-    return InstallError(
-        f"{path} cannot be written: {exc.strerror or exc}",
-        BOARD,
-        hints.get(exc.errno or 0, ""),
-    )
+    said = f"{path} cannot be written: {exc.strerror or exc}"
+    return InstallError(said, BOARD, hints.get(exc.errno or 0, ""))

@@ -6,18 +6,7 @@ import ast
 from pathlib import Path
 
 # In the order of their imports.
-MODULES = (
-    "ed25519",
-    "trouble",
-    "archive",
-    "disk",
-    "facts",
-    "layout",
-    "unpack",
-    "service",
-    "steps",
-    "main",
-)
+MODULES = "ed25519 trouble archive disk facts layout unpack service steps main".split()
 # To sh, ``''':'`` is the command ``:``; to Python it opens a string.
 _HEAD = """\
 #!/bin/sh
@@ -55,11 +44,8 @@ def _without_own_imports(source: str) -> str:
     """Cut what has no place in the one file: the docstring, our imports."""
     lines = source.splitlines(keepends=True)
     for node in ast.parse(source).body:
-        own = isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in (
-            "draftwire",
-            "__future__",
-        )
-        if own:
+        module = str(node.module) if isinstance(node, ast.ImportFrom) else ""
+        if module.split(".")[0] in ("draftwire", "__future__"):
             for number in range(node.lineno - 1, node.end_lineno or node.lineno):
                 lines[number] = ""
     return "".join(lines).strip("\n") + "\n"

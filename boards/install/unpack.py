@@ -76,11 +76,8 @@ def _keep(file: Any, chunk: bytes, name: str) -> None:
     try:
         file.write(chunk)
     except OSError as exc:
-        said, hint = (
-            f"{name} cannot be unpacked: {exc.strerror}",
-            "make room: `df -h` shows",
-        )
-        raise InstallError(said, 3, f"{hint} what is full") from exc
+        said = f"{name} cannot be unpacked: {exc.strerror}"
+        raise InstallError(said, 3, "make room: `df -h` shows what is full") from exc
 
 
 def _unpack_wheel(disk: Disk, name: str, file: IO[bytes], site: str) -> None:

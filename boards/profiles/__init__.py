@@ -12,7 +12,6 @@ names, then of the folders that a command is given.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
@@ -20,23 +19,19 @@ from typing import Any, Mapping
 from draftwire.boards.cores import architecture
 from draftwire.boards.tree import Tree
 from draftwire.errors import ConfigError
-from draftwire.io import did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from draftwire.io import did_you_mean, read_toml
 
 SCHEMA = "draftwire.board/1"
 FOLDER = Path(__file__).resolve().parent
 BOARD_VARIABLE = "DRAFTWIRE_BOARD"
 FOLDER_VARIABLE = "DRAFTWIRE_PROFILE_DIR"
 
-_TABLES = ("match", "rails", "engines", "notes")
-_LISTS = ("sensor", "modes", "cores", "variant", "memory_gb", "l4t")
-_TEXTS = ("schema", "name", "title", "soc", "arch", "cuda_sm", "extends")
-_KEYS = {*_TABLES, *_LISTS, *_TEXTS}
+_KINDS: dict[tuple[type, str], str] = {
+    (dict, "a table"): "match rails engines notes",
+    (list, "a list"): "sensor modes cores variant memory_gb l4t",
+    (str, "a text"): "schema name title soc arch cuda_sm extends",
+}
+_KEYS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -94,34 +89,19 @@ class Match:
     how: str  # one clause for people: what was found, and where
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a ConfigError where that fails."""
-    try:
-        with open(path, "rb") as file:
-            return dict(tomllib.load(file))
-    except OSError as exc:
-        raise ConfigError(f"cannot read {path}: {exc}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not TOML: {exc}") from exc
-
-
 def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Profile:
     """Read one profile, whose ``extends`` may name one of ``bases``; else a ConfigError."""
     raw = read_toml(path)
     if raw.get("schema") != SCHEMA:
         raise ConfigError(f"{path} is not a board profile ({SCHEMA})")
-    unknown = sorted(set(raw) - _KEYS)
+    unknown = sorted(raw.keys() - _KEYS.keys())
     if unknown:
         hint = did_you_mean(unknown[0], _KEYS)
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}", hint=hint)
-    for names, kind, wanted in (
-        (_TABLES, dict, "a table"),
-        (_LISTS, list, "a list"),
-        (_TEXTS, str, "a text"),
-    ):
-        for name in names:
-            if name in raw and not isinstance(raw[name], kind):
-                raise ConfigError(f"{path}: {name!r} must be {wanted}")
+    for name, value in raw.items():
+        kind, wanted = _KEYS[name]
+        if not isinstance(value, kind):
+            raise ConfigError(f"{path}: {name!r} must be {wanted}")
     base = raw.get("extends")
     if base is not None:
         if not bases or base not in bases:
@@ -243,10 +223,8 @@ def find_profile(
     name = wanted.get(arch, "generic-aarch64")
     model = tree.strings("proc/device-tree/model")
     seen = f", model {model[0]!r}" if model else ""
-    return Match(
-        known[name],
-        f"no known board in the device tree{seen}; machine is {arch or 'not known'}",
-    )
+    how = f"no known board in the device tree{seen}; machine is {arch or 'not known'}"
+    return Match(known[name], how)
 
 
 def _compatible(pattern: str, text: str) -> bool:

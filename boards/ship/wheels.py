@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from draftwire.boards.install.facts import version_tuple
-from draftwire.boards.profiles import read_toml
 from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import BoardError, ConfigError
-from draftwire.io import cache_folder, write_text
+from draftwire.io import cache_folder, read_toml, write_text
 
 PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
@@ -72,17 +71,15 @@ def wanted_wheels(
     and with other versions than ours (``changed``); a ConfigError where no wheels are
     known for its Python, or an engine has none there."""
     table = read_toml(PINS)
-    if python not in table["python"]:
-        raise ConfigError(
-            f"no wheels are known for Python {python}",
-            hint=f"there are some for {', '.join(table['python'])}",
-        )
     special = table.get(arch, {})
-    if python not in special.get("python", table["python"]):
-        raise ConfigError(
-            f"no wheels are known for Python {python} on {arch}",
-            hint=f"there are some for {', '.join(special['python'])}",
-        )
+    for known, where in (
+        (table["python"], ""),
+        (special.get("python", table["python"]), f" on {arch}"),
+    ):
+        if python not in known:
+            hint = f"there are some for {', '.join(known)}"
+            message = f"no wheels are known for Python {python}{where}"
+            raise ConfigError(message, hint=hint)
     pins = {**table["python"][python], **special.get("python", {}).get(python, {})}
     system = [name for name in special.get("system", ()) if name not in (changed or {})]
     imported_as = {d: m for names in table["engine"].values() for d, m in names.items()}
@@ -90,10 +87,9 @@ def wanted_wheels(
     for engine in engines:
         there = [name for name in table["engine"].get(engine, {}) if pins.get(name)]
         if not there or engine not in special.get("engines", ENGINES):
-            raise ConfigError(
-                f"there is no wheel of {engine} for Python {python} on {arch}",
-                hint="name another with --engine, or bring one with --wheel FILE",
-            )
+            none = f"there is no wheel of {engine} for Python {python} on {arch}"
+            hint = "name another with --engine, or bring one with --wheel FILE"
+            raise ConfigError(none, hint=hint)
         chosen.append(there[0])
     needed = [name for name in pins if name in chosen or name not in imported_as]
     brought = [name for name in needed if name in system or name in without]
@@ -139,10 +135,8 @@ def resolve_wheels(
         report = Path(scratch) / "report.json"
         words = ["install", "--dry-run", "--ignore-installed", f"--report={report}"]
         words += [f"--target={scratch}/none", *_board_flags(userland, arch)]
-        _pip(
-            [*words, *wanted.requirements],
-            f"{userland.name} (Python {userland.python}, glibc {userland.glibc}, {arch})",
-        )
+        system = f"Python {userland.python}, glibc {userland.glibc}, {arch}"
+        _pip([*words, *wanted.requirements], f"{userland.name} ({system})")
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
     found = []
     for item in items:
@@ -242,11 +236,10 @@ def _needed_symbols(path: Path) -> dict[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as wheel:
             for entry in wheel.infolist():
                 if ".so" in entry.filename.rsplit("/", 1)[-1]:
-                    for library, version in set(_SYMBOL.findall(wheel.read(entry))):
-                        key = library.decode("ascii")
-                        newest[key] = max(
-                            newest.get(key, ()), version_tuple(version.decode())
-                        )
+                    for found in set(_SYMBOL.findall(wheel.read(entry))):
+                        library, version = (part.decode("ascii") for part in found)
+                        known = newest.get(library, ())
+                        newest[library] = max(known, version_tuple(version))
     except (OSError, zipfile.BadZipFile) as exc:
         raise BoardError(f"{path.name} cannot be read as a wheel: {exc}") from exc
     return newest

@@ -33,7 +33,7 @@ _HINT = "--columns time=NAME:ms,voltage=NAME,current=NAME:mA, or power=NAME:W"
 
 @functools.lru_cache(maxsize=1)
 def _words() -> dict[str, Any]:
-    from draftwire.boards.profiles import read_toml
+    from draftwire.io import read_toml
 
     return read_toml(Path(__file__).with_name("instruments.toml"))
 

@@ -7,14 +7,18 @@ event loop's.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generator
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Callable, Generator
+
+import draftwire
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typing_extensions import ParamSpec
 
-    from draftwire.packages import DraftPackage
-    from draftwire.runtime.accounting import EnergyChoice
     from draftwire.runtime.session import AsyncSession, AsyncStream
+
+    _P = ParamSpec("_P")
 
 __all__ = ["AsyncSession", "AsyncStream", "connect"]
 
@@ -22,8 +26,7 @@ __all__ = ["AsyncSession", "AsyncStream", "connect"]
 class _Connecting:
     """What :func:`connect` returns: to be awaited, or entered with ``async with``."""
 
-    def __init__(self, url: str, given: dict[str, object]) -> None:
-        self._url = url
+    def __init__(self, given: dict[str, Any]) -> None:
         self._given = given
         self._session: AsyncSession | None = None
 
@@ -43,8 +46,8 @@ class _Connecting:
             from draftwire.runtime.session import AsyncSession, parts_of
 
             given = self._given
-            parts = parts_of(given["draft"], given["energy"], given)  # type: ignore[arg-type]
-            return AsyncSession(self._url, *parts)
+            parts = parts_of(given["draft"], given["energy"], given)
+            return AsyncSession(given["url"], *parts)
 
         # A model takes seconds to load.
         session = await asyncio.get_running_loop().run_in_executor(None, load)
@@ -52,38 +55,26 @@ class _Connecting:
         return session
 
 
-def connect(
-    url: str,
-    *,
-    draft: str | Path | DraftPackage,
-    target: str = "",
-    token: str | None = None,
-    insecure: bool = False,
-    tls_ca: str | Path | None = None,
-    tls_cert: str | Path | None = None,
-    tls_key: str | Path | None = None,
-    proxy: str = "auto",
-    timeout_s: float = 10.0,
-    silence_s: float | None = None,
-    offline: str = "wait",
-    precision: str | None = None,
-    engine: str | None = None,
-    provider: str | None = None,
-    threads: int | str | None = None,
-    energy: EnergyChoice = "auto",
-    capture: bool = False,
-    wire_log: str | Path | None = None,
-    radio: str = "off",
-    suffix_cache: str | Path = "off",
-) -> _Connecting:
-    """Connect as :func:`draftwire.connect` does, with the same arguments.
+def _twin(plain: Callable[_P, object]) -> Callable[_P, _Connecting]:
+    signature = inspect.signature(plain)
 
-    Examples:
-        >>> async with draftwire.aio.connect(url, draft=folder) as session:
-        ...     async for chunk in session.generate("Once upon a time"):
-        ...         print(chunk.text, end="", flush=True)  # doctest: +SKIP
-    """
-    return _Connecting(url, dict(locals()))
+    @functools.wraps(plain, assigned=())
+    def connect(*args: Any, **named: Any) -> _Connecting:
+        """Connect as :func:`draftwire.connect` does, with the same arguments.
+
+        Examples:
+            >>> async with draftwire.aio.connect(url, draft=folder) as session:
+            ...     async for chunk in session.generate("Once upon a time"):
+            ...         print(chunk.text, end="", flush=True)  # doctest: +SKIP
+        """
+        given = signature.bind(*args, **named)
+        given.apply_defaults()
+        return _Connecting(given.arguments)
+
+    return connect
+
+
+connect = _twin(draftwire.connect)
 
 
 if not TYPE_CHECKING:

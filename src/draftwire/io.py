@@ -6,10 +6,11 @@ import contextlib
 import math
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, PackageError
 
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -44,6 +45,48 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def read_text(path: Path, most: int, what: str) -> str:
+    """Return the text of a file of at most ``most`` bytes.
+
+    Raises:
+        PackageError: It is missing, too long, or cannot be read as ``what``.
+    """
+    try:
+        if path.stat().st_size > most:
+            raise PackageError(f"{path} is too long for {what}")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise PackageError(f"there is no {path.name} in {path.parent}") from exc
+    except (OSError, ValueError) as exc:
+        raise PackageError(f"{path} cannot be read as {what}: {exc}") from exc
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return ours and ``more``, so that a child finds this very package."""
+    home = str(Path(__file__).absolute().parents[1])
+    path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([home, *path]), **more}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Raises:
+        ConfigError: It cannot be read, or is none.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with open(path, "rb") as handle:
+            return dict(tomllib.load(handle))
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
 
 
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
@@ -100,25 +143,17 @@ def _cell(value: object) -> str:
 
 def labelled(label: str, text: str, *, width: int = 12) -> str:
     """Return ``label`` and ``text`` in two columns, the text folded in its own."""
+    return wrapped(text, " " * (width + 1), f"{label:<{width}} ")
+
+
+def wrapped(text: str, indent: str = "  ", first: str = "") -> str:
+    """Return ``text`` folded behind ``first``, later lines indented."""
     import textwrap  # where there is something to fold
 
     return textwrap.fill(
         text,
         _WIDTH,
-        initial_indent=f"{label:<{width}} ",
-        subsequent_indent=" " * (width + 1),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def wrapped(text: str, indent: str = "  ") -> str:
-    """Return ``text`` folded, later lines indented."""
-    import textwrap  # where there is something to fold
-
-    return textwrap.fill(
-        text,
-        _WIDTH,
+        initial_indent=first,
         subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,

@@ -9,13 +9,12 @@ installed, its ``etc/draftwire.toml`` stands before the user's.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError
-from draftwire.io import did_you_mean
+from draftwire.io import did_you_mean, read_toml
 from draftwire.options import OPTIONS
 
 FILE_NAME = "draftwire.toml"
@@ -103,7 +102,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
 
 def _read_file(path: Path) -> dict[str, Value]:
     values = {}
-    for key, raw in _load_toml(path).items():
+    for key, raw in read_toml(path).items():
         option = OPTIONS.get(key)
         if option is None:
             known = f"the settings are {', '.join(OPTIONS)}"
@@ -116,17 +115,3 @@ def _read_file(path: Path) -> dict[str, Value]:
             value = path.parent / option.rule.convert(str(value))
         values[key] = Value(value, str(path))
     return values
-
-
-def _load_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        with open(path, "rb") as handle:
-            return dict(tomllib.load(handle))
-    except OSError as exc:
-        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not TOML: {exc}") from exc

@@ -9,22 +9,24 @@ as the template on every probe.
 
 from __future__ import annotations
 
-import datetime
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from draftwire.errors import ConfigError, PackageError
-from draftwire.io import version_tuple
+from draftwire.io import read_text, version_tuple
 from draftwire.rules import is_text
 
 TEMPLATE, TOOL_TEMPLATE = "chat_template.jinja", "chat_template.tool_use.jinja"
 SETTINGS, PLAIN = "tokenizer_config.json", "chat.json"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-_MAX_BYTES = 4 << 20
+_MAX_BYTES, _WHAT = 4 << 20, "a chat template"
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
+_TURN = {"system": "\n\n", "user": "\nUser: ", "assistant": "\nAssistant: "}
+_TURN["generate"] = "\nAssistant:"
 # What a package without a template gets: a transcript, which base models know how to go
 # on with. Its end is the next line of the user.
 NO_TEMPLATE: Mapping[str, Any] = {
@@ -33,18 +35,7 @@ NO_TEMPLATE: Mapping[str, Any] = {
     "between": {
         "start": {"system": "", "user": "User: ", "assistant": "Assistant: "},
         "system": {"system": "\n\n", "user": "\n\nUser: ", "generate": "\n\nAssistant:"},
-        "user": {
-            "system": "\n\n",
-            "user": "\nUser: ",
-            "assistant": "\nAssistant: ",
-            "generate": "\nAssistant:",
-        },
-        "assistant": {
-            "system": "\n\n",
-            "user": "\nUser: ",
-            "assistant": "\nAssistant: ",
-            "generate": "\nAssistant:",
-        },
+        **dict.fromkeys(("user", "assistant"), _TURN),
     },
 }
 
@@ -167,7 +158,7 @@ class Template:
             ("tool_use", TOOL_TEMPLATE),
         ):
             if (folder / file).is_file():
-                named[name] = _read(folder / file)
+                named[name] = read_text(folder / file, _MAX_BYTES, _WHAT)
         plain = _read_json(folder / PLAIN) or None
         if plain is not None and not _is_form(plain):
             raise PackageError(f"{folder / PLAIN} is no form of a chat template")
@@ -209,27 +200,18 @@ class Template:
         text = (tools and self._tool_text) or self.text or ""
         if text not in self._compiled:
             self._compiled[text] = _compile(text)
-        variables = {**self._tokens, **(options or {})}
-        if not tools:
-            tools = None
+        variables = {**self._tokens, **(options or {}), "messages": messages}
+        variables.update(tools=tools or None, documents=None)
+        variables.update(add_generation_prompt=add_generation_prompt)
         import jinja2
 
+        values = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
         try:
-            return str(
-                self._compiled[text].render(
-                    {
-                        **variables,
-                        "messages": messages,
-                        "tools": tools,
-                        "documents": None,
-                        "add_generation_prompt": add_generation_prompt,
-                    }
-                )
-            )
-        except (jinja2.TemplateError, ArithmeticError, LookupError) as exc:
-            raise _refused(exc) from exc
-        except (AttributeError, RecursionError, TypeError, ValueError) as exc:
-            raise _refused(exc) from exc
+            return str(self._compiled[text].render(variables))
+        except (jinja2.TemplateError, RecursionError, *values) as exc:
+            reason = (str(exc).strip() or type(exc).__name__).splitlines()[0][:200]
+            what = f"the chat template refuses this conversation: {reason}"
+            raise ConfigError(what, about="messages") from exc
 
     def turn_end(self) -> str:
         """Return what stands between an answer and the user's next message."""
@@ -305,15 +287,8 @@ def _conversation(roles: str, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _probes() -> Iterator[list[dict[str, Any]]]:
-    odd: tuple[str, ...] = (
-        " a\n",
-        "",
-        "{{ x }}{% if %}",
-        "<think>\nhm\n</think>\n\nso",
-        "\n\n",
-        "é 😀 <b>",
-    )
-    odd += ("\ta\tb", "'\"\\", "a\r\n  b", "</s><|im_end|>")
+    odd = [" a\n", "", "{{ x }}{% if %}", "<think>\nhm\n</think>\n\nso", "\n\n"]
+    odd += ["é 😀 <b>", "\ta\tb", "'\"\\", "a\r\n  b", "</s><|im_end|>"]
     for roles in (*_SHAPES, "us", "aua", "uu", "uauau", "suausua", "s", "a", "uaa"):
         yield _conversation(roles, _WORDS)
         for at in range(len(odd)):
@@ -359,12 +334,6 @@ def _has_jinja() -> bool:
     return version_tuple(jinja2.__version__) >= (3, 1, 6)
 
 
-def _refused(exc: Exception) -> ConfigError:
-    reason = (str(exc).strip() or type(exc).__name__).splitlines()[0][:200]
-    what = f"the chat template refuses this conversation: {reason}"
-    return ConfigError(what, about="messages")
-
-
 def _compile(text: str) -> Any:
     """Return the template, in the surroundings that transformers gives it.
 
@@ -402,20 +371,9 @@ def _compile(text: str) -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
+    def to_json(value: Any, ensure_ascii: bool = False, *form: Any, **named: Any) -> str:
+        named.update(zip(("indent", "separators", "sort_keys"), form))
+        return json.dumps(value, ensure_ascii=ensure_ascii, **named)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
@@ -424,9 +382,7 @@ def _compile(text: str) -> Any:
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(
-        form
-    )
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(text)
     except jinja2.TemplateError as exc:
@@ -435,20 +391,11 @@ def _compile(text: str) -> Any:
         ) from exc
 
 
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise PackageError(f"{path} is too long for a chat template")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as exc:
-        raise PackageError(f"{path} cannot be read: {exc}") from exc
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(_read(path))
+        found = json.loads(read_text(path, _MAX_BYTES, _WHAT))
     except (ValueError, RecursionError) as exc:
         raise PackageError(f"{path} is not JSON") from exc
     return found if isinstance(found, dict) else {}

@@ -23,31 +23,24 @@ from draftwire.errors import PackageError
 if TYPE_CHECKING:
     from draftwire.packages import TargetPackage
 
+    Array = np.ndarray[Any, Any]
+
 # Bytes; the format allows 100 million, which take half a minute to read. A model of
 # 20,000 tensors (128 experts in each of 48 layers) has 2 MB.
 MAX_HEADER = 4 << 20
 MAX_BYTES = 1 << 62  # of a tensor, were no side of it 0
 MAX_DIMS = 8
 SIZES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "I64": 8,
-    "U64": 8,
-    "F64": 8,
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64"), 8),
 }
 _FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _LENGTH = struct.Struct("<Q")
+LORA_A, LORA_B = ".lora_a", ".lora_b"
 
-LORA_A = ".lora_a"
-LORA_B = ".lora_b"
+Weights = Mapping[str, "Array"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +55,9 @@ class RawTensor:
 
     dtype: str
     shape: tuple[int, ...]
-    data: np.ndarray[Any, Any]
+    data: Array
 
-    def float32(self) -> np.ndarray[Any, Any]:
+    def float32(self) -> Array:
         """Return the values as a new float32 array.
 
         Raises:
@@ -124,26 +117,22 @@ class TensorFile:
         self._size = size - self._base
         entries = self._parse(text)
         metadata = entries.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(
-            isinstance(value, str) for value in metadata.values()
-        ):
+        words = metadata.values() if isinstance(metadata, dict) else [None]
+        if not all(isinstance(value, str) for value in words):
             raise self._broken("has metadata that are not strings")
         self.metadata: Mapping[str, str] = metadata
         self._entries = {name: self._entry(name, e) for name, e in entries.items()}
         end = 0
-        for name, (_, _, begin, stop) in sorted(
-            self._entries.items(), key=lambda item: item[1][2:]
-        ):
+        places = sorted((*entry[2:], name) for name, entry in self._entries.items())
+        for begin, stop, name in places:
             if begin != end:
                 raise self._broken(f"has a hole or an overlap before {name}")
             end = stop
         if end != self._size:
             raise self._broken(f"holds {self._size} bytes of data, not {end}")
-        self._data = (
-            np.memmap(self.path, np.uint8, "r", self._base, (self._size,))
-            if self._size
-            else np.zeros(0, np.uint8)
-        )
+        self._data: Array = np.zeros(0, np.uint8)
+        if self._size:
+            self._data = np.memmap(self.path, np.uint8, "r", self._base, (self._size,))
 
     def _broken(self, what: str) -> PackageError:
         return _broken(self.path, what)
@@ -201,16 +190,16 @@ class TensorFile:
         dtype, shape, begin, end = self._entries[name]
         return RawTensor(dtype, shape, self._data[begin:end])
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
+    def read(self, name: str) -> Array:
         """Return a tensor as a new float32 array.
 
         Raises:
             PackageError: It holds no floating-point numbers.
         """
-        dtype, _, _, _ = self._entries[name]
-        if dtype not in _FLOATS:
-            raise self._broken(f"holds {name} as {dtype}, which is no float")
-        return self.raw(name).float32()
+        found = self.raw(name)
+        if found.dtype not in _FLOATS:
+            raise self._broken(f"holds {name} as {found.dtype}, which is no float")
+        return found.float32()
 
 
 def _whole(values: Any) -> list[int] | None:
@@ -220,7 +209,7 @@ def _whole(values: Any) -> list[int] | None:
     return None
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
+def read_tensors(path: str | Path) -> dict[str, Array]:
     """Return every tensor of a safetensors file as float32.
 
     Raises:
@@ -232,7 +221,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
 
 def write_tensors(
     path: str | Path,
-    tensors: Mapping[str, RawTensor | np.ndarray[Any, Any]],
+    tensors: Mapping[str, RawTensor | Array],
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -255,11 +244,8 @@ def write_tensors(
             flat = array.reshape(-1).view(np.uint8)
             tensor = RawTensor(words[array.dtype], tensor.shape, flat)
         begin, end = end, end + tensor.data.size
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+        about = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+        header[name] = {**about, "data_offsets": [begin, end]}
         parts.append(tensor.data)
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the data starts aligned, as the format asks
@@ -276,11 +262,7 @@ def write_tensors(
             scratch.unlink()
 
 
-def merge_lora(
-    weights: MutableMapping[str, np.ndarray[Any, Any]],
-    adapter: Mapping[str, np.ndarray[Any, Any]],
-    scale: float,
-) -> None:
+def merge_lora(weights: MutableMapping[str, Array], adapter: Weights, scale: float) -> None:
     """Add an adapter to weights: ``weight += scale * lora_b @ lora_a``.
 
     Args:
@@ -301,10 +283,8 @@ def merge_lora(
 
 
 def _pairs(
-    weights: Mapping[str, np.ndarray[Any, Any]],
-    adapter: Mapping[str, np.ndarray[Any, Any]],
-    scale: float,
-) -> list[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    weights: Weights, adapter: Weights, scale: float
+) -> list[tuple[str, Array, Array]]:
     """Return parameter and halves of each change; see :func:`merge_lora`."""
     pairs = []
     for name in adapter:
@@ -317,12 +297,8 @@ def _pairs(
         if stem not in weights:
             raise PackageError(f"the adapter changes {stem}, which the base lacks")
         wanted = weights[stem].shape
-        if (
-            first.ndim != 2
-            or second.ndim != 2
-            or first.shape[0] != second.shape[1]
-            or (second.shape[0], first.shape[1]) != wanted
-        ):
+        fits = first.ndim == second.ndim == 2 and first.shape[0] == second.shape[1]
+        if not fits or (second.shape[0], first.shape[1]) != wanted:
             raise PackageError(
                 f"the adapter's {stem} has shapes {second.shape} and {first.shape}, "
                 f"the base's weight {wanted}"
@@ -333,9 +309,7 @@ def _pairs(
     return pairs
 
 
-def target_weights(
-    package: TargetPackage, base: Mapping[str, np.ndarray[Any, Any]] | None = None
-) -> dict[str, np.ndarray[Any, Any]]:
+def target_weights(package: TargetPackage, base: Weights | None = None) -> dict[str, Array]:
     """Return the weights of a target as float32, its adapter merged.
 
     Unchanged ones of ``base``, where that is given, are the very same arrays. A
@@ -348,9 +322,7 @@ def target_weights(
     return weights
 
 
-def adapter_halves(
-    package: TargetPackage, base: Mapping[str, np.ndarray[Any, Any]]
-) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def adapter_halves(package: TargetPackage, base: Weights) -> dict[str, tuple[Array, Array]]:
     """Return what an evolved target adds to each weight, ``(r, in)`` and ``(out, r)``.
 
     Float32, the scale in the second; none for a whole target.
@@ -367,7 +339,7 @@ def adapter_halves(
     }
 
 
-def _adapter(package: TargetPackage) -> tuple[dict[str, np.ndarray[Any, Any]], float]:
+def _adapter(package: TargetPackage) -> tuple[dict[str, Array], float]:
     assert package.adapter is not None
     file = TensorFile(package.adapter.path)
     try:

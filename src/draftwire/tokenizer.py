@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from draftwire.errors import ConfigError, PackageError
+from draftwire.io import read_text
 
 MAX_TOKENIZER = 64 << 20  # bytes; the largest published ones have about 35 MB
 
@@ -153,7 +154,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         path = path / "tokenizer.json"
-    return Tokenizer(_engine(_read(path), path))
+    return Tokenizer(_engine(read_text(path, MAX_TOKENIZER, "a tokenizer"), path))
 
 
 def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
@@ -166,7 +167,7 @@ def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
     not installed, a PackageError where the file is missing or no tokenizer.
     """
     path = Path(tokenizer_json)
-    text = _read(path)
+    text = read_text(path, MAX_TOKENIZER, "a tokenizer")
     engine = _engine(text, path)
     tokenizer = Tokenizer(engine)
     words = sorted((int(i), t.encode("utf-8")) for t, i in engine.get_vocab(True).items())
@@ -215,17 +216,6 @@ def _encode(engine: Any, text: str) -> list[int]:
             f"the tokenizer cannot take this text: {reason[:160]}",
             hint="give text without lone surrogates",
         ) from exc
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_TOKENIZER:
-            raise PackageError(f"{path} is too large for a tokenizer")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as exc:
-        raise PackageError(f"there is no {path.name} in {path.parent}") from exc
-    except (OSError, ValueError) as exc:
-        raise PackageError(f"{path} cannot be read as a tokenizer: {exc}") from exc
 
 
 def _engine(text: str, path: Path) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from draftwire.bench.machine import picture
 from draftwire.bench.sim.tables import draw_schemes
 from draftwire.bench.sim.tables import render as render_schemes
+from draftwire.energy.reports.plots import picture
 from draftwire.io import format_table
 
 

@@ -22,7 +22,7 @@ from cached_target import CachedTarget
 from js_ends import toy_text
 
 import draftwire
-from draftwire.bench.child import environment
+from draftwire.io import environment
 from draftwire.sampling import SamplingParams
 from draftwire.transport.messages import Block, Bye, Commit, Error, Open, Progress, Resume
 from draftwire.verifier.serving.limits import Limits

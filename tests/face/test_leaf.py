@@ -92,6 +92,6 @@ def test_each_type_reads_or_refuses(name):
     good = {"address": "h:1", "words": "a,b", "counts": "1,2", "path": "p", "share": "1"}
     good["json"] = "{}"
     assert TYPES[name](good.get(name, "1")) is not None
-    if name not in ("path", "text", "words"):
+    if name not in ("output", "path", "text", "words"):
         with pytest.raises((ConfigError, ValueError, argparse.ArgumentTypeError)):
             TYPES[name]("none")

@@ -10,6 +10,7 @@ import re
 import sys
 from typing import Any, Iterable, NoReturn, Sequence
 
+from draftwire import __version__
 from draftwire.errors import ConfigError, DraftwireError, OutputError
 
 # Each is a module here with a LEAF, or with LEAVES and then more words to choose from.
@@ -120,16 +121,6 @@ class InternalError(DraftwireError):
     default_hint = "run it again with --debug and report the traceback"
 
 
-class _ShowVersion(argparse.Action):
-    """Prints the version, imported only then."""
-
-    def __call__(self, *_: Any) -> NoReturn:
-        from draftwire import __version__
-
-        print(f"draftwire {__version__}")
-        raise SystemExit(0)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of these words, by default the process's; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -205,9 +196,9 @@ def _parser(names: Iterable[str], *, everything: bool = False) -> Parser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--version", action=_ShowVersion, nargs=0, help="show the version and exit"
-    )
+    version = f"draftwire {__version__}"
+    say = "show the version and exit"
+    parser.add_argument("--version", action="version", version=version, help=say)
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", parser_class=_Whole if everything else Parser
     )
@@ -216,9 +207,6 @@ def _parser(names: Iterable[str], *, everything: bool = False) -> Parser:
             commands.add_parser(name, help=summary)
             continue
         module = importlib.import_module(f"draftwire.cli.{name}")
-        if hasattr(module, "register"):
-            module.register(commands)
-            continue
         from draftwire.cli._leaf import add_leaf, add_leaves
 
         if hasattr(module, "LEAF"):
@@ -258,15 +246,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _complain(words: Sequence[str], error: DraftwireError) -> int:
     """Say what went wrong, also to ``--json``; return the exit code."""
-    from draftwire.cli._common import json_destination, plain, write_json
+    from draftwire.cli._common import json_destination, say_error, write_json
 
     try:
         sys.stdout.flush()
     except OSError:  # full, or nobody reads: Python must not try again at its end
         _drop_stdout()
-    print(plain(f"draftwire: error: {error}"), file=sys.stderr)
-    if error.hint:
-        print(plain(f"hint: {error.hint}"), file=sys.stderr)
+    say_error(error)
     destination = json_destination(words)
     if destination is not None and not isinstance(error, OutputError):  # it is there
         try:

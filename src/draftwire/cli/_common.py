@@ -1,8 +1,9 @@
-"""What the commands share: colours, tables, JSON output, settings as flags."""
+"""What the commands share: settings, tokens, colours, the log, JSON output."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import json
 import logging
@@ -11,136 +12,32 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Iterable, Mapping, Sequence
+from typing import IO, Any, Callable, Mapping, Sequence
 
 from draftwire import tracing
-from draftwire.errors import ConfigError, OutputError
+from draftwire.errors import ConfigError, DraftwireError, OutputError
 from draftwire.io import replacing
-from draftwire.options import OPTIONS, Option, Options, options_of
-from draftwire.rules import Rule
+from draftwire.options import Options, options_of
 from draftwire.settings import Value, resolve
-
-EXPLAIN = "--explain  say on stderr why each block ended where it did"
-LOG_FORMAT = """
---log-format {text,json} =text  of the log on stderr; json is an object a line
-"""
-PROFILES = """
---profile-dir,--profiles DIR...  folder with board profiles of your own, before those of
-                      DRAFTWIRE_PROFILE_DIR and ~/.config/draftwire/boards (may be repeated)
-"""
-NUMERICS = """
---numerics {exact,close}  exact: the same bits however a position was asked for; close: up
-                      to near ties, which are counted (default: close in float32, exact
-                      below it)
-"""
-
-
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json [FILE]``, ``-q``, ``-v`` and ``--config FILE``."""
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="write the result as JSON to FILE (alone or -: to stdout)",
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="say less")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="log what happens to stderr"
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="read settings from FILE, not ./draftwire.toml",
-    )
-
-
-def ruled(rule: Rule) -> Callable[[str], Any]:
-    """Return what turns the text of a flag into a value that ``rule`` allows."""
-
-    def read(text: str) -> Any:
-        try:
-            return rule.read(rule.convert(text))
-        except (ValueError, TypeError, OverflowError):
-            message = f"{text!r} is not {rule.wants}"
-            raise argparse.ArgumentTypeError(message) from None
-
-    return read
-
-
-class _Switch(argparse.Action):
-    """``--cut`` and ``--no-cut``: either wins over a file."""
-
-    def __call__(
-        self, parser: Any, space: Any, values: Any, word: str | None = None
-    ) -> None:
-        setattr(space, self.dest, not str(word).startswith("--no-"))
-
-
-def _add_option(group: Any, option: Option, default: Any, *, shown: bool = True) -> None:
-    words: dict[str, Any] = {"dest": option.name, "default": None}
-    names = [option.flag]
-    if option.rule.kind is bool:
-        words.update(action=_Switch, nargs=0)
-        names.append("--no-" + option.flag[2:])
-    else:
-        words["metavar"] = option.rule.shown
-        if option.rule.kind is tuple:
-            words["action"] = "append"
-    note = "" if default in (None, False, (), "") else f" (default: {default})"
-    text = option.help.replace("%", "%%") + note
-    group.add_argument(*names, help=text if shown else argparse.SUPPRESS, **words)
-
-
-def _note(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
-    """Remember which flags are settings, for :func:`read_settings`."""
-    names = [option.name for option in options if not option.secret]
-    parser.set_defaults(settings=(parser.get_default("settings") or []) + names)
-
-
-def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """Add a flag for each of these options; `read_settings` checks the values."""
-    options = [OPTIONS[name] for name in names]
-    for option in options:
-        _add_option(parser, option, option.default)
-    _note(parser, options)
-
-
-def add_options(
-    parser: argparse.ArgumentParser,
-    groups: Sequence[type[Options]],
-    *,
-    defaults: Mapping[str, Any] | None = None,
-) -> None:
-    """Add a flag for each option of ``groups``: the common ones first, then by title.
-
-    What is not common is in the help of ``--help-all`` alone. ``defaults`` are those of a
-    command that has its own.
-    """
-    whole = getattr(parser, "whole", False)
-    defaults = dict(defaults or {})
-    hidden = 0
-    for group in groups:
-        place = parser.add_argument_group(group.title)
-        wanted = [option for option in options_of(group) if not option.secret]
-        for option in wanted:
-            where = parser if option.common else place
-            shown = option.common or whole
-            hidden += not shown
-            default = defaults.get(option.name, option.default)
-            _add_option(where, option, default, shown=shown)
-        _note(parser, wanted)
-    parser.set_defaults(defaults=defaults)
-    if hidden:
-        parser.epilog = f"--help-all shows {hidden} more options"
 
 
 def read_settings(args: argparse.Namespace) -> dict[str, Value]:
     """Return all settings, those of ``args`` before any other."""
-    flags = {name: getattr(args, name) for name in getattr(args, "settings", ())}
-    defaults = getattr(args, "defaults", None)
-    return resolve(flags, config=args.config, defaults=defaults)
+    flags = {name: getattr(args, name) for name in args.settings}
+    return resolve(flags, config=args.config, defaults=args.defaults)
+
+
+def fields_of(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Return those of ``args`` that are fields of a dataclass."""
+    names = (field.name for field in dataclasses.fields(kind))
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def say_error(error: DraftwireError, who: str = "draftwire: ") -> None:
+    """Tell of an error on stderr, and what to do about it."""
+    print(plain(f"{who}error: {error}"), file=sys.stderr)
+    if error.hint:
+        print(plain(f"hint: {error.hint}"), file=sys.stderr)
 
 
 def say_block(line: str) -> None:
@@ -215,15 +112,11 @@ def read_token(path: Path) -> str:
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(
-            f"cannot read the token file {path}: {exc}",
-            hint="it holds the one line that the verifier's --token-file holds",
-        ) from exc
-    if not token or len(token.split()) != 1:
-        raise ConfigError(
-            f"the token file {path} must hold one line with one token",
-            hint="copy the verifier's token file",
-        )
+        hint = "it holds the one line that the verifier's --token-file holds"
+        raise ConfigError(f"cannot read the token file {path}: {exc}", hint=hint) from exc
+    if len(token.split()) != 1:
+        message = f"the token file {path} must hold one line with one token"
+        raise ConfigError(message, hint="copy the verifier's token file")
     return token
 
 
@@ -248,38 +141,41 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in str(text))
 
 
-class _Plain(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
+class _Lines(logging.Formatter):
+    """Lines of the log: for people, for the journal, or an object each."""
 
-
-class _ForJournal(_Plain):
-    """Puts the priority of sd-daemon(3) in front; the journal knows the time."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        levels = {"DEBUG": 7, "INFO": 6, "WARNING": 5, "ERROR": 3, "CRITICAL": 2}
-        return f"<{levels.get(record.levelname, 5)}>{super().format(record)}"
-
-
-class _Json(logging.Formatter):
-    """One object a line; ``event`` is the same for all lines of a kind."""
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, Any] = {
-            "time": f"{when}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            "event": str(record.msg),
-        }
-        if record.args:
-            args = record.args if isinstance(record.args, tuple) else (record.args,)
-            numbers = (int, float)
-            line["args"] = [a if isinstance(a, numbers) else str(a) for a in args]
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        if self._form == "json":
+            return _as_json(
+                record, record.exc_info and self.formatException(record.exc_info)
+            )
+        text = plain(super().format(record))
+        if self._form == "journal":  # sd-daemon(3) wants the priority; it knows the time
+            levels = {"DEBUG": 7, "INFO": 6, "WARNING": 5, "ERROR": 3, "CRITICAL": 2}
+            return f"<{levels.get(record.levelname, 5)}>{record.name}: {text}"
+        return f"{record.levelname} {record.name}: {text}"
+
+
+def _as_json(record: logging.LogRecord, exception: Any) -> str:
+    """Return one object; ``event`` is the same for all lines of a kind."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    line: dict[str, Any] = {
+        "time": f"{when}.{int(record.msecs):03d}Z",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": record.getMessage(),
+        "event": str(record.msg),
+    }
+    if record.args:
+        args = record.args if isinstance(record.args, tuple) else (record.args,)
+        line["args"] = [a if isinstance(a, (int, float)) else str(a) for a in args]
+    if exception:
+        line["exception"] = exception
+    return json.dumps(line)
 
 
 def start_logging(*, verbose: bool, form: str | None = None) -> None:
@@ -290,12 +186,9 @@ def start_logging(*, verbose: bool, form: str | None = None) -> None:
         form: ``--log-format`` of what runs for long; None for what a person started.
     """
     handler = logging.StreamHandler(sys.stderr)
-    if form == "json":
-        handler.setFormatter(_Json())
-    elif form and os.environ.get("JOURNAL_STREAM"):
-        handler.setFormatter(_ForJournal("%(name)s: %(message)s"))
-    else:
-        handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
+    if form == "text" and os.environ.get("JOURNAL_STREAM"):
+        form = "journal"
+    handler.setFormatter(_Lines(form or "text"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     tracing.from_environment()
     logging.getLogger("draftwire").setLevel(logging.DEBUG if verbose else logging.WARNING)
@@ -320,9 +213,9 @@ def check_output(destination: str | None) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    if destination is None or destination == "-":
+    if destination in (None, "-"):
         return
-    path = Path(destination)
+    path = Path(str(destination))
     try:
         if path.exists() and not path.is_file():
             if path.is_dir():

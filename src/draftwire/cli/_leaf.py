@@ -27,11 +27,33 @@ import importlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
-from draftwire.cli._common import add_common_flags, ruled
 from draftwire.errors import ConfigError
-from draftwire.rules import number, whole
+from draftwire.options import OPTIONS, Option, Options, options_of
+from draftwire.rules import Rule, number, whole
+
+# What every command has.
+COMMON = """
+--json [FILE]:output  write the result as JSON to FILE (alone or -: to stdout)
+-q,--quiet            say less
+-v,--verbose          log what happens to stderr
+--config FILE         read settings from FILE, not ./draftwire.toml
+"""
+# What several have.
+EXPLAIN = "--explain  say on stderr why each block ended where it did"
+LOG_FORMAT = """
+--log-format {text,json} =text  of the log on stderr; json is an object a line
+"""
+PROFILES = """
+--profile-dir,--profiles DIR...  folder with board profiles of your own, before those of
+                      DRAFTWIRE_PROFILE_DIR and ~/.config/draftwire/boards (may be repeated)
+"""
+NUMERICS = """
+--numerics {exact,close}  exact: the same bits however a position was asked for; close: up
+                      to near ties, which are counted (default: close in float32, exact
+                      below it)
+"""
 
 
 class Leaf(NamedTuple):
@@ -43,8 +65,26 @@ class Leaf(NamedTuple):
     run: str
     flags: str = ""  # its flags, a line each
     about: str = ""  # for its own help, if more than the summary
-    # adds flags that are made of something else, such as options
+    settings: tuple[str, ...] = ()  # options that are flags of it
+    # more of them by groups: the common ones first, the others under their group's title
+    # in the help of --help-all alone
+    groups: tuple[type[Options], ...] = ()
+    defaults: Mapping[str, Any] = {}  # those of this command's own
+    # adds flags that are made of something else
     more: Callable[[argparse.ArgumentParser], object] | None = None
+
+
+def ruled(rule: Rule) -> Callable[[str], Any]:
+    """Return what turns the text of a flag into a value that ``rule`` allows."""
+
+    def read(text: str) -> Any:
+        try:
+            return rule.read(rule.convert(text))
+        except (ValueError, TypeError, OverflowError):
+            message = f"{text!r} is not {rule.wants}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return read
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -85,6 +125,7 @@ TYPES: dict[str, Callable[[str], Any]] = {
     "float": float,
     "int": int,
     "json": _json,
+    "output": lambda text: text or "-",
     "path": Path,
     "port": ruled(whole(0, 65535)),
     "positive": ruled(number(0, 1e9, above=True)),
@@ -170,6 +211,48 @@ def _add_flag(group: argparse._ActionsContainer, spec: list[str], about: str) ->
     group.add_argument(*name.split(","), help=about.replace("%", "%%"), **words)
 
 
+class _Switch(argparse.Action):
+    """``--cut`` and ``--no-cut``: either wins over a file."""
+
+    def __call__(
+        self, parser: Any, space: Any, values: Any, word: str | None = None
+    ) -> None:
+        setattr(space, self.dest, not str(word).startswith("--no-"))
+
+
+def _add_settings(parser: argparse.ArgumentParser, leaf: Leaf) -> None:
+    """Add the flags that are options, whose values `read_settings` checks."""
+    found = [(parser, OPTIONS[name], True) for name in leaf.settings]
+    for group in leaf.groups:
+        place: Any = parser.add_argument_group(group.title)
+        for option in options_of(group):
+            where = parser if option.common else place
+            shown = option.common or getattr(parser, "whole", False)
+            found += [] if option.secret else [(where, option, shown)]
+    for where, option, shown in found:
+        default = leaf.defaults.get(option.name, option.default)
+        _add_option(where, option, default, shown=shown)
+    parser.set_defaults(settings=[o.name for _, o, _ in found], defaults=leaf.defaults)
+    hidden = sum(not shown for _, _, shown in found)
+    if hidden:
+        parser.epilog = f"--help-all shows {hidden} more options"
+
+
+def _add_option(group: Any, option: Option, default: Any, *, shown: bool) -> None:
+    words: dict[str, Any] = {"dest": option.name, "default": None}
+    names = [option.flag]
+    if option.rule.kind is bool:
+        words.update(action=_Switch, nargs=0)
+        names.append("--no-" + option.flag[2:])
+    else:
+        words["metavar"] = option.rule.shown
+        if option.rule.kind is tuple:
+            words["action"] = "append"
+    note = "" if default in (None, False, (), "") else f" (default: {default})"
+    text = option.help.replace("%", "%%") + note
+    group.add_argument(*names, help=text if shown else argparse.SUPPRESS, **words)
+
+
 def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
     """Add a command to those of a parser."""
     about = leaf.about or leaf.summary
@@ -177,7 +260,8 @@ def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
     add_flags(parser, leaf.flags)
     if leaf.more is not None:
         leaf.more(parser)
-    add_common_flags(parser)
+    _add_settings(parser, leaf)
+    add_flags(parser, COMMON)
     parser.usage = " ".join([parser.prog, "[OPTIONS]", *_arguments(leaf.flags)])
 
     def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from draftwire.errors import TransportError
+from draftwire.io import environment
 
 START_S = 300.0  # a slow board may need a while to load a target
 STOP_S = 15.0
@@ -47,24 +47,13 @@ def local_verifier(
                 stdin=subprocess.DEVNULL,
                 stdout=handle,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=environment(PYTHONUNBUFFERED="1"),
                 start_new_session=True,  # Ctrl-C is ours: the session closes first
             )
         try:
             yield _wait_for_url(process, log), token
         finally:
             _stop(process)
-
-
-def _environment() -> dict[str, str]:
-    """Return ours, with a path on which the child finds this very package."""
-    home = str(Path(__file__).absolute().parents[2])
-    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*path, home]),
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:

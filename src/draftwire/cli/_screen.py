@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shutil
 import sys
 import time
 from typing import Callable, Iterator
 
+from draftwire.cli._common import plain
+from draftwire.errors import TransportError
+
+WIDTH = 80
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 # The other screen, without a cursor; and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
 
-def height(live: bool) -> int:
-    """Return how many lines there are; many, where it is no terminal."""
-    return shutil.get_terminal_size().lines - 1 if live else 200
+def watch(args: argparse.Namespace, draw: Callable[[int], list[str]]) -> None:
+    """Show what ``draw`` returns for so many lines, each ``--interval``.
+
+    It ends with a key or Ctrl-C, after ``--count``, or for ``--json`` after two. Who was
+    there once and is not now may be back.
+
+    Raises:
+        TransportError: From ``draw``, at the first time or where nobody watches.
+    """
+    live = sys.stdout.isatty() and args.count is None and args.json is None
+    left = args.count or (2 if args.json is not None else 10**9)
+    height = shutil.get_terminal_size().lines - 1 if live else 200
+    seen = False
+    with _screen(live) as pressed, contextlib.suppress(KeyboardInterrupt):
+        while left:
+            left -= 1
+            try:
+                lines, seen = draw(height), True
+            except TransportError as error:
+                if not (live and seen):
+                    raise
+                lines = [plain(error)[:WIDTH], "asking again"]
+            if args.json is None:
+                _show(lines[:height], live)
+            if left and pressed(args.interval):
+                break
 
 
-def show(lines: list[str], live: bool) -> None:
+def _show(lines: list[str], live: bool) -> None:
     """Put ``lines`` in the place of those before; not ``live``: below them."""
     if live:
         text = "".join(f"{line}{_CLEAR_LINE}\r\n" for line in lines)
@@ -29,46 +57,41 @@ def show(lines: list[str], live: bool) -> None:
 
 
 @contextlib.contextmanager
-def screen(live: bool) -> Iterator[Callable[[float], bool]]:
+def _screen(live: bool) -> Iterator[Callable[[float], bool]]:
     """Take the terminal; yield what waits for a time or a key that ends it."""
-    if not live or not sys.stdin.isatty():
+    if not live:
 
         def wait(seconds: float) -> bool:
             time.sleep(seconds)
             return False
 
-        sys.stdout.write(_ENTER if live else "")
-        try:
-            yield wait
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.stdout.write(_LEAVE if live else "")
+        yield wait
         return
     import os
     import select
     import termios
     import tty
 
-    fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
+    keys = sys.stdin.isatty()
+    fd = sys.stdin.fileno() if keys else -1
+    before = termios.tcgetattr(fd) if keys else []
 
     def pressed(seconds: float) -> bool:
         end = time.monotonic() + seconds
         while True:
-            ready = select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]
-            if not ready:
+            left = max(0.0, end - time.monotonic())
+            if not select.select([fd] if keys else [], [], [], left)[0]:
                 return False
             if os.read(fd, 64) in (b"q", b"Q", b"\x1b", b""):
                 return True
 
     sys.stdout.write(_ENTER)
     try:
-        tty.setcbreak(fd)
+        if keys:
+            tty.setcbreak(fd)
         yield pressed
-    except KeyboardInterrupt:
-        pass
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        if keys:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
         sys.stdout.write(_LEAVE)
         sys.stdout.flush()

@@ -7,11 +7,10 @@ import contextlib
 import signal
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from draftwire.cli._common import show, write_json
+from draftwire.cli._common import fields_of, show, write_json
 from draftwire.cli._leaf import Leaf
 from draftwire.errors import BoardError, ConfigError
 from draftwire.io import format_table
@@ -73,7 +72,7 @@ numerics:
                          trace:FILE, poor (required)
 --to HOST:PORT           run: the server behind the link
 --listen PORT:int =0     run: 0 takes any
---method NAME =auto      auto, netem, tun or proxy
+--method NAME =auto      auto, netem or proxy
 --pings N =200           check
 --seconds S:float =4     check: bulk, each way
 --no-calibrate           do not take the detour off the delay
@@ -104,7 +103,7 @@ what:
 links:
 --link SPEC... >links    such as 40ms/10mbit; may be repeated (default: lan, wan, poor)
 --trace FILE... >traces  a link of 40 ms whose rate moves; may be repeated
---method NAME =auto      auto, netem, tun or proxy
+--method NAME =auto      auto, netem or proxy
 time:
 --profile NAME           stretch every forward to a timing profile (bench simulate
                          --profiles; or a .toml file); default: the models' own time
@@ -158,9 +157,7 @@ Settings = TypeVar("Settings")
 
 def _filled(kind: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:
     """Return settings whose fields are the flags of the same names, and ``others``."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    given = {name: value for name, value in vars(args).items() if name in names}
-    return kind(**{**given, **others})
+    return kind(**{**fields_of(kind, args), **others})
 
 
 def _say_to(args: argparse.Namespace, *, terminal: bool = False) -> Callable[[str], None]:
@@ -302,14 +299,8 @@ def _run_link(args: argparse.Namespace, spec: Any) -> int:
     host, port = _server(args.to)
     # SIGTERM ends it like Ctrl-C; the finally below must run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with emulate(
-        spec,
-        port,
-        args.method,
-        target_host=host,
-        listen_port=args.listen,
-        calibrate=not args.no_calibrate,
-    ) as running:
+    how: dict[str, Any] = {"listen_port": args.listen, "calibrate": not args.no_calibrate}
+    with emulate(spec, port, args.method, target_host=host, **how) as running:
         started = {
             "schema": "draftwire.bench.link.run/1",
             "port": running.url_port,
@@ -353,23 +344,16 @@ def _say_counts(stats: dict[str, Any]) -> None:
         print(f"{way}: {counts}", file=sys.stderr)
     late = stats["lateness"]
     if late["count"]:
-        print(
-            f"lateness: median {late['median_us']} us, p99 {late['p99_us']} us",
-            file=sys.stderr,
-        )
+        text = f"lateness: median {late['median_us']} us, p99 {late['p99_us']} us"
+        print(text, file=sys.stderr)
 
 
 def _check_link(args: argparse.Namespace, spec: Any) -> int:
     """Measure the emulation beside the ideal."""
     from draftwire.bench.link.check import check_link, render
 
-    document = check_link(
-        spec,
-        args.method,
-        pings=args.pings,
-        seconds=args.seconds,
-        calibrate=not args.no_calibrate,
-    )
+    how = {"pings": args.pings, "seconds": args.seconds}
+    document = check_link(spec, args.method, **how, calibrate=not args.no_calibrate)
 
     def shown(document: dict[str, Any]) -> str:
         head = (

@@ -36,7 +36,7 @@ LEAF = Leaf(
 """,
     about="Talk with a target: each line is a message, /help lists commands. "
     "From a pipe each line is a turn. Answers go to stdout, what they cost to stderr.",
-    more=lambda parser: _common.add_options(parser, GROUPS),
+    groups=GROUPS,
 )
 
 
@@ -107,9 +107,7 @@ class _Talk:
                 if not self.take(line):
                     return
             except DraftwireError as exc:
-                print(f"error: {exc}", file=sys.stderr)
-                if exc.hint:
-                    print(f"hint: {exc.hint}", file=sys.stderr)
+                _common.say_error(exc, "")
 
     def take(self, line: str) -> bool:
         """Do what a line says; return False when it is to end.
@@ -212,9 +210,8 @@ def _cost(report: dict[str, Any]) -> str:
         (seconds.get("first_token"), "s to first"),
     ):
         if value is not None:
-            parts.append(
-                f"{value:.3g} {words}" if isinstance(value, float) else f"{value} {words}"
-            )
+            figure = f"{value:.3g}" if isinstance(value, float) else str(value)
+            parts.append(f"{figure} {words}")
     if seconds.get("total") and report.get("tokens"):
         parts.append(f"{report['tokens'] / seconds['total']:.1f} tokens/s")
     return f"[{', '.join(parts)}; {report.get('finish')}]"

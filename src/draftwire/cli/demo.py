@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Sequence
 
 from draftwire.cli import _common
-from draftwire.cli._leaf import Leaf
+from draftwire.cli._leaf import EXPLAIN, NUMERICS, Leaf
 from draftwire.errors import ConfigError
 from draftwire.io import format_table
 from draftwire.options import STREAM_GROUPS, Draft, Measure
@@ -48,13 +48,12 @@ LEAF = Leaf(
 --draft PATH          a draft package that fits the target; one with a chat template is
                       talked to
 --prompt TEXT+        continue these texts in place of the demo's three
-{_common.NUMERICS}
-{_common.EXPLAIN}
+{NUMERICS}
+{EXPLAIN}
 """,
     about="Run a verifier and a device on this machine, with the reference models.",
-    more=lambda parser: _common.add_options(
-        parser, (*STREAM_GROUPS, Draft, Measure), defaults=DEFAULTS
-    ),
+    groups=(*STREAM_GROUPS, Draft, Measure),
+    defaults=DEFAULTS,
 )
 
 
@@ -145,34 +144,21 @@ def results(reports: Sequence[dict[str, Any]]) -> str:
 def _row(name: str, report: dict[str, Any]) -> list[object]:
     from draftwire.runtime.summary import summarise
 
-    found = summarise(name, report)
-    return [
-        name,
-        found.tokens,
-        found.rounds,
-        found.accepted_per_block,
-        report["target_forwards"],
-        found.tokens,
-        found.forwards_per_token,
-        found.bytes_per_drafted,
-        found.tokens_per_s,
-    ]
+    found, forwards = summarise(name, report), report["target_forwards"]
+    row = [name, found.tokens, found.rounds, found.accepted_per_block, forwards]
+    row += [found.tokens, found.forwards_per_token, found.bytes_per_drafted]
+    return [*row, found.tokens_per_s]
 
 
 def _sum(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def known(*keys: str) -> float | None:
-        values: list[Any] = list(reports)
-        for key in keys:
-            values = [value[key] for value in values]
-        return None if None in values else sum(values)
+    def known(found: list[Any]) -> Any:
+        return None if None in found else sum(found)
 
     counts = ("tokens", "rounds", "accepted", "drafted", "target_forwards")
-    return {
-        **{key: known(key) for key in counts},
-        "bytes": {"up_payload": known("bytes", "up_payload")},
-        "seconds": {"total": known("seconds", "total")},
-        "energy": {},
-    }
+    total: dict[str, Any] = {key: known([r[key] for r in reports]) for key in counts}
+    for key, part in (("bytes", "up_payload"), ("seconds", "total")):
+        total[key] = {part: known([report[key][part] for report in reports])}
+    return {**total, "energy": {}}
 
 
 def _terminated(*_: object) -> NoReturn:

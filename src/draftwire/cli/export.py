@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from draftwire.cli._common import give_json, ruled
-from draftwire.cli._leaf import Leaf, flag_lines
+from draftwire.cli._common import give_json
+from draftwire.cli._leaf import Leaf, flag_lines, ruled
 from draftwire.errors import ConfigError
 from draftwire.options import Option, options_of
 
@@ -107,8 +107,7 @@ def _leaf(name: str, source: str, summary: str, about: str) -> Leaf:
     for flag in job.flags.split():
         spec, _, text = _FLAGS[flag.strip("!")].partition("  ")
         lines.append(f"{spec} !  {text}" if flag.endswith("!") else f"{spec}  {text}")
-    run = f"draftwire.cli.export:{name}"
-    return Leaf(summary, run, "\n".join(lines), about, _settings_of(job))
+    return Leaf(summary, _RUN, "\n".join(lines), about, more=_settings_of(job))
 
 
 def _settings_of(job: Job) -> Callable[[argparse.ArgumentParser], None]:
@@ -126,10 +125,11 @@ def _settings_of(job: Job) -> Callable[[argparse.ArgumentParser], None]:
     return more
 
 
+_RUN = "draftwire.cli.export:run"
 LEAVES = {
     "package": Leaf(
         "a draft or target package from a checkpoint or an adapter",
-        "draftwire.cli.export:package",
+        _RUN,
         """
 SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the hub; a PEFT
                       LoRA directory, with --base; or a draft package to add LiteRT to
@@ -170,31 +170,13 @@ SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the h
 }
 
 
-def package(args: argparse.Namespace) -> int:
-    """Make a package of a checkpoint or an adapter."""
-    if args.engine == "litert":
-        return _run(args, "litert")
-    adapter = args.base is not None or (args.source / "adapter_config.json").is_file()
-    return _run(args, "adapter" if adapter else "onnx")
-
-
-def draft(args: argparse.Namespace) -> int:
-    """Train a draft."""
-    return _run(args, "draft")
-
-
-def evolve(args: argparse.Namespace) -> int:
-    """Train an evolved target."""
-    return _run(args, "evolve")
-
-
-def exits(args: argparse.Namespace) -> int:
-    """Train exits."""
-    return _run(args, "exits")
-
-
-def _run(args: argparse.Namespace, name: str) -> int:
-    """Make it, load it back, say what is in it."""
+def run(args: argparse.Namespace) -> int:
+    """Make what the command is called, load it back, say what is in it."""
+    name = args.leaf
+    if name == "package":
+        adapter = args.base is not None or (args.source / "adapter_config.json").is_file()
+        name = "adapter" if adapter else "onnx"
+        name = "litert" if args.engine == "litert" else name
     job = JOBS[name]
     for module in ("onnx", "onnxruntime", "tokenizers", *job.needs):
         if importlib.util.find_spec(module) is None:

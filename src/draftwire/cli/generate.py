@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
-from draftwire.cli._leaf import Leaf
+from draftwire.cli._leaf import EXPLAIN, Leaf
 from draftwire.errors import ConfigError, DraftwireError, OutputError, TransportError
 from draftwire.options import GROUPS, OPTIONS, STREAM_GROUPS, check_prompt, options_of
 
@@ -24,12 +24,12 @@ LEAF = Leaf(
     f"""
 [PROMPT]              the prompt; - reads it from stdin
 also:
-{_common.EXPLAIN}
+{EXPLAIN}
 --service             through the service of this board (service run)
 --socket PATH         where that listens
 """,
     about="Continue a prompt. The text goes to stdout, the totals to stderr.",
-    more=lambda parser: _common.add_options(parser, GROUPS),
+    groups=GROUPS,
 )
 
 

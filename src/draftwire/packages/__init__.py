@@ -26,6 +26,7 @@ from draftwire.packages.manifest import (
     MANIFESTS,
     NAME,
     Family,
+    Fields,
     PackageFile,
     Parallel,
     Shape,
@@ -172,11 +173,16 @@ def load_draft(path: str | Path) -> DraftPackage:
     said = common["raw"].get("parallel")
     parallel = read_parallel(common["path"].name, said, common["vocab_size"])
     package = DraftPackage(**common, parallel=parallel)
-    if TOKENIZER_FILE not in package.files:
-        raise PackageError(f"{package.path.name} has no {TOKENIZER_FILE}", hint=DAMAGED)
+    _needs_tokenizer(common)
     if not package.precisions:
         raise PackageError(f"{package.path.name} lists no model file", hint=DAMAGED)
     return package
+
+
+def _needs_tokenizer(common: Mapping[str, Any]) -> None:
+    if TOKENIZER_FILE not in common["files"]:
+        why = f"{common['path'].name} has no {TOKENIZER_FILE}"
+        raise PackageError(why, hint=DAMAGED)
 
 
 def load_target(path: str | Path) -> TargetPackage:
@@ -191,21 +197,17 @@ def load_target(path: str | Path) -> TargetPackage:
 def _load_target(path: Path, *, depth: int) -> TargetPackage:
     common = read_manifest(path, "target")
     where, raw, files = common["path"].name, common["raw"], common["files"]
-    version = raw.get("version")
-    if not isinstance(version, str) or not NAME.match(version):
-        raise wrong(where, "version", "a short word")
+    version = Fields(where, raw).word("version", NAME, "a short word")
     adapter = raw.get("adapter")
     if adapter is not None and adapter not in files:
         raise wrong(where, "adapter", "one of its files")
     exits = read_exits(common["path"], raw, layers=common["shape"].layers)
     link = raw.get("base")
     if (link is None) != (adapter is None):
-        raise PackageError(
-            f"{where} must name both a base and an adapter, or neither", hint=DAMAGED
-        )
+        both = f"{where} must name both a base and an adapter, or neither"
+        raise PackageError(both, hint=DAMAGED)
     if link is None:
-        if TOKENIZER_FILE not in files:
-            raise PackageError(f"{where} has no {TOKENIZER_FILE}", hint=DAMAGED)
+        _needs_tokenizer(common)
         return TargetPackage(**common, version=version, exits=exits)
     if depth:
         raise PackageError(
@@ -291,11 +293,8 @@ def _store(scratch: Path, files: Mapping[str, NewFile]) -> dict[str, Any]:
             place.write_bytes(new.source)
         else:
             shutil.copyfile(new.source, place)
-        entries[name] = {
-            "sha256": file_hash(place),
-            "bytes": place.stat().st_size,
-            **new.details,
-        }
+        found = {"sha256": file_hash(place), "bytes": place.stat().st_size}
+        entries[name] = {**found, **new.details}
     return entries
 
 

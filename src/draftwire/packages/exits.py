@@ -8,17 +8,24 @@ own, ``exits``, outside the package's id; readers that know nothing of it skip i
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ModelError, PackageError
-from draftwire.packages.manifest import DAMAGED, PackageFile, check_files, wrong
+from draftwire.packages.manifest import (
+    DAMAGED,
+    Fields,
+    PackageFile,
+    check_files,
+    is_share,
+    wrong,
+)
 
 EXITS_FORMAT = "draftwire.exits/1"
 EXITS_FILE = "exits.safetensors"
 MAX_EXITS = 16
+_SHARES = ("threshold", "agreement", "measured", "speaks")
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,7 @@ def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | No
     if section is None:
         return None
     where = path.name
-    if not isinstance(section, dict):
-        raise wrong(where, "exits", "an object")
+    fields = Fields(where, section, "exits")
     if section.get("format") != EXITS_FORMAT:
         return None
     if section.get("target") != raw.get("id"):
@@ -79,23 +85,19 @@ def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | No
     exits = _exits(where, section.get("exits"), layers)
     if EXITS_FILE not in files:
         raise PackageError(f"{where} has exits but no {EXITS_FILE}", hint=DAMAGED)
-    rank = section.get("rank")
-    if not isinstance(rank, int) or not _whole(rank, 1, 1 << 20):
-        raise wrong(where, "exits.rank", "a whole number")
+    rank = fields.whole("rank", 1, 1 << 20)
     bounds = [0, *(exit.layer for exit in exits), layers]
     parts = section.get("parts")
     if not isinstance(parts, list) or len(parts) != len(exits) + 1:
-        raise wrong(where, "exits.parts", "one part more than there are exits")
+        raise fields.wrong("parts", "one part more than there are exits")
     found = []
     for part, first, last in zip(parts, bounds, bounds[1:]):
         names = part.get("weights") if isinstance(part, dict) else None
-        if (
-            not isinstance(names, list)
-            or not all(isinstance(name, str) for name in names)
-            or part.get("file") not in files
-        ):
-            raise wrong(where, "exits.parts", "files with names of weights")
-        found.append(ExitPart(files[part["file"]], first, last, tuple(names)))
+        words: list[Any] = names if isinstance(names, list) else [None]
+        known = all(isinstance(name, str) for name in words)
+        if not known or part.get("file") not in files:
+            raise fields.wrong("parts", "files with names of weights")
+        found.append(ExitPart(files[part["file"]], first, last, tuple(words)))
     return Exits(exits, files[EXITS_FILE], tuple(found), rank)
 
 
@@ -124,33 +126,17 @@ def exits_of_header(
 def _exits(where: str, raw: Any, layers: int) -> tuple[Exit, ...]:
     if not isinstance(raw, list) or not 0 < len(raw) <= MAX_EXITS:
         raise wrong(where, "exits", f"a list of 1 to {MAX_EXITS}")
-    found = []
-    lowest = 1
+    found: list[Exit] = []
     for entry in raw:
-        if not isinstance(entry, dict) or not _whole(
-            entry.get("layer"), lowest, layers - 1
-        ):
-            raise wrong(where, "exits", f"exits after layers 1 to {layers - 1}, rising")
-        lowest = entry["layer"] + 1
-        numbers = {}
-        for key in ("threshold", "agreement", "measured", "speaks"):
-            value = entry.get(key)
-            if value is None and key in ("measured", "speaks"):
-                continue
-            if (
-                not isinstance(value, (int, float))
-                or isinstance(value, bool)
-                or not math.isfinite(value)
-                or not 0 <= value <= 1
-            ):
-                raise wrong(where, f"exits: {key}", "a number from 0 to 1")
-            numbers[key] = float(value)
-        found.append(Exit(entry["layer"], **numbers))
+        fields = Fields(where, entry, "exits")
+        layer = fields.whole("layer", found[-1].layer + 1 if found else 1, layers - 1)
+        given = {key: entry.get(key) for key in _SHARES}
+        if not all(map(is_share, [v for v in given.values() if v is not None])):
+            raise fields.wrong("threshold", "a number from 0 to 1, as the other shares are")
+        if given["threshold"] is None or given["agreement"] is None:
+            raise fields.wrong("threshold", "given, and the agreement too")
+        found.append(Exit(layer, **{k: v and float(v) for k, v in given.items()}))
     return tuple(found)
-
-
-def _whole(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def torch_stack(model: Any) -> tuple[Any, Any, Any]:

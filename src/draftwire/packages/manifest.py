@@ -8,9 +8,10 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import AbstractSet, Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping
 
 from draftwire.errors import PackageError
+from draftwire.io import read_text
 from draftwire.packages.seals import Seals, data_files
 
 MANIFESTS = {"draft": "draft.json", "target": "target.json"}
@@ -28,6 +29,7 @@ MAX_PARALLEL = 32  # tokens of one forward
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,127}\Z")
 HEX = re.compile(r"[0-9a-f]{64}\Z")
+ANYTHING = re.compile("")
 _WORDS = ("engine", "precision", "graph", "min_engine")
 DAMAGED = "copy or export the package again"
 
@@ -51,6 +53,9 @@ class Shape:
     kv_heads: int
     head_dim: int
     hidden: int
+
+
+_SHAPE = tuple(Shape.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,57 @@ class Parallel:
         return ids[:count]
 
 
+class Fields:
+    """An object of a manifest; its fields are read by name, and checked.
+
+    Args:
+        where: The package, for errors.
+        raw: What was read.
+        name: The object's own, with which those of its fields begin.
+
+    Raises:
+        PackageError: It is none, or a field is not as it must be; names the field.
+    """
+
+    def __init__(self, where: str, raw: Any, name: str = "") -> None:
+        if not isinstance(raw, dict):
+            raise wrong(where, name, "an object")
+        self.raw, self._where = raw, where
+        self._prefix = f"{name}." if name else ""
+
+    def wrong(self, name: str, wanted: str) -> PackageError:
+        """Return the error for a field that is not ``wanted``."""
+        return wrong(self._where, self._prefix + name, wanted)
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        """Return a whole number."""
+        found = self.raw.get(name)
+        if type(found) is not int or not low <= found <= high:
+            raise self.wrong(name, f"a whole number from {low} to {high}")
+        return found
+
+    def wholes(self, name: str, high: int, most: int) -> tuple[int, ...]:
+        """Return at most ``most`` numbers below ``high``."""
+        found = self.raw.get(name)
+        if not isinstance(found, list) or len(found) > most:
+            raise self.wrong(name, f"a list of at most {most}")
+        if not all(type(one) is int and 0 <= one < high for one in found):
+            raise self.wrong(name, f"whole numbers below {high}")
+        return tuple(found)
+
+    def word(self, name: str, pattern: re.Pattern[str], wanted: str) -> str:
+        """Return a text that ``pattern`` matches."""
+        found = self.raw.get(name)
+        if not isinstance(found, str) or not pattern.match(found):
+            raise self.wrong(name, wanted)
+        return found
+
+
+def is_share(value: Any) -> bool:
+    """Return whether ``value`` is a number from 0 to 1."""
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
 def read_parallel(where: str, raw: Any, vocab_size: int) -> Parallel | None:
     """Return what a manifest's ``parallel`` says; None where it has none.
 
@@ -96,21 +152,17 @@ def read_parallel(where: str, raw: Any, vocab_size: int) -> Parallel | None:
     """
     if raw is None:
         return None
-    raw = raw if isinstance(raw, dict) else {}
-    ids, block = raw.get("mask_ids"), raw.get("block")
-    if type(block) is not int or not 2 <= block <= MAX_PARALLEL:
-        raise wrong(where, "parallel.block", f"a number between 2 and {MAX_PARALLEL}")
-    known = isinstance(ids, list) and all(type(i) is int for i in ids)
-    if not known or not all(0 <= i < vocab_size for i in ids):
-        raise wrong(where, "parallel.mask_ids", "rows of its embedding")
+    fields = Fields(where, raw, "parallel")
+    block = fields.whole("block", 2, MAX_PARALLEL)
+    ids = fields.wholes("mask_ids", vocab_size, block - 1)
     if len(set(ids)) != len(ids) or len(ids) not in (1, block - 1):
-        raise wrong(where, "parallel.mask_ids", f"one id, or {block - 1} different ones")
+        raise fields.wrong("mask_ids", f"one id, or {block - 1} different ones")
     chances = raw.get("acceptance_by_position") or []
     if not isinstance(chances, list) or len(chances) not in (0, block):
-        raise wrong(where, "parallel.acceptance_by_position", f"{block} chances")
-    if not all(type(c) in (int, float) and 0 <= c <= 1 for c in chances):
-        raise wrong(where, "parallel.acceptance_by_position", "chances from 0 to 1")
-    return Parallel(tuple(ids), block, tuple(map(float, chances)))
+        raise fields.wrong("acceptance_by_position", f"{block} chances")
+    if not all(map(is_share, chances)):
+        raise fields.wrong("acceptance_by_position", "chances from 0 to 1")
+    return Parallel(ids, block, tuple(map(float, chances)))
 
 
 def read_manifest(path: Path, kind: str) -> dict[str, Any]:
@@ -121,39 +173,20 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     path = Path(os.path.abspath(path))
     raw = _read_json(path, kind)
     where = path.name
-
-    def whole(name: str, low: int, high: int, data: Mapping[str, Any] = raw) -> int:
-        value = data.get(name)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise wrong(where, name, "a whole number")
-        if not low <= value <= high:
-            raise wrong(where, name, f"between {low} and {high}")
-        return value
-
-    if not isinstance(raw.get("name"), str) or not NAME.match(raw["name"]):
-        raise wrong(where, "name", "a short name")
-    vocab_size = whole("vocab_size", 2, MAX_VOCAB)
-    bos_id = None
-    if raw.get("bos_id") is not None:
-        bos_id = whole("bos_id", 0, vocab_size - 1)
-    eos_ids = raw.get("eos_ids")
-    if not isinstance(eos_ids, list) or len(eos_ids) > MAX_FILES:
-        raise wrong(where, "eos_ids", "a list of token ids")
-    eos = tuple(whole("eos_ids", 0, vocab_size - 1, {"eos_ids": i}) for i in eos_ids)
-    sizes = raw.get("shape")
-    if not isinstance(sizes, dict):
-        raise wrong(where, "shape", "an object")
-    shape = Shape(**{k: whole(k, 1, 1 << 20, sizes) for k in Shape.__dataclass_fields__})
+    fields = Fields(where, raw)
+    vocab_size = fields.whole("vocab_size", 2, MAX_VOCAB)
+    begins = raw.get("bos_id") is not None
+    shape = Fields(where, raw.get("shape"), "shape")
     package = {
         "path": path,
         "id": raw.get("id"),
-        "name": raw["name"],
-        "family": _read_family(where, raw.get("family")),
+        "name": fields.word("name", NAME, "a short name"),
+        "family": _read_family(Fields(where, raw.get("family"), "family")),
         "vocab_size": vocab_size,
-        "context": whole("context", 1, MAX_CONTEXT),
-        "bos_id": bos_id,
-        "eos_ids": eos,
-        "shape": shape,
+        "context": fields.whole("context", 1, MAX_CONTEXT),
+        "bos_id": fields.whole("bos_id", 0, vocab_size - 1) if begins else None,
+        "eos_ids": fields.wholes("eos_ids", vocab_size, MAX_FILES),
+        "shape": Shape(**{k: shape.whole(k, 1, 1 << 20) for k in _SHAPE}),
         "files": check_files(path, raw.get("files")),
         "raw": raw,
     }
@@ -182,18 +215,12 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
             f"{path.name} has no {manifest.name}, so it is no {kind} package",
             hint="`draftwire export package` makes one from a checkpoint",
         )
+    text = read_text(manifest, MAX_MANIFEST, "a manifest")
     try:
-        with open(manifest, "rb") as stream:
-            text = stream.read(MAX_MANIFEST + 1)
-        if len(text) > MAX_MANIFEST:
-            raise PackageError(f"{path.name}/{manifest.name} is too long")
-        raw = json.loads(text.decode("utf-8"))
-    except OSError as exc:
-        raise PackageError(f"{manifest} cannot be read: {exc.strerror}") from exc
+        raw = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise PackageError(
-            f"{path.name}/{manifest.name} is not JSON", hint=DAMAGED
-        ) from exc
+        why = f"{path.name}/{manifest.name} is not JSON"
+        raise PackageError(why, hint=DAMAGED) from exc
     if not isinstance(raw, dict):
         raise PackageError(f"{path.name}/{manifest.name} is not an object")
     if raw.get("format") != FORMATS[kind]:
@@ -205,16 +232,12 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
     return raw
 
 
-def _read_family(where: str, raw: Any) -> Family:
-    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
-        raise wrong(where, "family", "an object with a name")
-    for key in ("backbone", "tokenizer"):
-        value = raw.get(key)
-        if key == "backbone" and value is None:
-            continue
-        if not isinstance(value, str) or not HEX.match(value):
-            raise wrong(where, f"family.{key}", "64 hex digits")
-    return Family(raw["name"], raw.get("backbone"), raw["tokenizer"])
+def _read_family(fields: Fields) -> Family:
+    backbone = None
+    if fields.raw.get("backbone") is not None:
+        backbone = fields.word("backbone", HEX, "64 hex digits")
+    tokenizer = fields.word("tokenizer", HEX, "64 hex digits")
+    return Family(fields.word("name", ANYTHING, "a name"), backbone, tokenizer)
 
 
 def check_files(path: Path, raw: Any, beside: Iterable[str] = ()) -> dict[str, PackageFile]:
@@ -229,46 +252,31 @@ def check_files(path: Path, raw: Any, beside: Iterable[str] = ()) -> dict[str, P
     files = {}
     seals = Seals(path)
     for name, entry in raw.items():
-        if not FILE_NAME.match(name) or name in MANIFESTS.values():
-            raise PackageError(f"{where} lists a file with the unfit name {name!r}")
         if not isinstance(entry, dict):
             raise wrong(where, f"files[{name}]", "an object")
-        words = {k: entry.get(k, "") for k in _WORDS}
-        sha256, size = entry.get("sha256"), entry.get("bytes")
-        if not all(isinstance(w, str) for w in words.values()) or not isinstance(size, int):
-            raise wrong(where, f"files[{name}]", "words and a length")
-        if not isinstance(sha256, str) or not HEX.match(sha256):
-            raise wrong(where, f"files[{name}].sha256", "64 hex digits")
-        file = path / name
+        if not FILE_NAME.match(name) or name in MANIFESTS.values():
+            raise PackageError(f"{where} lists a file with the unfit name {name!r}")
+        fields = Fields(where, {**dict.fromkeys(_WORDS, ""), **entry}, f"files[{name}]")
+        words = {key: fields.word(key, ANYTHING, "a word") for key in _WORDS}
+        sha256 = fields.word("sha256", HEX, "64 hex digits")
+        size, file = fields.whole("bytes", 0, 1 << 62), path / name
         if not file.is_file():
             raise PackageError(f"{where} lacks its file {name}", hint=DAMAGED)
         if file.stat().st_size != size:
-            raise PackageError(
-                f"{where}/{name} has {file.stat().st_size} bytes, not {size}",
-                hint=DAMAGED,
-            )
+            have = f"{where}/{name} has {file.stat().st_size} bytes, not {size}"
+            raise PackageError(have, hint=DAMAGED)
         if not seals.holds(file, sha256):
             raise PackageError(f"{where}/{name} does not match its hash", hint=DAMAGED)
         files[name] = PackageFile(file, sha256, size, details=entry, **words)
     seals.keep()
-    _nothing_unnamed(path, files, {*files, *beside})
+    for name in filter(lambda name: name.endswith(".onnx"), files):
+        for other in data_files(path / name) - {*files, *beside}:  # no hash covers it
+            if other != _SUPPLIED or os.path.lexists(path / other):
+                unlisted = (
+                    f"{where}/{name} reads {other!r}, which the package does not list"
+                )
+                raise PackageError(unlisted, hint=DAMAGED)
     return files
-
-
-def _nothing_unnamed(
-    path: Path, files: Mapping[str, PackageFile], named: AbstractSet[str]
-) -> None:
-    """Refuse a graph that reads weights which no hash covers."""
-    for name, file in files.items():
-        if not name.endswith(".onnx"):
-            continue
-        for other in data_files(file.path) - named:
-            if other == _SUPPLIED and not os.path.lexists(path / other):
-                continue
-            raise PackageError(
-                f"{path.name}/{name} reads {other!r}, which the package does not list",
-                hint=DAMAGED,
-            )
 
 
 def identity(kind: str, raw: Mapping[str, Any]) -> str:
@@ -278,13 +286,8 @@ def identity(kind: str, raw: Mapping[str, Any]) -> str:
         "format": FORMATS[kind],
         "files": [f"{n} {e['sha256']}" for n, e in sorted(raw["files"].items())],
         "family": [raw["family"].get("backbone"), raw["family"]["tokenizer"]],
-        "shape": {k: raw["shape"][k] for k in Shape.__dataclass_fields__},
-        "tokens": [
-            raw["vocab_size"],
-            raw["context"],
-            raw.get("bos_id"),
-            raw["eos_ids"],
-        ],
+        "shape": {k: raw["shape"][k] for k in _SHAPE},
+        "tokens": [raw.get(k) for k in ("vocab_size", "context", "bos_id", "eos_ids")],
         "base": base["id"] if isinstance(base, dict) and "id" in base else None,
         "adapter": raw.get("adapter"),
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
-from draftwire.cli._common import PROFILES, add_settings, give_json, show
-from draftwire.cli._leaf import Leaf
+from draftwire.cli._common import give_json, show
+from draftwire.cli._leaf import PROFILES, Leaf
 from draftwire.errors import ConfigError
 from draftwire.io import align, labelled, list_of, wrapped
 
@@ -45,9 +45,7 @@ known:
         about="Would a draft run here, and what mends it if not? Exit code: 0 a draft "
         "would run (warnings or not), 3 something on this machine, 4 the verifier, 5 the "
         "draft keeps it from running.",
-        more=lambda parser: add_settings(
-            parser, ("verifier", "draft", "target", "token_file", "threads")
-        ),
+        settings=("verifier", "draft", "target", "token_file", "threads"),
     ),
     "bundle": Leaf(
         "everything a board needs, in one signed archive",
@@ -75,7 +73,7 @@ instead:
 --new-key FILE        make a key; its public half is FILE.pub
 --show-key FILE       print the public half of a key
 """,
-        more=lambda parser: add_settings(parser, ("draft", "verifier", "target")),
+        settings=("draft", "verifier", "target"),
     ),
 }
 
@@ -115,6 +113,11 @@ def detect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _rows(label: str, texts: Iterable[str]) -> list[str]:
+    """Return a line for each text, the label at the first."""
+    return [labelled("" if i else label, text) for i, text in enumerate(texts)]
+
+
 def render(found: Detection) -> str:
     """Return the lines for people."""
     lines = [
@@ -126,10 +129,7 @@ def render(found: Detection) -> str:
         hint = f" (JetPack {found.l4t.jetpack})" if found.l4t.jetpack else ""
         lines.append(labelled("L4T", found.l4t.version + hint))
     lines += [labelled("python", _python(found)), labelled("memory", _memory(found))]
-    lines += [
-        labelled("cores" if i == 0 else "", _cluster(cluster))
-        for i, cluster in enumerate(found.clusters)
-    ]
+    lines += _rows("cores", map(_cluster, found.clusters))
     if found.quota is not None:
         lines.append(labelled("", f"a container may use {found.quota:g} of them"))
     if found.mode is not None:
@@ -206,31 +206,29 @@ def _mode(found: Detection) -> str:
 
 
 def _sensors(found: Detection) -> list[str]:
-    lines = []
-    for i, sensor in enumerate(found.sensors):
+    texts = []
+    for sensor in found.sensors:
         state = "readable" if sensor.readable else f"not readable: {sensor.why_not}"
-        text = f"{sensor.driver}: {list_of(sensor.rails)}; {state}"
-        lines.append(labelled("sensors" if i == 0 else "", text))
-    if not lines:
-        lines.append(labelled("sensors", "no power sensor: joules need a USB meter"))
-    for total in found.profile.rails.get("total", ()):
-        rails = " + ".join(total.get("rails", ()))
-        lines.append(labelled("", f"{total.get('scope')} = {rails}"))
-    return lines
+        texts.append(f"{sensor.driver}: {list_of(sensor.rails)}; {state}")
+    texts = texts or ["no power sensor: joules need a USB meter"]
+    return _rows("sensors", [*texts, *_totals(found.profile)])
+
+
+def _totals(profile: Profile) -> list[str]:
+    totals = profile.rails.get("total", ())
+    return [f"{t.get('scope')} = {' + '.join(t.get('rails', ()))}" for t in totals]
 
 
 def _engines(found: Detection) -> list[str]:
     if found.engines is None:
         where = "" if found.tree.host else f"; nothing below {found.tree.root} was run"
         return [labelled("engines", f"not asked{where}")]
-    lines = []
-    for i, engine in enumerate(found.engines):
-        text = f"{engine.name} {engine.version}".rstrip()
-        if not engine.usable:
-            text = f"{engine.name}: {engine.why_not}"
-        lines.append(labelled("engines" if i == 0 else "", text))
-        lines += [labelled("", f"  {_trial(trial)}") for trial in engine.providers]
-    return lines
+    texts = []
+    for engine in found.engines:
+        why = f"{engine.name}: {engine.why_not}"
+        texts.append(f"{engine.name} {engine.version}".rstrip() if engine.usable else why)
+        texts += [f"  {_trial(trial)}" for trial in engine.providers]
+    return _rows("engines", texts)
 
 
 def _trial(trial: Trial) -> str:
@@ -325,25 +323,21 @@ def _profile(profile: Profile) -> str:
     if raw.get("l4t"):
         lines.append(labelled("L4T", list_of(raw["l4t"])))
     lines.append(labelled("known by", list_of((*profile.compatible, *profile.models))))
-    for i, sensor in enumerate(raw.get("sensor", ())):
+    sensors = []
+    for sensor in raw.get("sensor", ()):
         system = f" ({sensor['l4t']})" if sensor.get("l4t") else ""
         where = f" at {list_of(sensor['address'])}" if sensor.get("address") else ""
-        text = f"{sensor.get('driver')}{where}{system}"
-        lines.append(labelled("sensors" if i == 0 else "", text))
-    totals = profile.rails.get("total", ())
-    for i, total in enumerate(totals):
-        rails = " + ".join(total.get("rails", ()))
-        text = f"{total.get('scope')} = {rails}"
-        lines.append(labelled("total" if i == 0 else "", text))
-    if not totals:
-        lines.append(labelled("total", "none: this board cannot measure itself"))
+        sensors.append(f"{sensor.get('driver')}{where}{system}")
+    none = ["none: this board cannot measure itself"]
+    lines += [*_rows("sensors", sensors), *_rows("total", _totals(profile) or none)]
     if profile.rails.get("parts"):
         lines.append(labelled("parts of it", list_of(profile.rails["parts"])))
-    for i, mode in enumerate(profile.modes):
+    modes = []
+    for mode in profile.modes:
         form = f"{mode['for']}: " if mode.get("for") else ""
         start = f" (default {mode['default']})" if mode.get("default") else ""
-        text = f"{form}{list_of(mode.get('names', ()))}{start}"
-        lines.append(labelled("power modes" if i == 0 else "", text))
+        modes.append(f"{form}{list_of(mode.get('names', ()))}{start}")
+    lines += _rows("power modes", modes)
     lines.append(labelled("engines", list_of(raw.get("engines", {}).get("packages", ()))))
     for label, texts in (
         ("note", profile.quirks),

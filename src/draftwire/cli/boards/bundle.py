@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from draftwire.boards.install.script import installer_script
+from draftwire.boards.profiles import find_profile
+from draftwire.boards.ship import signing, wheels
+from draftwire.boards.ship.bundle import Content, write_bundle
+from draftwire.boards.ship.userlands import choose_userland, userlands_of
 from draftwire.cli import _common
 from draftwire.errors import ConfigError
-
-if TYPE_CHECKING:
-    from draftwire.boards.profiles import Profile
-    from draftwire.boards.ship.bundle import Content
-    from draftwire.packages import DraftPackage
+from draftwire.packages import DraftPackage, load_draft
+from draftwire.reference import draft_path
 
 SCHEMA = "draftwire.bundled/1"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make a bundle."""
-    from draftwire.boards.profiles import find_profile
-    from draftwire.boards.ship import wheels
-    from draftwire.boards.ship.bundle import write_bundle
-    from draftwire.boards.ship.signing import load_signer
-    from draftwire.boards.ship.userlands import choose_userland, userlands_of
-    from draftwire.packages import load_draft
-
+    """Make a bundle, an installer or a key."""
     if args.installer:
         return _installer(args)
     if args.new_key or args.show_key:
@@ -39,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     values = {name: v.value for name, v in _common.read_settings(args).items()}
     signer = None
     if args.key is not None:
-        signer = load_signer(args.key)
+        signer = signing.load_signer(args.key)
     elif not args.unsigned and not args.dry_run:
         raise ConfigError(
             "a bundle is signed, and no --key says by whom",
@@ -49,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     userland = choose_userland(
         profile.name, userlands_of(profile.raw), args.python, args.glibc
     )
-    package = load_draft(_draft_folder(values["draft"]))
+    package = load_draft(values["draft"] or draft_path())
     local = {_distribution(path): path for path in args.wheel}
     for path in args.wheel:
         wheels.check_wheel(path, userland, profile.arch, local=True)
@@ -79,16 +75,24 @@ def run(args: argparse.Namespace) -> int:
     }
     if not args.dry_run:
         fetched = wheels.fetch_wheels(resolved, userland, profile.arch, cache=args.cache)
-        content = _content(args, profile, package, userland, values)
         brought = tuple(sorted(_module(name) for name in local))
-        system = tuple(m for m in wanted.system_modules if m not in brought)
-        manifest = write_bundle(
-            _with_wheels(
-                content, [*fetched, *args.wheel], wanted.modules + brought, system
-            ),
-            out,
-            signer,
+        target = values["target"]
+        content = Content(
+            board=profile.name,
+            title=profile.title,
+            arch=profile.arch,
+            userland=userland,
+            draft=package.path,
+            draft_id=package.id,
+            wheels=[*fetched, *args.wheel],
+            modules=wanted.modules + brought,
+            system_modules=[m for m in wanted.system_modules if m not in brought],
+            verifier=values["verifier"] or "",
+            group=args.group,
+            memory_mib=args.memory_mib,
+            settings={"target": str(target)} if target else {},
         )
+        manifest = write_bundle(content, out, signer)
         document.update(
             id=manifest["id"],
             file=str(out),
@@ -103,10 +107,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _installer(args: argparse.Namespace) -> int:
     """Write ``install.sh``."""
-    import hashlib
-
-    from draftwire.boards.install.script import installer_script
-
     script = installer_script()
     digest = hashlib.sha256(script).hexdigest()
     if args.out is None and args.json is None:
@@ -127,8 +127,6 @@ def _installer(args: argparse.Namespace) -> int:
 
 def _key(args: argparse.Namespace) -> int:
     """Make a key, or show the public half of one."""
-    from draftwire.boards.ship import signing
-
     new = args.new_key
     key = signing.make_key(new) if new else signing.public_key(args.show_key)
     if _common.give_json(args, {"schema": "draftwire.key/1", "public_key": key.text}):
@@ -157,14 +155,6 @@ def _print(document: dict[str, Any]) -> None:
     key = f"--key {trust}" if document["key"] else trust
     print(f"on the board: sudo sh install.sh {Path(document['file']).name} {key}")
     print("`draftwire boards bundle --installer --out install.sh` makes that script here")
-
-
-def _draft_folder(named: Path | None) -> Path:
-    if named is not None:
-        return named
-    from draftwire.reference import draft_path
-
-    return draft_path()
 
 
 def _distribution(path: Path) -> str:
@@ -200,37 +190,3 @@ def _requirement(text: str) -> tuple[str, str]:
     if not found:
         raise ConfigError(f"--require {text} is not NAME==VERSION")
     return found.group(1).lower().replace("_", "-"), found.group(2)
-
-
-def _content(
-    args: argparse.Namespace,
-    profile: Profile,
-    package: DraftPackage,
-    userland: Any,
-    values: dict[str, Any],
-) -> Content:
-    from draftwire.boards.ship.bundle import Content
-
-    settings = {} if not values["target"] else {"target": str(values["target"])}
-    return Content(
-        board=profile.name,
-        title=profile.title,
-        arch=profile.arch,
-        userland=userland,
-        draft=package.path,
-        draft_id=package.id,
-        wheels=(),
-        modules=(),
-        verifier=values["verifier"] or "",
-        group=args.group,
-        memory_mib=args.memory_mib,
-        settings=settings,
-    )
-
-
-def _with_wheels(
-    content: Content, paths: list[Path], modules: tuple[str, ...], system: tuple[str, ...]
-) -> Content:
-    from dataclasses import replace
-
-    return replace(content, wheels=paths, modules=modules, system_modules=system)

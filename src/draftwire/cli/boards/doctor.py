@@ -7,33 +7,34 @@ import json
 import sys
 import time
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
+from draftwire.boards.checks.findings import Finding
+from draftwire.boards.detect import detect
+from draftwire.boards.doctor import Report, examine
 from draftwire.cli import _common, boards
+from draftwire.cli._ask import Verifier, reason_of
 from draftwire.errors import ConfigError, DraftwireError, RefusedError, TransportError
 from draftwire.io import labelled, wrapped
-
-if TYPE_CHECKING:
-    import ssl
-
-    from draftwire.boards.checks.findings import Finding
-    from draftwire.boards.doctor import Report
+from draftwire.packages import load_draft
+from draftwire.reference import draft_path
+from draftwire.runtime.greeting import hello_of
+from draftwire.transport.answers import clean
+from draftwire.transport.client import Connection
+from draftwire.transport.dial import health_url, is_loopback
 
 # Opens a draft in a process of its own; `draftwire.boards` knows no engine of ours.
 PROBE = ("-m", "draftwire.runtime.engines.probe")
 _ANSWER_S = 8.0
-_LARGEST = 1 << 20
 _CLOCK_S = 120.0  # a certificate's edges and a log's order can do with less
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from draftwire.boards.detect import detect
-    from draftwire.boards.doctor import examine
-
     values = {name: v.value for name, v in _common.read_settings(args).items()}
     url, draft = values["verifier"], values["draft"]
     found = detect(
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         found,
         None if place is None else (*PROBE, str(place)),
         threads=values["threads"] if isinstance(values["threads"], int) else 1,
-        secure=_is_secure(url),
+        secure=urlsplit(url or "").scheme == "wss",
         progress=progress,
     )
     if url and host:
@@ -81,8 +82,6 @@ def _progress(*, quiet: bool) -> Callable[[str], None]:
 
 def _draft(named: Path | None) -> Path | None:
     """Return the draft to open: the named one, else the reference draft if there is."""
-    from draftwire.reference import draft_path
-
     if named is not None:
         return named.resolve()
     try:
@@ -126,11 +125,6 @@ def _verdict(report: Report) -> str:
 # ---- the verifier
 
 
-def _is_secure(url: str | None) -> bool:
-    """Return whether the verifier's certificate will be checked."""
-    return bool(url) and urlsplit(str(url)).scheme == "wss"
-
-
 def check_verifier(
     url: str,
     draft: Path | None,
@@ -145,75 +139,50 @@ def check_verifier(
     Raises:
         ConfigError: The address, or a file of the user, is wrong.
     """
-    from draftwire.transport.dial import tls_context
-
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+    if not urlsplit(url).hostname:
         raise ConfigError(f"{url} is no ws:// or wss:// address")
-    token = None if token_file is None else _common.read_token(token_file)
-    tls = tls_context(ca=ca, cert=None, key=None) if parts.scheme == "wss" else None
-    findings = _health(url, tls, token)
+    verifier = Verifier(url, token_file, ca, insecure=False)
+    findings = _health(verifier)
     if findings[0].status == "fail" or draft is None:
         return findings
-    return [*findings, _greet(url, draft, token, tls, target=target, insecure=insecure)]
+    return [*findings, _greet(verifier, draft, target=target, insecure=insecure)]
 
 
-def _health(url: str, tls: ssl.SSLContext | None, token: str | None) -> list[Finding]:
-    import urllib.error
-    from urllib.request import Request
-
-    from draftwire.boards.checks.findings import Finding
-    from draftwire.transport.answers import clean
-    from draftwire.transport.dial import health_url, is_loopback, web
-
-    parts = urlsplit(url)
-    asked = health_url(url)
-    request = Request(asked)
-    if token is not None and (tls or is_loopback(parts.hostname or "")):
-        request.add_header("Authorization", f"Bearer {token}")  # else it names no target
+def _health(verifier: Verifier) -> list[Finding]:
+    url, port = verifier.url, verifier.port
+    bad = partial(Finding, "verifier", "fail", exit_code=TransportError.exit_code)
     try:
-        opener = web(parts.hostname or "", tls)
-        with opener.open(request, timeout=_ANSWER_S) as answer:
-            body, date = answer.read(_LARGEST), answer.headers.get("Date")
-    except urllib.error.HTTPError as exc:  # 503 while it drains: the body says so
-        body, date = exc.read(_LARGEST), exc.headers.get("Date")
+        answer = verifier.ask()
     except (OSError, ValueError) as exc:
-        reason = getattr(exc, "reason", exc)
-        port = parts.port or (443 if tls else 80)
-        fix = f"nc -vz {parts.hostname} {port}"
+        reason = reason_of(exc)
+        fix = f"nc -vz {verifier.host} {port}"
         if isinstance(reason, ConnectionRefusedError):
             fix = f"draftwire verifier serve --target models/v1.target --port {port}"
-            if not is_loopback(parts.hostname or ""):
-                fix = f"ssh {parts.hostname} draftwire verifier serve --port {port}"
+            if not is_loopback(verifier.host):
+                fix = f"ssh {verifier.host} draftwire verifier serve --port {port}"
         if "CERTIFICATE_VERIFY_FAILED" in str(reason):
-            fix = f"openssl s_client -connect {parts.hostname}:{port} -showcerts"
-        detail = f"{url} does not answer: {reason}"
-        return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
-    findings = []
+            fix = f"openssl s_client -connect {verifier.host}:{port} -showcerts"
+        return [bad(f"{url} does not answer: {reason}", fix)]
+    asked = health_url(url)
     try:
-        health = json.loads(body)
+        health = json.loads(answer.body)
         # Without a token a verifier does not name them.
         served = health.get("targets", ())
         names = "".join(f"{t['name']} {t['version']}, " for t in served)[:-2]
         targets, status = clean(names, 1000), clean(str(health["status"]), 40)
     except (ValueError, KeyError, TypeError, AttributeError):
-        detail = f"what answers at {asked} is no draftwire verifier"
-        fix = f"curl -i {asked}"
-        return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
-    if status == "ok":
-        findings.append(Finding("verifier", "ok", f"{url}: {targets or status}"))
-    else:
-        fix = f"curl {asked}"
-        findings.append(
-            Finding("verifier", "warn", f"{url} is {status} {targets}".rstrip(), fix)
-        )
-    return findings + _clock(date)
+        return [
+            bad(f"what answers at {asked} is no draftwire verifier", f"curl -i {asked}")
+        ]
+    found = Finding("verifier", "ok", f"{url}: {targets or status}")
+    if status != "ok":
+        detail = f"{url} is {status} {targets}".rstrip()
+        found = Finding("verifier", "warn", detail, f"curl {asked}")
+    return [found, *_clock(answer.date)]
 
 
 def _clock(date: str | None) -> list[Finding]:
     """Compare this machine's clock with the verifier's, which its answer carries."""
-    from draftwire.boards.checks.findings import Finding
-
     try:
         theirs = parsedate_to_datetime(date or "").timestamp()
     except (TypeError, ValueError, IndexError):
@@ -226,21 +195,9 @@ def _clock(date: str | None) -> list[Finding]:
     return [Finding("clock", "warn", detail, "sudo timedatectl set-ntp true")]
 
 
-def _greet(
-    url: str,
-    draft: Path,
-    token: str | None,
-    tls: ssl.SSLContext | None,
-    *,
-    target: str,
-    insecure: bool,
-) -> Finding:
-    from draftwire.boards.checks.findings import Finding
-    from draftwire.packages import load_draft
-    from draftwire.runtime.greeting import hello_of
-    from draftwire.transport.client import Connection
-
-    options: dict[str, Any] = {"token": token, "insecure": insecure, "tls": tls}
+def _greet(verifier: Verifier, draft: Path, *, target: str, insecure: bool) -> Finding:
+    url, token = verifier.url, verifier.token
+    options: dict[str, Any] = {"token": token, "insecure": insecure, "tls": verifier.tls}
     start = time.monotonic()
     try:
         hello = hello_of(load_draft(draft), target)

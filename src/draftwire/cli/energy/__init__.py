@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.cli._common import PROFILES, give_json
-from draftwire.cli._leaf import Leaf
+from draftwire.cli._common import give_json
+from draftwire.cli._leaf import PROFILES, Leaf
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:

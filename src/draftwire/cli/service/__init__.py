@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from draftwire.cli import _common
-from draftwire.cli._leaf import Leaf
+from draftwire.cli._leaf import LOG_FORMAT, Leaf
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.options import GROUPS, Doors
 from draftwire.settings import Value
@@ -36,13 +36,13 @@ LEAF = Leaf(
 --interval S:positive =2  of top
 --count N             top: print it N times, and end
 --state DIR           counters (default: $STATE_DIRECTORY)
-{_common.LOG_FORMAT}""",
+{LOG_FORMAT}""",
     about="Keep a draft loaded and a verifier connected, for the programs of this board: "
     "as OpenAI's API, see docs/service.md. Under systemd it says when it is ready and "
     "that it lives; the unit of `draftwire boards bundle` starts it. status: exit code 4 "
     "when it does not run, or has no verifier. `draftwire generate --service PROMPT` "
     "tries it out.",
-    more=lambda parser: _common.add_options(parser, (Doors, *GROUPS)),
+    groups=(Doors, *GROUPS),
 )
 
 
@@ -164,10 +164,9 @@ def _greet(where: dict[str, Any]) -> None:
     tls = tls_context(**files) if files["ca"] or files["cert"] else None
     given = {name: where[name] for name in ("token", "insecure", "proxy")}
     hello = hello_of(where["draft"], where["target"])
+    given.update(tls=tls, timeout=where["timeout_s"])
     try:
-        Connection(
-            where["url"], hello, tls=tls, timeout=where["timeout_s"], **given
-        ).close()
+        Connection(where["url"], hello, **given).close()
     except DraftwireError as exc:
         if not may_pass(exc):
             raise

@@ -4,54 +4,44 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import time
 from collections import deque
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 from draftwire.cli import _common
-from draftwire.cli._screen import height, screen, show
+from draftwire.cli._screen import WIDTH, watch
 from draftwire.cli.service import sentence
+from draftwire.energy import load_tables
+from draftwire.energy.account.context import read_context
+from draftwire.energy.sources.choose import open_meter
 from draftwire.errors import SensorError, TransportError
+from draftwire.runtime.service.client import ServiceClient
 
 SCHEMA = "draftwire.service.top/1"
-WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
 _PHASES = ("prefill", "draft", "wait")
 
 
 def run(args: argparse.Namespace) -> int:
     """Show it until a key is pressed."""
-    from draftwire.energy.account.context import read_context
-    from draftwire.runtime.service.client import ServiceClient
-
-    live = sys.stdout.isatty() and args.count is None and args.json is None
-    left = args.count or (2 if args.json is not None else 10**9)
     seen: deque[tuple[float, int]] = deque(maxlen=61)
     document: dict[str, Any] = {}
-    with _watts() as watts, screen(live) as pressed:
-        while left:
-            left -= 1
+    with _watts() as watts:
+
+        def draw(_: int) -> list[str]:
             try:
                 with ServiceClient(args.socket, timeout=10) as service:
                     found = service.status()
-                seen.append((time.monotonic(), found["written"]))
-                document = {
-                    "status": found,
-                    "tokens_per_s": _speeds(seen)[-1] if len(seen) > 1 else None,
-                    "power": watts(),
-                    "board": read_context(),
-                }
-                lines = render(document, _speeds(seen), time.strftime("%H:%M:%S"))
-            except TransportError as error:
-                if not (live and document):
-                    raise
-                lines = [_common.plain(error)[:WIDTH], "asking again"]
+            except TransportError:
                 seen.clear()
-            if args.json is None:
-                show(lines[: height(live)], live)
-            if left and pressed(args.interval):
-                break
+                raise
+            seen.append((time.monotonic(), found["written"]))
+            speeds = _speeds(seen)
+            document.update(status=found, power=watts(), board=read_context())
+            document["tokens_per_s"] = speeds[-1] if speeds else None
+            return render(document, speeds, time.strftime("%H:%M:%S"))
+
+        watch(args, draw)
     _common.give_json(args, {"schema": SCHEMA, **document})
     return 0
 
@@ -59,9 +49,6 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _watts() -> Iterator[Any]:
     """Yield what reads the power of now: watts, scope and source, or why there are none."""
-    from draftwire.energy import load_tables
-    from draftwire.energy.sources.choose import open_meter
-
     try:
         meter = open_meter(load_tables())
     except SensorError as error:
@@ -82,12 +69,9 @@ def _watts() -> Iterator[Any]:
         yield read
 
 
-def _speeds(seen: deque[tuple[float, int]]) -> list[float]:
-    pairs = list(seen)
-    return [
-        max(0.0, (b - a) / (t - s)) if t > s else 0.0
-        for (s, a), (t, b) in zip(pairs, pairs[1:])
-    ]
+def _speeds(seen: Sequence[tuple[float, int]]) -> list[float]:
+    pairs = zip(seen, list(seen)[1:])
+    return [max(0.0, (b - a) / (t - s)) if t > s else 0.0 for (s, a), (t, b) in pairs]
 
 
 def render(document: Mapping[str, Any], speeds: list[float], clock: str = "") -> list[str]:
@@ -128,10 +112,8 @@ def render(document: Mapping[str, Any], speeds: list[float], clock: str = "") ->
             )
         total = work.get("seconds_total")
         if total:
-            shares = [
-                f"{name} {100 * work.get(f'seconds_{name}', 0) / total:.0f} %"
-                for name in _PHASES
-            ]
+            took = ((name, work.get(f"seconds_{name}", 0)) for name in _PHASES)
+            shares = [f"{name} {100 * seconds / total:.0f} %" for name, seconds in took]
             lines.append("time       " + ", ".join(shares))
     power, board = document["power"], document["board"]
     if power["watts"] is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 from functools import partial
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
-from draftwire.cli._leaf import Leaf
+from draftwire.cli._leaf import LOG_FORMAT, NUMERICS, Leaf
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS
 
 if TYPE_CHECKING:
+    from draftwire.verifier.serving import process
     from draftwire.verifier.serving.service import VerifierService
 
 log = logging.getLogger("draftwire.verifier")
@@ -64,7 +64,7 @@ targets:
                       CPU)
 --adapters {{auto,beside,merged}} =auto  evolved versions beside the tensors of one base, or
                       each merged into a model of its own (auto: small packages only)
-{_common.NUMERICS}
+{NUMERICS}
 --batch-tokens N =512  a forward
 --max-batch N =64 >batch  streams a forward
 --prefill-chunk N =128  a prompt
@@ -92,7 +92,7 @@ targets:
 --resume-mib N =64 >parked_mib  of kept text
 --drain-timeout S:positive =10 >drain_s
 logs:
-{_common.LOG_FORMAT}"""
+{LOG_FORMAT}"""
 _GATEWAY = f"""
 verifiers:
 --to URL...           a verifier, such as ws://127.0.0.1:8766; repeat it for each
@@ -107,7 +107,7 @@ verifiers:
 {_NETWORK}limits:
 --max-sessions N =4096 >connections  devices
 logs:
-{_common.LOG_FORMAT}"""
+{LOG_FORMAT}"""
 LEAVES = {
     "serve": Leaf(
         "serve targets until SIGTERM",
@@ -116,7 +116,7 @@ LEAVES = {
         about="Serve targets to devices. SIGTERM and Ctrl-C let running streams finish; "
         "SIGHUP reads tokens, certificates and targets again: what has changed serves new "
         "connections.",
-        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+        settings=("token_file",),
     ),
     "check": Leaf(
         "run a verifier, or a device, through the specification",
@@ -156,7 +156,7 @@ device:
         "the address (also in DRAFTWIRE_VERIFIER); without one, start devices by hand. "
         "Exit code 4 when a row fails. `--target kit` checks against exact texts; see "
         "docs/conformance.md.",
-        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+        settings=("token_file",),
     ),
     "gateway": Leaf(
         "one address for many verifiers",
@@ -165,7 +165,7 @@ device:
         about="Pass streams on to verifiers by consistent hashing. Nothing is kept: a "
         "stream finds its verifier by its id, and one whose verifier is gone is opened "
         "anew by its device. SIGTERM ends it; SIGHUP reads tokens and certificates again.",
-        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+        settings=("token_file",),
     ),
     "top": Leaf(
         "watch a verifier in a terminal",
@@ -179,7 +179,7 @@ device:
 """,
         about="Show what a verifier does now, from its metrics: 80 columns, over ssh as "
         "well. q or Ctrl-C ends it. It wants a token, or the address of --admin.",
-        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+        settings=("token_file",),
     ),
     "token": Leaf(
         "make a bearer token",
@@ -232,12 +232,14 @@ def serve(args: argparse.Namespace) -> int:
     _common.start_logging(verbose=args.verbose, form=args.log_format)
     options = process.Options(
         **{
-            **_fields(process.Options, args),
+            **_common.fields_of(process.Options, args),
             **network_of(args),
             "targets": tuple(targets),
             "loader": _loader(args, targets),
             "draft": _draft(args),
-            "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
+            "limits": Limits(
+                **_common.fields_of(Limits, args), parked_bytes=args.parked_mib << 20
+            ),
         }
     )
 
@@ -247,33 +249,37 @@ def serve(args: argparse.Namespace) -> int:
 
     def listening(service: VerifierService) -> None:
         manager.ready()
-        if (
-            options.token_file is None and not args.quiet
-        ):  # the service takes only loopback then
-            log.warning("no token file: everyone on this machine may connect")
-        served = [
-            {
-                "name": s.backend.name,
-                "version": s.backend.version,
-                "id": s.backend.id,
-                "context": s.backend.context,
-                "numerics": s.backend.numerics,
-            }
-            for s in service.registry.targets
-        ]
-        document = {"schema": SCHEMA, "url": service.url, "targets": served}
-        if service.admin_url is not None:
-            document["admin"] = service.admin_url
-        if _common.give_json(args, document):
-            # The first line, so that a program that starts us can read the port.
-            print(f"listening on {service.url}", flush=True)
-            if not args.quiet:
-                if service.admin_url is not None:
-                    print(f"health and metrics on {service.admin_url}", flush=True)
-                print(f"targets: {service.registry.listing()}", flush=True)
+        keys = ("name", "version", "id", "context", "numerics")
+        backends = [served.backend for served in service.registry.targets]
+        targets = [{key: getattr(backend, key) for key in keys} for backend in backends]
+        more = f"targets: {service.registry.listing()}"
+        announce(args, options, service, SCHEMA, {"targets": targets}, [more])
 
     process.serve(options, listening)
     return 0
+
+
+def announce(
+    args: argparse.Namespace,
+    options: process.Options,
+    service: Any,
+    schema: str,
+    more: dict[str, Any],
+    lines: list[str],
+) -> None:
+    """Say where a service listens, and what else there is to say of it."""
+    if options.token_file is None and not args.quiet:
+        # The service takes only loopback then.
+        log.warning("no token file: everyone on this machine may connect")
+    document = {"schema": schema, "url": service.url, **more}
+    if service.admin_url is not None:
+        document["admin"] = service.admin_url
+        lines.insert(0, f"health and metrics on {service.admin_url}")
+    if _common.give_json(args, document):
+        # The first line, so that a program that starts us can read the port.
+        print(f"listening on {service.url}", flush=True)
+        if not args.quiet:
+            print("\n".join(lines), flush=True)
 
 
 def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
@@ -290,24 +296,23 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
     if args.backend == "openai":
         from draftwire.verifier.backends.attached import AttachedLoader
 
-        return AttachedLoader(**_fields(AttachedLoader, args))
+        return AttachedLoader(**_common.fields_of(AttachedLoader, args))
     on_vllm = args.backend == "vllm"
     unfit = ("threads", "device", "numerics") if on_vllm else ("engine_args", "openai")
     for name in unfit:
         if getattr(args, name) is not None:
+            message = f"--{name.replace('_', '-')} is not for --backend {args.backend}"
+            own = "vLLM takes its own settings: --engine-args JSON"
             raise ConfigError(
-                f"--{name.replace('_', '-')} is not for --backend {args.backend}",
-                hint="vLLM takes its own settings: --engine-args JSON"
-                if on_vllm
-                else "it goes with --backend vllm",
+                message, hint=own if on_vllm else "it goes with --backend vllm"
             )
     if on_vllm:
         from draftwire.verifier.backends.vllm.loading import VllmLoader
 
-        return VllmLoader(**{**_fields(VllmLoader, args), "targets": targets})
+        return VllmLoader(**{**_common.fields_of(VllmLoader, args), "targets": targets})
     from draftwire.verifier.backends.loading import Loader
 
-    return Loader(**_fields(Loader, args))
+    return Loader(**_common.fields_of(Loader, args))
 
 
 def _draft(args: argparse.Namespace) -> Any:
@@ -341,12 +346,6 @@ def _draft(args: argparse.Namespace) -> Any:
         return Drafts(load, package.vocab_size, package.context)
 
     return make
-
-
-def _fields(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Return those of ``args`` that are fields of a dataclass."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def token(args: argparse.Namespace) -> int:

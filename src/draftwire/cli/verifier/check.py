@@ -11,21 +11,25 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
+
+import numpy as np
 
 from draftwire.cli import _common
+from draftwire.cli._ask import Verifier, gone
 from draftwire.errors import ConfigError, TransportError
-
-if TYPE_CHECKING:
-    import ssl
-    from urllib.request import Request
-
-    from draftwire.verifier.kit.peer import Kit
-    from draftwire.verifier.kit.rows import Result
+from draftwire.packages import load_draft, load_tokenizer
+from draftwire.reference import draft_path, target_path
+from draftwire.sampling import NOISES, SamplingParams, make_proposer
+from draftwire.transport.answers import clean
+from draftwire.transport.dial import check_url
+from draftwire.transport.messages import Hello
+from draftwire.verifier.kit.peer import Kit
+from draftwire.verifier.kit.rows import Result, run_rows
+from draftwire.verifier.kit.target import KIT_HELLO, NAME
 
 HEALTH_SCHEMA = "draftwire.verifier/1"
 SCHEMA = "draftwire.conformance/2"
-HEALTH_S = 10.0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,43 +45,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from urllib.request import Request
-
-    from draftwire.transport.dial import check_url, health_url, is_loopback, tls_context
-
     # Its health is no secret: only what a token would follow needs TLS.
-    uri = check_url(args.url, insecure=args.insecure or args.health)
-    tls = tls_context(ca=args.ca, cert=None, key=None) if uri.secure else None
-    if args.health:
-        token_file = _common.read_settings(args)["token_file"].value
-        headers = {}
-        if token_file is not None and (
-            uri.secure or args.insecure or is_loopback(uri.host)
-        ):
-            headers["Authorization"] = f"Bearer {_common.read_token(token_file)}"
-        request = Request(health_url(args.url), headers=headers)
-        return _health(args, request, uri.host, tls)
-    return _conformance(args, tls)
+    check_url(args.url, insecure=args.insecure or args.health)
+    token_file = _common.read_settings(args)["token_file"].value
+    verifier = Verifier(args.url, token_file, args.ca, insecure=args.insecure)
+    return _health(args, verifier) if args.health else _conformance(args, verifier)
 
 
-def _health(
-    args: argparse.Namespace, request: Request, host: str, tls: ssl.SSLContext | None
-) -> int:
-    import urllib.error
-
-    from draftwire.transport.answers import clean
-    from draftwire.transport.dial import web
-
+def _health(args: argparse.Namespace, verifier: Verifier) -> int:
     try:
-        with web(host, tls).open(request, timeout=HEALTH_S) as answer:
-            body = answer.read(1 << 20)
-    except urllib.error.HTTPError as error:
-        body = error.read(1 << 20)  # 503 while it drains: the body says so
+        body = verifier.ask().body
     except (OSError, ValueError) as error:
-        raise TransportError(
-            f"no verifier answers at {args.url}: {getattr(error, 'reason', error)}",
-            hint="check the address, and that `draftwire verifier serve` runs there",
-        ) from error
+        raise gone(args.url, error) from error
     try:
         health = json.loads(body)
         line = str(health["status"])
@@ -85,19 +64,17 @@ def _health(
             targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
             line += f": {', '.join(targets)}; {health['sessions']} devices"
     except (ValueError, KeyError, TypeError) as error:
-        raise TransportError(
-            f"what answers at {args.url} is no draftwire verifier"
-        ) from error
+        message = f"what answers at {args.url} is no draftwire verifier"
+        raise TransportError(message) from error
     if _common.give_json(args, {"schema": HEALTH_SCHEMA, **health}):
         print(clean(line, 2000))
     return 0 if health["status"] == "ok" else TransportError.exit_code
 
 
-def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
+def _conformance(args: argparse.Namespace, verifier: Verifier) -> int:
     from draftwire.verifier.kit.checks import CHECKS, prepare
-    from draftwire.verifier.kit.rows import run_rows
 
-    kit = _kit(args, tls)
+    kit = _kit(args, verifier)
     seconds = 10.0 if args.quick else args.seconds
 
     async def run() -> list[Result]:
@@ -120,8 +97,6 @@ def _say_row(args: argparse.Namespace) -> Callable[[Result], None]:
 
 def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> int:
     """Print the rows of a conformance kit and what they mean; return the exit code."""
-    from draftwire.transport.answers import clean
-
     if sys.stderr.isatty() and not args.quiet:
         print("\r\x1b[K", end="", file=sys.stderr)
     kinds = ("conforms", "fails", "not tested")
@@ -149,15 +124,7 @@ def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> in
     return 0 if good else TransportError.exit_code
 
 
-def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
-    from draftwire.packages import load_draft
-    from draftwire.reference import draft_path
-    from draftwire.sampling import NOISES
-    from draftwire.transport.messages import Hello
-    from draftwire.verifier.kit.peer import Kit
-    from draftwire.verifier.kit.target import KIT_HELLO, NAME
-
-    token_file = _common.read_settings(args)["token_file"].value
+def _kit(args: argparse.Namespace, verifier: Verifier) -> Kit:
     hello, words = KIT_HELLO, None
     if args.target != NAME:
         draft = load_draft(draft_path() if args.draft is None else args.draft)
@@ -171,9 +138,9 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
             draft_id=bytes.fromhex(draft.id),
             family=draft.family.name,
         )
-    token = None if token_file is None else _common.read_token(token_file)
     hello = replace(hello, noise=NOISES)
-    kit = Kit(args.url, hello, token, tls, args.patience, args.exhaust)
+    how = (verifier.token, verifier.tls, args.patience, args.exhaust)
+    kit = Kit(args.url, hello, *how)
     kit.tokenizer = words
     if args.quick:
         kit.long = 120
@@ -185,11 +152,6 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
 
 def _explain(args: argparse.Namespace) -> int:
     """Print what a stock server should sample for a seed, and how to ask it."""
-    import numpy as np
-
-    from draftwire.packages import load_tokenizer
-    from draftwire.reference import target_path
-    from draftwire.sampling import SamplingParams, make_proposer
     from draftwire.verifier.backends.base import SlotInput
     from draftwire.verifier.backends.loading import Loader
 
@@ -212,12 +174,9 @@ def _explain(args: argparse.Namespace) -> int:
         new = np.array(text[start:], np.int64)
         logits = target.forward([SlotInput(slot, start, new, 1)])[0][-1]
         found = proposer.propose(logits, len(text))
-        row = {
-            "position": len(text),
-            "id": found.token,
-            "text": words.decode([found.token]),
-        }
-        rows.append({**row, "probability": found.confidence})
+        row: dict[str, Any] = {"position": len(text), "id": found.token}
+        row.update(text=words.decode([found.token]), probability=found.confidence)
+        rows.append(row)
         text.append(found.token)
     signed = seed - (seed >> 63 << 64)
     sampling = dict(zip(("temperature", "top_k", "top_p"), shape))

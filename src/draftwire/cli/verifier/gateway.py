@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from functools import partial
 from typing import Any
 
 from draftwire.cli import _common
-from draftwire.cli.verifier import network_of
+from draftwire.cli.verifier import announce, network_of
+from draftwire.transport.dial import tls_context
+from draftwire.verifier.gateway.fleet import Fleet
+from draftwire.verifier.serving import process
+from draftwire.verifier.serving.limits import Limits
 
-log = logging.getLogger("draftwire.gateway")
+SCHEMA = "draftwire.gateway/1"
 
 
 def run(args: argparse.Namespace) -> int:
     """Pass streams on until a signal ends it."""
-    from draftwire.transport.dial import tls_context
-    from draftwire.verifier.gateway.fleet import Fleet
-    from draftwire.verifier.gateway.service import Gateway
-    from draftwire.verifier.serving import process
-    from draftwire.verifier.serving.limits import Limits
-
     _common.start_logging(verbose=args.verbose, form=args.log_format)
     tls = None
     if args.to_ca or args.to_cert:
@@ -41,24 +38,10 @@ def run(args: argparse.Namespace) -> int:
     options = process.Options(**network_of(args), limits=limits, fleet=fleet)
 
     def listening(service: Any) -> None:
-        assert isinstance(service, Gateway)
         replicas = service.fleet.replicas.values()
-        if options.token_file is None and not args.quiet:
-            log.warning("no token file: everyone on this machine may connect")
-        document = {
-            "schema": "draftwire.gateway/1",
-            "url": service.url,
-            "verifiers": [{"url": one.url, "state": one.state} for one in replicas],
-        }
-        if service.admin_url is not None:
-            document["admin"] = service.admin_url
-        if _common.give_json(args, document):
-            print(f"listening on {service.url}", flush=True)
-            if not args.quiet:
-                if service.admin_url is not None:
-                    print(f"health and metrics on {service.admin_url}", flush=True)
-                for one in replicas:
-                    print(f"  {one.url} ({one.state})", flush=True)
+        verifiers = [{"url": one.url, "state": one.state} for one in replicas]
+        lines = [f"  {one.url} ({one.state})" for one in replicas]
+        announce(args, options, service, SCHEMA, {"verifiers": verifiers}, lines)
 
     process.serve(options, listening)
     return 0
