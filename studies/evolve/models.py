@@ -284,12 +284,7 @@ class Workshop:
         return found
 
     def _distilled(
-        self,
-        name: str,
-        target: Any,
-        version: Version | None,
-        seed: int,
-        start: Any | None,
+        self, name: str, target: Any, version: Version | None, seed: int, start: Any | None
     ) -> Any:
         b = self.budget
         draft = make_draft(

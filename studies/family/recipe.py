@@ -25,12 +25,7 @@ from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
 from draftwire.export.training.measure import acceptance, text_loss, validation_loss
-from studies.family.corpus import (
-    DOMAINS,
-    build_tokenizer,
-    encode_parts,
-    split_documents,
-)
+from studies.family.corpus import DOMAINS, build_tokenizer, encode_parts, split_documents
 from studies.family.model import LlamaConfig, new_llama
 
 Say = Callable[[str], None]
