@@ -131,9 +131,7 @@ class ExitSettings(Options):
         "after how many layers each exit sits; by default one third and two thirds",
     )
     rank: int | None = setting(
-        None,
-        _COUNT,
-        "of each exit's residual; by default 256, at most the target's width",
+        None, _COUNT, "of each exit's residual; by default 256, at most the target's width"
     )
     agreement: float = setting(
         0.9, _SHARE, "how often an exit that speaks shall agree with the target"

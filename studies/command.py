@@ -21,18 +21,12 @@ def start(
     render: Callable[[dict[str, Any]], str],
     words: Sequence[str] | None = None,
 ) -> int:
-    """Run a study: its document goes to ``--json``, its tables to stdout.
+    """Run a study of a module's ``name``: its document goes to ``--json``, its tables to
+    stdout. Return the exit code, as `draftwire` has them.
 
-    Args:
-        name: Of its module, for ``python -m``.
-        question: What it asks, in one line.
-        flags: Its own, see :mod:`draftwire.cli._leaf`.
-        study: Makes the document; gets the parsed flags, and who is told of progress.
-        render: Returns the document as text.
-        words: In place of the process's own.
-
-    Returns:
-        The exit code, as `draftwire` has them.
+    ``flags`` are its own, see :mod:`draftwire.cli._leaf`; ``study`` makes the document, and
+    gets the parsed flags and who is told of progress; ``words`` stand in place of the
+    process's own.
     """
     prog = f"python -m {name}"
     parser = Parser(prog=prog, description=question)

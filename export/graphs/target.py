@@ -1,34 +1,21 @@
 """The graph of a target for the embedded verifier: one forward, many streams.
 
-Inputs (``B`` streams, ``S`` new tokens in the longest of them, ``P`` cached tokens
-in the longest, ``N`` wanted rows; all three may differ from call to call):
+Inputs (``B`` streams, ``S`` new tokens in the longest of them, ``P`` cached tokens in the
+longest, ``N`` wanted rows; all may differ from call to call):
 
-====================  =======  ==============  =====================================
-name                  type     shape           meaning
-====================  =======  ==============  =====================================
-``input_ids``         int64    ``[B, S]``      new tokens, shorter rows padded on the
-                                               right with any token id
-``past_lens``         int64    ``[B]``         cached tokens that count in each row;
-                                               the new ones get positions
-                                               ``past_lens[b] + 0 .. S-1``
-``rows``              int64    ``[N]``         where logits are wanted, as indices
-                                               ``b * S + s``; may be empty
-``past.{i}.key``      float32  ``[B, KV, P, D]``  keys of layer ``i``, position ``p``
-                                               at index ``p``; what lies at and after
-                                               ``past_lens[b]`` is ignored but must
-                                               be finite; ``P`` may be 0
-``past.{i}.value``    float32  ``[B, KV, P, D]``  values, the same
-====================  =======  ==============  =====================================
+- ``input_ids`` int64 ``[B, S]``: new tokens, shorter rows padded on the right with any id
+- ``past_lens`` int64 ``[B]``: cached tokens that count in each row; the new ones get
+  positions ``past_lens[b] + 0 .. S-1``
+- ``rows`` int64 ``[N]``: where logits are wanted, as ``b * S + s``; may be empty
+- ``past.{i}.key``, ``past.{i}.value`` float32 ``[B, KV, P, D]``: keys and values of layer
+  ``i``, position ``p`` at index ``p``; what lies at and after ``past_lens[b]`` is ignored
+  but must be finite; ``P`` may be 0
 
 Outputs:
 
-====================  =======  ==============  =====================================
-``logits``            float32  ``[N, V]``      in the order of ``rows``
-``new.{i}.key``       float32  ``[B, KV, S, D]``  keys of the new tokens; the caller
-                                               writes the first ``n_b`` of row ``b``
-                                               at ``past_lens[b]`` of its cache
-``new.{i}.value``     float32  ``[B, KV, S, D]``  values, the same
-====================  =======  ==============  =====================================
+- ``logits`` float32 ``[N, V]``, in the order of ``rows``
+- ``new.{i}.key``, ``new.{i}.value`` float32 ``[B, KV, S, D]``: those of the new tokens; the
+  caller writes the first ``n_b`` of row ``b`` at ``past_lens[b]`` of its cache
 
 Weights are initialisers with external data that is stored nowhere.  Their names,
 shapes and layout are those of the checkpoint's parameters (``weights.safetensors``

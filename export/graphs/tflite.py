@@ -21,13 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.export.graphs.decoder import Decoder
-from draftwire.export.graphs.tflite_builder import (
-    BOOL,
-    FLOAT,
-    INT,
-    ModelBuilder,
-    Subgraph,
-)
+from draftwire.export.graphs.tflite_builder import BOOL, FLOAT, INT, ModelBuilder, Subgraph
 from draftwire.export.sources.rope import Rope
 from draftwire.export.sources.weights import Linear, Weights
 

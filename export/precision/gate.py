@@ -22,13 +22,7 @@ from draftwire.errors import ModelError
 from draftwire.export.graphs.draft import rotation
 from draftwire.export.precision.parity import Parity, mask_rows
 from draftwire.export.precision.quantise import inputs_of
-from draftwire.export.precision.runners import (
-    DraftRunner,
-    Logits,
-    Reader,
-    session,
-    threads,
-)
+from draftwire.export.precision.runners import DraftRunner, Logits, Reader, session, threads
 
 POSITIONS = 1056  # of the gate, and about as many again to calibrate on
 CHUNKS = (64, 1)

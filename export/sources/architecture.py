@@ -170,7 +170,7 @@ def read_architecture(
     if family is None:
         raise UnknownArchitecture(
             f"{where} is a {kind!r} model; this exporter writes "
-            f"{', '.join(FAMILIES)} by itself",
+            f"{', '.join(FAMILIES)} by itself"
         )
     if config.get("quantization_config"):
         raise ModelError(

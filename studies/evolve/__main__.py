@@ -93,12 +93,7 @@ def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]
     from draftwire.reference import target_path
     from studies.evolve.measure import Probe
     from studies.evolve.models import Budget
-    from studies.evolve.study import (
-        ARMS,
-        Study,
-        parse_version,
-        run_study,
-    )
+    from studies.evolve.study import ARMS, Study, parse_version, run_study
     from studies.evolve.text import Domain
 
     domains = [Domain(*_named(word)) for word in args.data]

@@ -78,18 +78,13 @@ def speak(target: Any, stream: np.ndarray, probe: Probe) -> Spoken:
 
 @torch.no_grad()
 def measure(draft: Any, spoken: Spoken, *, suffix: bool = False) -> dict[str, list[float]]:
-    """Measure a draft on what a target says.
+    """Measure a draft on what a target says; with ``suffix`` a cache of prompt, accepted
+    text and earlier sessions speaks first.
 
-    Args:
-        draft: Who foretells it.
-        spoken: The texts.
-        suffix: A cache of prompt, accepted text and earlier sessions speaks first.
-
-    Returns:
-        One value for each prompt: ``greedy`` mean accepted of a block, ``coupled`` the
-        same at temperature 1, ``greedy_first`` and ``coupled_first`` the shares of
-        blocks whose first draft is accepted, ``overlap`` the mean of ``sum min(p, q)``
-        at temperature 1 (for a token of the cache: the target's probability of it).
+    Returns one value for each prompt: ``greedy`` mean accepted of a block, ``coupled`` the
+    same at temperature 1, ``greedy_first`` and ``coupled_first`` the shares of blocks whose
+    first draft is accepted, ``overlap`` the mean of ``sum min(p, q)`` at temperature 1 (for
+    a token of the cache: the target's probability of it).
     """
     p, block = spoken.probe.prompt_tokens, spoken.probe.block
     at = slice(p - 1, -1)
@@ -119,17 +114,10 @@ def measure(draft: Any, spoken: Spoken, *, suffix: bool = False) -> dict[str, li
 
 
 def suffix_choices(texts: np.ndarray, prompt_tokens: int, vocab_size: int) -> np.ndarray:
-    """Return what the device's suffix cache proposes at each position, or -1.
+    """Return what the device's suffix cache proposes at each position, ``(sessions,
+    count)`` ids or -1, of texts ``(sessions, prompt + count)``.
 
     It knows the prompt, the text so far and all earlier rows, as earlier sessions.
-
-    Args:
-        texts: ``(sessions, prompt + count)`` ids, in the order of the sessions.
-        prompt_tokens: Tokens of each that are given.
-        vocab_size: Ids are below this.
-
-    Returns:
-        ``(sessions, count)`` ids or -1.
     """
     cache = SuffixCache(vocab_size)
     found = np.full((texts.shape[0], texts.shape[1] - prompt_tokens), -1, np.int64)

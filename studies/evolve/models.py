@@ -79,16 +79,11 @@ class Budget:
 def flops_per_token(
     a: Architecture, *, trained_layers: int, head: bool, length: int
 ) -> float:
-    """Return the arithmetic of one training token, forward and backward.
+    """Return the arithmetic of one training token of a draft, forward and backward: so many
+    layers are trained, and with ``head`` that too; attention grows with the row's length.
 
     The teacher's is left out: it reads the text once for all drafts, and could keep what
     the frozen anchor of a draft says of it.
-
-    Args:
-        a: Shape of the draft.
-        trained_layers: Layers that run and are trained.
-        head: The head is trained too, not only passed through.
-        length: Of a row; attention costs grow with it.
     """
     shapes = a.parameters()[0]
     prefix = a.layer(0)
@@ -117,11 +112,8 @@ def merged(base: Any, models: Sequence[Any], *, scale: float) -> Any:
 
 
 class Packaged:
-    """A draft package as a model: what the engine of a device says.
-
-    Args:
-        path: ``NAME.draft``, in int8 where it has that.
-        base: Whose tokenizer it must have.
+    """A draft package as a model: what the engine of a device says, in int8 where it has
+    that; it must have the tokenizer of ``base``.
     """
 
     def __init__(self, path: Path, base: Base) -> None:
@@ -241,11 +233,8 @@ class Workshop:
         return self._distilled(name, target, version, seed, self.frozen(seed))
 
     def independent(self, seed: int, *, times: float) -> Any:
-        """Return a draft that shares nothing but the tokenizer.
-
-        Args:
-            seed: Of its first weights and of the order of its text.
-            times: The frozen draft's arithmetic that it gets.
+        """Return a draft that shares nothing but the tokenizer, of so many times the frozen
+        draft's arithmetic.
         """
         b, a = self.budget, self.base.architecture
         layers = b.anchor_layers + b.trained_layers
@@ -275,11 +264,7 @@ class Workshop:
         return model
 
     def sizes(self, source: Path) -> dict[str, int]:
-        """Return the bytes of what a device would download, int8, as exported.
-
-        Args:
-            source: The base's folder.
-        """
+        """Return the bytes of what a device would download, int8, as exported."""
         b = self.budget
         draft = self.frozen(b.seeds[0])
         found = {}
@@ -299,12 +284,7 @@ class Workshop:
         return found
 
     def _distilled(
-        self,
-        name: str,
-        target: Any,
-        version: Version | None,
-        seed: int,
-        start: Any | None,
+        self, name: str, target: Any, version: Version | None, seed: int, start: Any | None
     ) -> Any:
         b = self.budget
         draft = make_draft(

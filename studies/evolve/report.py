@@ -245,9 +245,7 @@ def _claims(document: Mapping[str, Any]) -> list[str]:
             lines.append(f"  By target at T = 1: {words}.")
     cells = {m: t.difference(evolved, "suffix", "frozen") for m, t in tables.items()}
     claim(
-        "A suffix cache helps the frozen draft follow",
-        "With the cache less without",
-        cells,
+        "A suffix cache helps the frozen draft follow", "With the cache less without", cells
     )
     cells = {m: t.difference(evolved, "frozen", "retrained") for m, t in tables.items()}
     claim(
@@ -334,8 +332,7 @@ def draw(document: Mapping[str, Any], path: Path) -> Path | None:
     figure.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     try:
         write_whole(
-            path,
-            lambda to: figure.savefig(to, format="png", dpi=110, bbox_inches="tight"),
+            path, lambda to: figure.savefig(to, format="png", dpi=110, bbox_inches="tight")
         )
     finally:
         pyplot.close(figure)

@@ -72,15 +72,8 @@ def _clean_stories(text: str) -> str:
 
 
 def split_documents(domain: Domain, folder: Path, *, seed: int) -> dict[str, list[str]]:
-    """Return the documents of ``domain`` as ``{"seen", "unseen", "val"}``.
-
-    Args:
-        domain: Which corpus.
-        folder: Where the corpus files lie.
-        seed: Of the shuffle; the same seed gives the same split.
-
-    Raises:
-        ConfigError: The file is missing or empty.
+    """Return the documents of ``domain`` as ``{"seen", "unseen", "val"}``, by the seed of
+    the shuffle; a ConfigError where the file is missing or empty.
     """
     path = folder / domain.file
     try:

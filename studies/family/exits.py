@@ -32,16 +32,10 @@ _HELD_OUT = 16_384  # tokens of each kind of text, half to calibrate, half to me
 
 
 def family_texts(work: Path, version: str, settings: FamilySettings) -> list[Text]:
-    """Return the texts of a target's exits.
+    """Return the texts of a target's exits, of the recipe's token streams in ``work``.
 
-    Args:
-        work: The recipe's folder, with its token streams.
-        version: Of the target.
-        settings: The recipe.
-
-    Returns:
-        Of each domain: what the base has read, and as held-out text what no target has
-        read, and where that is little what this target and the exits have not read.
+    Of each domain: what the base has read, and as held-out text what no target has read,
+    and where that is little what this target and the exits have not read.
     """
     own = {d for e in settings.evolutions if e.version == version for d in e.domains}
     texts = []
@@ -63,17 +57,10 @@ def add_exits(
     exits: ExitSettings | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Give every target of the family exits, and its card a section about them.
+    """Give every target of the family in ``out`` exits, and its card a section about them.
 
     The base's are trained, and those of targets that have moved far from it; the others
     take the base's over, calibrated anew.
-
-    Args:
-        work: The recipe's folder, with its token streams.
-        out: Where the packages are.
-        settings: The recipe.
-        exits: How; None takes the published way.
-        say: Gets lines of progress.
     """
     own = {"v1", *(e.version for e in settings.evolutions if e.steps >= _OWN_FROM)}
     for version in ("v1", *(e.version for e in settings.evolutions)):
@@ -96,12 +83,7 @@ def add_exits(
 
 
 def write_exit_cards(out: Path, settings: FamilySettings) -> None:
-    """Write the section about exits of each target's card, in place of an older one.
-
-    Args:
-        out: Where the packages and ``cards`` are.
-        settings: The recipe.
-    """
+    """Write the section about exits of each target's card, in place of an older one."""
     for version in ("v1", *(e.version for e in settings.evolutions)):
         package = load_target(out / f"{version}.target")
         if package.exits is None:
@@ -120,15 +102,9 @@ def write_exit_cards(out: Path, settings: FamilySettings) -> None:
 
 
 def exit_cost(package: TargetPackage, *, turns: int = 31) -> tuple[float, float]:
-    """Measure what the exits of a target cost.
-
-    Args:
-        package: It has exits.
-        turns: How often each is run; they take turns, and the medians count.
-
-    Returns:
-        Seconds of a forward of 5 tokens on 128 cached ones with one thread, plain and
-        in parts with exits.
+    """Measure what the exits of a target cost: return the medians of so many turns, in
+    seconds, of a forward of 5 tokens on 128 cached ones with one thread, plain and in parts
+    with exits.
     """
     assert package.exits is not None
     graph = whole_graph(package)

@@ -37,11 +37,7 @@ def new_llama(config: LlamaConfig, *, seed: int) -> Any:
 
 
 def fresh_weights_(model: Any, *, seed: int) -> None:
-    """Give ``model`` random first weights, in place.
-
-    Args:
-        model: Of transformers, Llama or GPT-NeoX shape.
-        seed: Of the weights.
+    """Give a model of Llama or GPT-NeoX shape random first weights, in place.
 
     Source:
         Radford et al. 2019, GPT-2: 0.02, and less on the way into the residual stream.

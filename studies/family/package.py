@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from draftwire.errors import ConfigError
 from draftwire.export.adapter import read_adapter, write_evolved_target
@@ -31,22 +32,11 @@ def make_family(
     replace: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Make the reference family: train what is missing, package it, write its cards.
+    """Make the reference family of a corpus: train what is missing in ``work``, package it
+    in ``out``, write its cards; return the packages' folders.
 
-    Args:
-        corpus: Folder of the corpus files.
-        work: Folder for checkpoints; a second run goes on where the first stopped.
-        out: Folder for the packages, e.g. ``models``.
-        settings: The recipe; None takes the published one.
-        replace: Put packages in the place of older ones.
-        say: Gets lines of progress.
-
-    Returns:
-        The packages' folders.
-
-    Raises:
-        ConfigError: A corpus is missing, or a package exists and ``replace`` is False.
-        ModelError: An exported model differs from its checkpoint.
+    A ConfigError where a corpus is missing, or a package exists and is not to be replaced;
+    a ModelError where an exported model differs from its checkpoint.
     """
     corpus, work, out = Path(corpus), Path(work), Path(out)
     settings = settings or FamilySettings()
@@ -62,28 +52,12 @@ def make_family(
     for model in ("v1.hf", "draft.hf"):
         # Every text of the family begins with the end of the one before it.
         copy_tokenizer(work / "tokenizer.json", work / model / "tokenizer.json", 0)
-    anchor = settings.anchor_layers
+    how: dict[str, Any] = {"family_name": FAMILY, "context": _CONTEXT}
+    how |= {"anchor_layers": settings.anchor_layers, "replace": replace}
+    draft, target = out / "reference.draft", out / "v1.target"
     packages = [
-        export_onnx(
-            work / "draft.hf",
-            out / "reference.draft",
-            precision="int8",
-            name="reference",
-            family_name=FAMILY,
-            context=_CONTEXT,
-            anchor_layers=anchor,
-            replace=replace,
-        ),
-        export_onnx(
-            work / "v1.hf",
-            out / "v1.target",
-            role="target",
-            version="v1",
-            family_name=FAMILY,
-            context=_CONTEXT,
-            anchor_layers=anchor,
-            replace=replace,
-        ),
+        export_onnx(work / "draft.hf", draft, precision="int8", name="reference", **how),
+        export_onnx(work / "v1.hf", target, role="target", version="v1", **how),
     ]
     for evolution in settings.evolutions:
         adapter, scale = read_adapter(work / f"{evolution.version}.adapter")

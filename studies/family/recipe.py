@@ -25,12 +25,7 @@ from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
 from draftwire.export.training.measure import acceptance, text_loss, validation_loss
-from studies.family.corpus import (
-    DOMAINS,
-    build_tokenizer,
-    encode_parts,
-    split_documents,
-)
+from studies.family.corpus import DOMAINS, build_tokenizer, encode_parts, split_documents
 from studies.family.model import LlamaConfig, new_llama
 
 Say = Callable[[str], None]
@@ -47,31 +42,19 @@ class Evolution:
 
 @dataclass(frozen=True)
 class FamilySettings:
-    """Everything that decides the result, apart from the corpora.
+    """Everything that decides the result, apart from the corpora."""
 
-    Attributes:
-        config: Shape of the base target.
-        anchor_layers: Blocks that draft and targets share for good.
-        trained_layers: Trained blocks of the draft.
-        base_steps: Optimiser steps of the base (``Plan.batch`` tokens each).
-        draft_steps: Optimiser steps of the draft.
-        evolutions: The evolved targets.
-        rank: Of their adapters.
-        seed: Of everything random.
-        workers: Training processes.
-    """
-
-    config: LlamaConfig = LlamaConfig()
-    anchor_layers: int = 2
-    trained_layers: int = 2
-    base_steps: int = 650
+    config: LlamaConfig = LlamaConfig()  # shape of the base target
+    anchor_layers: int = 2  # blocks that draft and targets share for good
+    trained_layers: int = 2  # of the draft
+    base_steps: int = 650  # optimiser steps, of ``Plan.batch`` tokens each
     draft_steps: int = 220
     evolutions: tuple[Evolution, ...] = (
         Evolution("v2", ("home", "plans"), 80),
         Evolution("v3", ("coffee",), 40),
     )
-    rank: int = 16
-    seed: int = 1
+    rank: int = 16  # of their adapters
+    seed: int = 1  # of everything random
     workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
 
     def longer(self, factor: float) -> FamilySettings:

@@ -149,12 +149,7 @@ def _row(
         )
         counts.append(
             measure(
-                draft,
-                target,
-                prompt,
-                params,
-                block=settings.block,
-                tokens=settings.tokens,
+                draft, target, prompt, params, block=settings.block, tokens=settings.tokens
             )
         )
     lost = loss_of(params, vocab)

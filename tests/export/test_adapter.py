@@ -27,13 +27,8 @@ SHAPES = {LAST: (64, 64), FIRST: (96, 64)}
 
 @pytest.fixture
 def base(models, tmp_path):
-    return export_onnx(
-        models("llama"),
-        tmp_path / "v1.target",
-        role="target",
-        anchor_layers=1,
-        against="numpy",
-    )
+    how = {"role": "target", "anchor_layers": 1, "against": "numpy"}
+    return export_onnx(models("llama"), tmp_path / "v1.target", **how)
 
 
 def halves(module, rank=3):
@@ -75,10 +70,8 @@ def test_a_peft_adapter_becomes_an_evolved_target(base, peft, tmp_path, rslora, 
     assert sum(f.bytes for f in v2.files.values()) < 10_000
     before, after = target_weights(v1), target_weights(v2)
     first, second = halves(LAST)
-    change = scale * second @ first
-    np.testing.assert_allclose(
-        after[LAST + ".weight"] - before[LAST + ".weight"], change, atol=1e-3
-    )
+    change = after[LAST + ".weight"] - before[LAST + ".weight"]
+    np.testing.assert_allclose(change, scale * second @ first, atol=1e-3)
     for name in before.keys() - {LAST + ".weight"}:
         np.testing.assert_array_equal(before[name], after[name])
 
@@ -122,14 +115,12 @@ def test_what_is_more_than_lora_is_refused(base, peft, tmp_path, config, sentenc
 def test_what_does_not_fit_is_refused(base, peft, tmp_path):
     out = tmp_path / "v2.target"
     first, second = halves(LAST)
+    half = {f"{LAST}.weight.lora_a": first}
     for tensors, sentence in (
         ({}, "changes nothing"),
         ({"no.weight.lora_a": first, "no.weight.lora_b": second}, "the base lacks"),
-        ({f"{LAST}.weight.lora_a": first}, "half of a pair"),
-        (
-            {f"{LAST}.weight.lora_a": first, f"{LAST}.weight.lora_b": second * 1e9},
-            "float16",
-        ),
+        (half, "half of a pair"),
+        ({**half, f"{LAST}.weight.lora_b": second * 1e9}, "float16"),
     ):
         with pytest.raises(ModelError, match=sentence):
             write_evolved_target(tensors, 1.0, base, out, version="v2")

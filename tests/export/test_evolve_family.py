@@ -6,6 +6,7 @@ is, the text is the target's own; what changes is what the handshake says of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -50,10 +51,9 @@ def shelf(models, tmp_path_factory):
     text.write_text("\n\n".join(" ".join(rng.choices(words, k=60)) for _ in range(160)))
     base = models("llama")
     v1 = home / "v1.target"
-    command(
-        "export", "onnx", base, "--role", "target", "--anchor-layers", 1, "--out", v1,
-        "--family", "kin", "--name", "kin",
-    )  # fmt: skip
+    target = ("--role", "target", "--anchor-layers", 1)
+    kin = ("--family", "kin", "--name", "kin")
+    command("export", "onnx", base, *target, "--out", v1, *kin)
     small = ("--batch", 256, "--tokens", 512)
     command(
         "export", "draft", v1, "--layers", 1, "--data", text, "--out", home / "own.draft",
@@ -69,21 +69,16 @@ def shelf(models, tmp_path_factory):
     merged = shutil.copytree(base, home / "merged.hf")
     weights = target_weights(load_target(home / "v2.target"))
     write_tensors(merged / "model.safetensors", weights)
-    command(
-        "export", "onnx", merged, "--role", "target", "--anchor-layers", 1, "--out",
-        home / "v4.target", "--version", "v4", "--family", "kin", "--name", "kin",
-        "--precision", "fp32",
-    )  # fmt: skip
+    words = ("--out", home / "v4.target", "--version", "v4", "--precision", "fp32")
+    command("export", "onnx", merged, *target, *words, *kin)
     # A stranger: a tokenizer whose ids mean something else.
     other = shutil.copytree(base, home / "other.hf")
-    words = json.loads((other / "tokenizer.json").read_text())
-    vocab = words["model"]["vocab"]
+    raw = json.loads((other / "tokenizer.json").read_text())
+    vocab = raw["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
-    (other / "tokenizer.json").write_text(json.dumps(words))
-    command(
-        "export", "onnx", other, "--role", "target", "--anchor-layers", 1, "--out",
-        home / "w1.target", "--version", "w1", "--family", "stranger",
-    )  # fmt: skip
+    (other / "tokenizer.json").write_text(json.dumps(raw))
+    words = ("--out", home / "w1.target", "--version", "w1", "--family", "stranger")
+    command("export", "onnx", other, *target, *words)
     # A small model of the same tokenizer that shares nothing else.
     command(
         "export", "onnx", models("llama_tied_biased"), "--out", home / "small.draft",
@@ -178,18 +173,14 @@ def test_two_versions_at_once_share_no_cache(shelf, verifier):
     tokenizer = load_tokenizer(package.tokenizer_path)
     prompt = tokenizer.encode(PROMPTS[0], bos_id=package.bos_id)
     names = ("v1", "v2", "v3")
-    expected = {
-        n: target_only(shelf / f"{n}.target", prompt, "coupled", 0.9, 3) for n in names
-    }
+    how = ("coupled", 0.9, 3)
+    expected = {n: target_only(shelf / f"{n}.target", prompt, *how) for n in names}
     assert len({tuple(t) for t in expected.values()}) == 3, "the versions differ"
-    sessions = {
-        n: draftwire.connect(url, draft=package, target=n, token=token) for n in names
-    }
-    try:
-        streams = {
-            n: iter(run(s, PROMPTS[0], "coupled", 0.9, 3)) for n, s in sessions.items()
-        }
-        found = {n: [] for n in names}
+    with contextlib.ExitStack() as stack:
+        streams, found = {}, {n: [] for n in names}
+        for name in names:
+            session = draftwire.connect(url, draft=package, target=name, token=token)
+            streams[name] = iter(run(stack.enter_context(session), PROMPTS[0], *how))
         while streams:
             for name in list(streams):
                 chunk = next(streams[name], None)
@@ -198,9 +189,6 @@ def test_two_versions_at_once_share_no_cache(shelf, verifier):
                 else:
                     found[name] += [t.id for t in chunk.tokens]
         assert found == expected
-    finally:
-        for session in sessions.values():
-            session.close()
 
 
 def test_an_adapter_directory_joins_the_family(shelf, models):
@@ -245,17 +233,10 @@ def test_a_68m_draft_of_a_32k_vocabulary(tmp_path):
     engine.decoder = decoders.ByteLevel()
     folder = tmp_path / "vicuna-68m.hf"
     config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=2,
-        num_attention_heads=12,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-6,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=None,
-    )
+        vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=2,
+        num_attention_heads=12, max_position_embeddings=2048, rms_norm_eps=1e-6,
+        bos_token_id=0, eos_token_id=1, pad_token_id=None,
+    )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.float16).save_pretrained(folder)
     engine.save(str(folder / "tokenizer.json"))

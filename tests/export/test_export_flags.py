@@ -55,10 +55,7 @@ def test_a_wrong_flag_is_named(words, sentence, capsys):
     [
         (["pakage", "x"], "did you mean package?"),
         (["onnx", "x", "--out", "a.draft", "--precison=int8"], "did you mean --precision?"),
-        (
-            ["onnx", "x", "--out", "a.draft", "--zzz"],
-            "see `draftwire export package",
-        ),
+        (["onnx", "x", "--out", "a.draft", "--zzz"], "see `draftwire export package"),
     ],
 )
 def test_what_is_misspelt_gets_the_nearest(words, hint, capsys):

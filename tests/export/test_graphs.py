@@ -9,14 +9,13 @@ for library in ("torch", "transformers", "onnx", "onnxruntime"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
 
-import onnxruntime as ort  # noqa: E402
 from tiny_models import ATTENDING, SHAPES  # noqa: E402
 
 from draftwire.export.graphs.draft import build_gqa_graph  # noqa: E402
 from draftwire.export.graphs.reference import reference_logits  # noqa: E402
 from draftwire.export.graphs.target import build_target_graph  # noqa: E402
 from draftwire.export.graphs.tflite import build_tflite  # noqa: E402
-from draftwire.export.precision.runners import DraftRunner  # noqa: E402
+from draftwire.export.precision.runners import DraftRunner, session  # noqa: E402
 from draftwire.export.sources.architecture import (  # noqa: E402
     UnknownArchitecture,
     read_architecture,
@@ -27,11 +26,8 @@ from draftwire.export.sources.weights import CheckpointWeights  # noqa: E402
 LENGTH = 90
 
 
-def options():
-    found = ort.SessionOptions()
-    found.intra_op_num_threads = 1
-    found.log_severity_level = 3
-    return found
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def told(folder, torch_logits):
@@ -57,13 +53,7 @@ class Target:
     def __init__(self, checkpoint):
         self.shape = checkpoint.architecture
         weights = {n: checkpoint.weight(n) for n in checkpoint.parameters}
-        settings = options()
-        settings.add_external_initializers(
-            list(weights),
-            [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()],
-        )
-        graph = build_target_graph(checkpoint).SerializeToString()
-        self.session = ort.InferenceSession(graph, settings)
+        self.session = session(build_target_graph(checkpoint), weights=weights)
         self.names = [o.name for o in self.session.get_outputs()]
 
     def caches(self, batch, length):
@@ -88,33 +78,28 @@ class Target:
 
 def test_the_numpy_forward_is_the_model(case):
     checkpoint, ids, expected = case
-    found = reference_logits(checkpoint, ids)
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+    close(reference_logits(checkpoint, ids), expected)
 
 
 def test_draft_steps_of_any_size_and_rewinds(case):
     checkpoint, ids, expected = case
-    runner = DraftRunner(
-        build_gqa_graph(checkpoint).SerializeToString(), checkpoint.architecture
-    )
+    graph = build_gqa_graph(checkpoint).SerializeToString()
+    runner = DraftRunner(graph, checkpoint.architecture)
     done = 0
     for size in (20, 1, 3, 1, 7, 1, 1, 30):
         found = runner.forward(ids[done : done + size], rows=size)
-        np.testing.assert_allclose(
-            found, expected[done : done + size], atol=1e-4, rtol=1e-4
-        )
+        close(found, expected[done : done + size])
         done += size
     runner.forward(ids[::-1][:6])
     runner.rewind(40)
-    found = runner.forward(ids[40:55])
-    np.testing.assert_allclose(found, expected[54:55], atol=1e-4, rtol=1e-4)
+    close(runner.forward(ids[40:55]), expected[54:55])
 
 
 def test_a_ragged_batch_of_the_target_is_its_single_forwards(attends):
     checkpoint, ids, expected = attends
     target = Target(checkpoint)
     whole = target([ids], [0], range(LENGTH), target.caches(1, 0))
-    np.testing.assert_allclose(whole["logits"], expected, atol=1e-4, rtol=1e-4)
+    close(whole["logits"], expected)
     # Rows with 40 and 7 cached tokens and one without, 5, 2 and 3 new ones; what
     # lies behind the cached tokens is noise.
     caches = target.caches(3, 48)
@@ -126,12 +111,10 @@ def test_a_ragged_batch_of_the_target_is_its_single_forwards(attends):
     rows = [0, 1, 2, 3, 4, 5, 6, 10, 11, 12]
     found = target(batch, [40, 7, 0], rows, caches)
     texts = np.concatenate([expected[40:45], expected[7:9], expected[:3]])
-    np.testing.assert_allclose(found["logits"], texts, atol=1e-4, rtol=1e-4)
+    close(found["logits"], texts)
     for name, fresh in whole.items():
         if name != "logits":
-            np.testing.assert_allclose(
-                found[name][0], fresh[0, :, 40:45], atol=1e-4, rtol=1e-4
-            )
+            close(found[name][0], fresh[0, :, 40:45])
     nothing = target(batch, [40, 7, 0], [], caches)
     assert nothing["logits"].shape == (0, 320)
 
@@ -149,7 +132,7 @@ def test_target_blocks_are_single_steps(attends):
             fresh = step[name.replace("past", "new")]
             cache[:, :, done : done + size] = fresh
         done += size
-    np.testing.assert_allclose(np.concatenate(found), expected[:done], atol=1e-4, rtol=1e-4)
+    close(np.concatenate(found), expected[:done])
 
 
 def test_the_target_graph_holds_no_weights(attends):

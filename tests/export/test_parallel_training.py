@@ -116,9 +116,8 @@ def test_masks_behind_each_token_say_what_one_causal_model_says(models, shape, s
 
 def test_masks_only_leave_the_text_rows_as_they_were(family, tmp_path, text):
     """The masks learn; every weight of the draft, and so every logit, stays to the bit."""
-    package, folder, report = make(
-        family, tmp_path / "p.draft", text, masks_only=True, tokens=8192
-    )
+    how = {"masks_only": True, "tokens": 8192}
+    package, folder, report = make(family, tmp_path / "p.draft", text, **how)
     losses = [row["loss"] for row in report["log"]]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:4])
     before, after = (load_file(f / "model.safetensors") for f in (family[1], folder))
@@ -168,15 +167,13 @@ def test_all_layers_learn_and_again_from_there(family, tmp_path, text):
     for source in (found[0][1], found[0][0]):  # the directory, and the package
         draft = make_draft(base.model, anchor_layers=1, trained_layers=1)
         masks = start_from(draft, source, base)
-        np.testing.assert_allclose(
-            masks, first["model.embed_tokens.weight"][size:], atol=1e-6
-        )
+        rows = first["model.embed_tokens.weight"][size:]
+        np.testing.assert_allclose(masks, rows, atol=1e-6)
         again = ParallelTrainer(base.model, draft, 4, masks=masks)
         torch.testing.assert_close(again.masks(), masks, atol=1e-3, rtol=1e-2)
         for name, values in draft.named_parameters():
-            np.testing.assert_allclose(
-                values.detach(), first[name][: len(values)], atol=1e-6
-            )
+            wanted = first[name][: len(values)]
+            np.testing.assert_allclose(values.detach(), wanted, atol=1e-6)
 
 
 def test_an_interrupted_one_goes_on(family, tmp_path, text, monkeypatch):

@@ -23,17 +23,17 @@ from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 IDS = list(range(5, 45))
 
 
+def drafted(folder, place, **how):
+    """Export and load a draft; random weights are the worst case for rounding."""
+    return load_draft(
+        export_onnx(folder, place / "a.draft", **{"min_agreement": 0.3, **how})
+    )
+
+
 def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
     folder = models("llama")
-    out = export_onnx(
-        folder,
-        tmp_path / "tiny.draft",
-        precision=["fp32", "int8", "int8-split", "int8-kv8", "int4"],
-        family_name="tiny family",
-        anchor_layers=1,
-        min_agreement=0.3,  # random weights are the worst case for rounding
-    )
-    package = load_draft(out)
+    named = {"family_name": "tiny family", "anchor_layers": 1}
+    package = drafted(folder, tmp_path, precision=PRECISIONS, **named)
     assert package.family.name == "tiny family"
     assert package.family.backbone is not None
     assert (package.vocab_size, package.context) == (320, 160)
@@ -59,7 +59,7 @@ def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
         assert np.abs(found - expected).max() < share * scale
     sizes = [package.model_file(p).bytes for p in ("fp32", "int8", "int4")]
     assert sizes == sorted(sizes, reverse=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["tiny.draft"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.draft"]
 
 
 def test_a_precision_that_fails_does_not_take_the_others_along(
@@ -77,15 +77,7 @@ def test_a_precision_that_fails_does_not_take_the_others_along(
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_tied_head_is_stored_once(precision, models, tmp_path):
-    package = load_draft(
-        export_onnx(
-            models("qwen2"),
-            tmp_path / "a.draft",
-            precision=precision,
-            min_agreement=0.3,
-            against="numpy",
-        )
-    )
+    package = drafted(models("qwen2"), tmp_path, precision=precision, against="numpy")
     graph = onnx.load(str(package.model_path(precision)), load_external_data=False).graph
     places = {}
     for tensor in graph.initializer:
@@ -101,15 +93,8 @@ def test_a_tied_head_is_stored_once(precision, models, tmp_path):
 @pytest.mark.parametrize("shape", ["gemma2", "gpt_neox", "qwen3", "lfm2"])
 def test_a_cache_in_bytes_says_what_a_float_one_says(shape, models, tmp_path, torch_logits):
     folder = models(shape)
-    package = load_draft(
-        export_onnx(
-            folder,
-            tmp_path / "a.draft",
-            precision=["int8", "int8-kv8"],
-            context=96,
-            min_agreement=0.5,
-        )
-    )
+    how = {"precision": ["int8", "int8-kv8"], "context": 96, "min_agreement": 0.5}
+    package = drafted(folder, tmp_path, **how)
     expected = torch_logits(folder, IDS)[-1]
     found, memory = {}, {}
     for precision in package.precisions:
@@ -129,9 +114,7 @@ def test_a_cache_in_bytes_says_what_a_float_one_says(shape, models, tmp_path, to
 @pytest.mark.parametrize("precision", ["int8", "int8-split", "int8-kv8", "int4"])
 def test_what_a_rounded_draft_says_does_not_depend_on_the_step(precision, models, tmp_path):
     folder = models("llama_tied_biased")
-    package = load_draft(
-        export_onnx(folder, tmp_path / "a.draft", precision=precision, min_agreement=0.0)
-    )
+    package = drafted(folder, tmp_path, precision=precision, min_agreement=0.0)
     path = str(package.model_path(precision))
     runner = DraftRunner(path, load_checkpoint(folder).architecture)
     whole = runner.forward(IDS, rows=len(IDS))
@@ -145,15 +128,8 @@ def test_an_old_onnxruntime_gets_the_file_that_it_runs(models, tmp_path, monkeyp
 
     from draftwire.runtime.engines.choice import choose_engine
 
-    package = load_draft(
-        export_onnx(
-            models("llama"),
-            tmp_path / "a.draft",
-            precision=["int8", "int8-split"],
-            min_agreement=0.3,
-            against="numpy",
-        )
-    )
+    how = {"precision": ["int8", "int8-split"], "against": "numpy"}
+    package = drafted(models("llama"), tmp_path, **how)
     assert choose_engine(package)[1].precision == "int8"
     monkeypatch.setattr(onnxruntime, "__version__", "1.19.2")
     with pytest.raises(ModelError, match=r"needs onnxruntime 1\.27 or newer, this is 1.19"):

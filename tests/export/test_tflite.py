@@ -76,14 +76,9 @@ def test_a_package_gives_back_its_weights(shape, precision, models, tmp_path):
 
 @pytest.mark.parametrize("shape", ["llama", "gpt_neox"])
 def test_an_engine_is_added_to_a_package(shape, models, tmp_path):
-    package = load_draft(
-        export_onnx(
-            models(shape), tmp_path / "a.draft", precision=["fp32", "int8"],
-            min_agreement=0.3,
-        )
-    )  # fmt: skip
-    out = tmp_path / "b.draft"
-    export_tflite(package.path, out, precision=["fp32", "int8"], min_agreement=0.3)
+    how = {"precision": ["fp32", "int8"], "min_agreement": 0.3}
+    package = load_draft(export_onnx(models(shape), tmp_path / "a.draft", **how))
+    out = export_tflite(package.path, tmp_path / "b.draft", **how)
     found = load_draft(out)
     assert found.id != package.id  # another content is another package
     assert (found.family, found.name) == (package.family, package.name)
@@ -100,13 +95,11 @@ def test_an_engine_is_added_to_a_package(shape, models, tmp_path):
     for token in IDS[40:]:
         expected = theirs.forward([token])
         np.testing.assert_allclose(ours.forward([token]), expected, atol=2e-3)
-    again = export_tflite(package.path, tmp_path / "c.draft", min_agreement=0.3)
-    assert (
-        load_draft(again).id
-        == load_draft(
-            export_tflite(package.path, tmp_path / "d.draft", min_agreement=0.3)
-        ).id
+    first, again = (
+        export_tflite(package.path, tmp_path / f"{name}.draft", min_agreement=0.3)
+        for name in "cd"
     )
+    assert load_draft(first).id == load_draft(again).id
 
 
 def test_rounded_weights_and_the_checkpoints_own(models, tmp_path):
@@ -173,17 +166,10 @@ def test_the_gate_notices_a_mask_that_lets_the_future_in(models, monkeypatch, to
 
 
 @pytest.mark.parametrize(
-    ("context", "lengths"),
-    [
-        (160, [160]),
-        (256, [256]),
-        (400, [256, 400]),
-        (1280, [256, 1280]),
-        (4096, [256, 1024, 4096]),
-    ],
+    "lengths", [[160], [256], [256, 400], [256, 1280], [256, 1024, 4096]]
 )
-def test_short_texts_have_a_short_cache(context, lengths):
-    assert cache_lengths(context) == lengths
+def test_short_texts_have_a_short_cache(lengths):
+    assert cache_lengths(lengths[-1]) == lengths
 
 
 @pytest.mark.parametrize(

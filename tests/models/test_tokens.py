@@ -128,35 +128,23 @@ FAMILIES = {
     "llama2": (lambda: template(sentence_piece(prepended()), "<s> $A"), {}, "<s>"),
     "phi3": (
         lambda: template(sentence_piece(prepended()), "$A"),
-        {"add_bos_token": False},
-        None,
-    ),
+        {"add_bos_token": False}, None),
     "gemma": (
         lambda: template(sentence_piece(normalizers.Replace(" ", "▁")), "<s> $A"),
-        {},
-        "<s>",
-    ),
+        {}, "<s>"),
     "mistral": (
         lambda: template(
             sentence_piece(normalizers.NFC(), pre_tokenizers.Metaspace(**METASPACE)),
-            "<s> $A",
-        ),
-        {},
-        "<s>",
-    ),
+            "<s> $A"),
+        {}, "<s>"),
     "unigram": (lambda: template(unigram(), "$A </s>"), {}, None),
     "gpt_neox": (
-        lambda: byte_level(normalizer=normalizers.NFC(), added=SPACES),
-        {},
-        None,
-    ),
+        lambda: byte_level(normalizer=normalizers.NFC(), added=SPACES), {}, None),
     "opt": (lambda: template(byte_level(prefix=True), "$A"), {}, None),
     "stablelm": (
         lambda: byte_level(pre_tokenizers.Digits(True), normalizer=normalizers.NFC()),
-        {},
-        None,
-    ),
-}
+        {}, None),
+}  # fmt: skip
 
 
 def save(folder, name):

@@ -63,11 +63,7 @@ def test_no_scheme_beats_it(profile):
     for rtt, rate in itertools.product(RTTS, RATES):
         right = rights(rate, 2000, seed=3)
         bound = clairvoyant_s(
-            right,
-            draft_s=draft,
-            forward_s=lambda n: forward,
-            up_s=rtt / 2,
-            down_s=rtt / 2,
+            right, draft_s=draft, forward_s=lambda n: forward, up_s=rtt / 2, down_s=rtt / 2
         ) / len(right)
         assert bound <= race_time(right, draft, forward, rtt) + 1e-9
         waits = [await_time(right, draft, forward, rtt, k) for k in range(1, 17)]
