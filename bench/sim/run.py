@@ -166,11 +166,13 @@ class Plan:
 
     def length_policy(self) -> Controller:
         """Return the length policy of a stream."""
-        wanted = self.controller or self.scheme.policy(self.length, self.at_once)
+        count = self.at_once
+        wanted = self.controller or self.scheme.policy(self.length, count)
         rule = make_controller(wanted) if isinstance(wanted, str) else wanted
-        if self.at_once == 1 or isinstance(rule, ParallelPacing):
+        if count == 1 or isinstance(rule, ParallelPacing):
             return rule
-        return ParallelPacing(rule, Parallel((0,), self.at_once))
+        chances = (self.profile["text.acceptance"],) * count
+        return ParallelPacing(rule, Parallel((0,), count, chances))
 
 
 def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:

@@ -52,9 +52,11 @@ class Scheme:
 
         Args:
             block: Length of blocks, where it has some and none was asked for by name.
-            at_once: Tokens of one forward of the draft: a race sends them together.
+            at_once: Tokens of one forward of the draft: a race sends them together, and
+                fixed lengths are said so.
         """
-        return self.controller.format(k=self.block or block, at_once=at_once)
+        spec = self.controller.format(k=self.block or block, at_once=at_once)
+        return f"{spec}:parallel" if at_once > 1 and spec.startswith("fixed:") else spec
 
     def evidence_bytes(self, tokens: int, vocabulary: int) -> int:
         """Return the bytes beside the ids of a block of ``tokens``.
