@@ -16,7 +16,6 @@ import os
 import random
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -24,14 +23,14 @@ import numpy as np
 
 from draftwire.bench.link.spec import LinkSpec, Outages
 from draftwire.bench.sim.cloud import SimVerifier
-from draftwire.bench.sim.device import StepCost
-from draftwire.bench.sim.run import Device, Setting
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.run import Device, Plan
+from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Text, TextDraft
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
 from draftwire.io import format_table
 from draftwire.runtime.edge.mode import Mode
-from draftwire.runtime.pacing.controller import FixedLength, Off
 from draftwire.sampling import SamplingParams
 from draftwire.transport.messages import Hello
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
@@ -112,9 +111,6 @@ class _Job:
         """Return the draft's model."""
         return TextDraft(self._text)
 
-    def target(self) -> None:
-        """The backend has the target."""
-
 
 class _Verifier(SimVerifier):
     """A verifier whose exits speak at even distances."""
@@ -127,9 +123,9 @@ class _Verifier(SimVerifier):
         super().__init__(clock, backend, executor=executor, chunk=chunk)
         self.dialogues: list[Dialogue] = []
 
-    def attach(self, next: Any, peer: Peer, draft: Any = None) -> Dialogue:
+    def attach(self, peer: Peer) -> Dialogue:
         """Return the verifier's end of a new connection."""
-        self.dialogues.append(super().attach(next, peer))
+        self.dialogues.append(super().attach(peer))
         return self.dialogues[-1]
 
     def _greet(self, hello: Hello) -> Terms:
@@ -137,6 +133,7 @@ class _Verifier(SimVerifier):
         return Terms(self.served, self.usage, welcome)
 
 
+_PROFILE = find("nano-a100").replaced("assumed", "a test", draft__read_ms_per_token=0)
 _LINK = LinkSpec(delay_up_s=0.01, delay_down_s=0.01)
 _CUTS = Outages(fixed=((0.4, 20.0), (21.2, 20.0)))
 
@@ -164,21 +161,25 @@ def _write(
         left -= 1
 
     for number, (job, sampling) in enumerate(zip(jobs, params)):
-        controller = Off if case is None else partial(FixedLength, case.block)
-        setting = Setting(
-            Mode.of() if case is None else case.mode,
-            backend.vocab_size,
-            dataclasses.replace(_LINK, outages=_CUTS if cuts and number else Outages()),
-            controller,
-            StepCost(0.004 + 0.001 * number),  # so that devices fall out of step
+        plan = Plan(
+            # So that devices fall out of step.
+            _PROFILE.replaced("assumed", "a test", draft__step_ms=4 + number),
+            Scheme("off", "off", Mode.of())
+            if case is None
+            else Scheme("case", f"fixed:{case.block}", case.mode),
+            link=dataclasses.replace(
+                _LINK, outages=_CUTS if cuts and number else Outages()
+            ),
             tokens=tokens,
             params=sampling,
             seed=number,
+            backend=backend,
+            vocabulary=backend.vocab_size,
         )
         todo: list[_Job | None] = [job, None]
         if case is not None and case.turns:
             todo.insert(0, _Job(job.prompt[:-4], (), backend.vocab_size))
-        device = Device(clock, setting, verifier, todo.__getitem__, done)
+        device = Device(clock, plan, verifier, todo.__getitem__, done)
         clock.call_at(6.0 if cuts and not number else 0.0, device.start)
         results.append(device.results)
 

@@ -7,24 +7,24 @@ A A B B, so that a machine that slows down hits all alike.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Sequence
 
 import draftwire
 from draftwire.bench.compare.carried import carrying
-from draftwire.bench.compare.colocated import Colocated, tune_block
-from draftwire.bench.compare.pace import PacedDraft, PacedTarget
-from draftwire.bench.compare.played import PlayedDraft, PlayedTarget, played_texts
-from draftwire.bench.compare.server import PacedVerifier
-from draftwire.bench.compare.settings import Found, Settings, source_of
-from draftwire.bench.compare.simulated import VANILLA_BLOCK, best_blocks
+from draftwire.bench.compare.pace import PacedDraft
+from draftwire.bench.compare.run import VANILLA_BLOCK, Found, Settings, best_blocks
+from draftwire.bench.compare.server import PacedVerifier, played
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
-from draftwire.bench.sim.cloud import ForwardCost
+from draftwire.bench.sim.cloud import TextBackend
 from draftwire.bench.sim.device import StepCost
-from draftwire.bench.sim.facts import Profile
+from draftwire.bench.sim.facts import Profile, measured
+from draftwire.bench.sim.run import Plan, RealJob
 from draftwire.bench.sim.schemes import Scheme, carried_sizes
-from draftwire.bench.sim.texts import Text
+from draftwire.bench.sim.simulate import simulate, tuned
+from draftwire.bench.sim.texts import PlayedDraft, Text, played_texts
 from draftwire.energy.sources.modelled import ModelSource
 from draftwire.errors import ConfigError
 from draftwire.packages import load_draft, load_target, load_tokenizer
@@ -35,6 +35,18 @@ from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend
 
 Report = Dict[str, Any]
+# Stands for a profile where models take their own time: its numbers are not looked at.
+_HERE = measured(
+    "here",
+    "the models themselves",
+    {
+        name: (1.0, "of no account")
+        for name in (
+            *("draft.step_ms", "cloud.forward_ms", "cloud.draft_step_ms"),
+            *("link.rtt_ms", "text.acceptance", "text.vocabulary"),
+        )
+    },
+)
 
 
 def run_live(
@@ -75,10 +87,10 @@ class _Run:
         self.links, self.say = links, say
         self.draft, self.target = load_draft(settings.draft), load_target(settings.target)
         self.vocab_size = min(self.draft.vocab_size, self.target.vocab_size)
-        source = source_of(settings, profile)
         self.texts: list[Text] | None = None
         self.prompts: list[Sequence[int]]
-        if source is not None:
+        if profile is not None and settings.played:
+            source = settings.plan(profile).texts
             self.texts = played_texts(
                 source, settings.count, settings.tokens, vocab_size=self.vocab_size
             )
@@ -105,6 +117,7 @@ class _Run:
         # A profile's models have a vocabulary of their own.
         self.vocabulary = self.vocab_size
         self.watts: dict[str, float] = {}
+        self.best: dict[tuple[str, str], int] = {}
         if profile is not None:
             self.vocabulary = int(profile["text.vocabulary"])
             watts = profile.watts()
@@ -112,16 +125,15 @@ class _Run:
                 # Profiles know nothing of radios: handing over a frame counts as waiting.
                 wait = watts["wait"]
                 self.watts = {"transmit": wait, "idle": wait, **watts}
-        self.best = best_blocks(settings, profile, links, used, source, say)
-        self.near: tuple[Colocated, int] | None = None
+            if settings.block is None:
+                self.best = best_blocks(settings, profile, links, used, say)
+        self.near: Plan | None = None
 
     def all(self) -> tuple[list[Report], list[dict[str, Any]]]:
         """Return the reports of all runs, and what each link was."""
         settings = self.settings
         reports, about = [], []
         sizes = carried_sizes(self.used, settings.temperature, self.vocabulary)
-        if any(entry.place == "cloud" for entry in self.used):
-            self.near = self._server()
         # One that drafts too, and one that does not, as far as the rows want them.
         kinds = sorted({"draft" in entry.helps for entry in self.used})
         with carrying(sizes), ExitStack() as house:
@@ -163,9 +175,12 @@ class _Run:
         return reports, about
 
     def _verifier(self, sizes: Sequence[int], *, drafts: bool) -> PacedVerifier:
+        profile = self.settings.profile
+        if profile is not None and profile.endswith(".toml"):
+            profile = str(Path(profile).resolve())  # wherever the other process runs
         return PacedVerifier(
             Path(self.target.path),
-            profile=_findable(self.settings.profile),
+            profile=profile,
             texts=self.texts,
             carried=sizes,
             threads=self.settings.threads,
@@ -192,7 +207,7 @@ class _Run:
         # The session has no door for it: no device in service drafts slower than it can.
         drafter = session._drafter
         if self.texts is not None:
-            drafter._model = PlayedDraft(self.texts)
+            drafter._model = PlayedDraft(played(self.texts))
         model = drafter._model
         if self.profile is None or model is None:
             return None
@@ -202,15 +217,10 @@ class _Run:
     def _turn(self, sessions: Mapping[bool, Session], link: LinkSpec) -> list[Report]:
         """Run every prompt with every row once."""
         reports = []
-        tokens = self.settings.tokens
         for number, (prompt, params) in enumerate(zip(self.prompts, self.params)):
             for entry in self.used:
                 if entry.place == "cloud":
-                    assert self.near is not None
-                    colocated, block = self.near
-                    report = colocated.run(
-                        prompt, params, entry.block or block, tokens, link
-                    )
+                    report = self._beside(entry, link, number)
                 else:
                     block = self.settings.block or VANILLA_BLOCK
                     block = self.best.get((link.name, entry.name), block)
@@ -268,52 +278,57 @@ class _Run:
         }
         return report
 
-    def _server(self) -> tuple[Colocated, int]:
-        """Load both models here, for co-located decoding; choose its best block length."""
+    # ---- co-located: both models here, and only text crosses the link
+
+    def _beside(self, entry: Scheme, link: LinkSpec, number: int) -> Report:
+        """Write one text with the draft beside the target; return its report."""
+        if self.near is None:
+            self.near = self._server(entry)
+        plan, job = self.near, self.near.job
+        assert job is not None
+        outcome = simulate(
+            replace(
+                plan,
+                scheme=entry,
+                link=link,
+                params=self.params[number],
+                job=lambda _: job(number),
+                streams=1,
+                real_time=True,
+            )
+        )
+        report = outcome.streams[0].report({"name": "beside the target"}, ())
+        report["link"].update(wire_bytes="computed", rtt_ms=1e3 * link.rtt_s)
+        return report
+
+    def _server(self, entry: Scheme) -> Plan:
+        """Load both models here; choose the best block length."""
         threads, profile = self.settings.threads, self.profile
         draft: Model
         target: TargetBackend
         if self.texts is not None:
-            exits = () if profile is None else profile.exits
-            draft = PlayedDraft(self.texts)
-            target = PlayedTarget(self.target, self.texts, exits)
+            targets = played(self.texts)
+            draft = PlayedDraft(targets)
+            target = TextBackend.of(self.target, targets=targets)
         else:
             from draftwire.verifier.backends.onnx_target import OnnxTarget
 
             draft = DraftModel.load(self.draft, threads=threads)
             target = OnnxTarget(self.target.path, slots=1, threads=threads)
-        told: dict[str, Any] = {}
-        if self.watts and profile is not None:
-            # The device only waits.
-            told["watts"] = dict.fromkeys(self.watts, self.watts["wait"])
-            told["model"], told["origin"] = profile.name, f"profile {profile.name}, waiting"
-
-        def together(draft: Model, target: TargetBackend) -> Colocated:
-            return Colocated(
-                draft,
-                target,
-                vocab_size=self.vocab_size,
-                draft_context=self.draft.context,
-                stop_ids=sorted({*self.draft.eos_ids, *target.eos_ids}),
-                **told,
-            )
-
+        stops = sorted({*self.draft.eos_ids, *target.eos_ids})
         self.say("choosing the block length of co-located decoding")
-        work = self.prompts, self.params, self.settings.tokens
-        if profile is None:
-            colocated = together(draft, target)
-            return colocated, tune_block(colocated, *work)
-        step_s = profile.seconds("cloud.draft_step_ms")
-        forward_s = profile.seconds("cloud.forward_ms")
-        block = tune_block(
-            together(draft, target), *work, forward_s=forward_s, draft_s=step_s
+        plan = Plan(
+            _HERE if profile is None else profile,
+            replace(entry, block=None),
+            link=LinkSpec("at once", 0.0, 0.0),
+            streams=len(self.prompts),
+            tokens=self.settings.tokens,
+            job=lambda index: RealJob(draft, self.prompts[index], stops),
+            backend=target,
+            vocabulary=self.vocab_size,
+            draft_context=self.draft.context,
+            params=self.params[0],
+            real_time=profile is None,
+            own_pace=profile is None,
         )
-        draft = PacedDraft(draft, StepCost(step_s))
-        return together(draft, PacedTarget(target, ForwardCost.of(profile))), block
-
-
-def _findable(profile: str | None) -> str | None:
-    """Return how another process finds the profile, wherever it runs."""
-    if profile is None or not profile.endswith(".toml"):
-        return profile
-    return str(Path(profile).resolve())
+        return replace(plan, block=tuned(plan).block)

@@ -13,22 +13,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
 from draftwire.bench.sim.cloud import ForwardCost
-from draftwire.bench.sim.device import StepCost
-from draftwire.packages import Exit
 from draftwire.runtime.drafter import Model
 from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
-
-
-class DraftCost(Protocol):
-    """Seconds of a forward of the draft."""
-
-    def __call__(self, tokens: int) -> float:
-        """Return the seconds of a forward of so many tokens."""
 
 
 @dataclass
@@ -55,10 +46,10 @@ class PacedDraft:
 
     Args:
         model: The real one.
-        cost: Seconds of a forward.
+        cost: Seconds of a forward of so many tokens.
     """
 
-    def __init__(self, model: Model, cost: DraftCost | StepCost) -> None:
+    def __init__(self, model: Model, cost: Callable[[int], float]) -> None:
         self._model = model
         self._cost = cost
         self.pacer = Pacer()
@@ -80,65 +71,29 @@ class PacedDraft:
         self._model.rewind(length)
 
 
-class PacedTarget:
-    """A target backend that takes a profile's time, early exits included.
+def paced(backend: TargetBackend, cost: ForwardCost, layers: int = 1) -> TargetBackend:
+    """Return ``backend``, whose forwards take a profile's time from now on.
 
-    An exit after ``layer`` of ``layers`` speaks when that share of the forward's time
-    has passed.
-
-    Args:
-        backend: The real one.
-        cost: Seconds of a forward.
-        layers: Of the target, for its exits.
+    An exit after ``layer`` of ``layers`` speaks when that share of a forward's time has
+    passed.
     """
+    pacer, forward = Pacer(), backend.forward
 
-    def __init__(self, backend: TargetBackend, cost: ForwardCost, layers: int = 1) -> None:
-        self._backend = backend
-        self._cost = cost
-        self._layers = layers
-        self.pacer = Pacer()
-        self.id = backend.id
-        self.name = backend.name
-        self.version = backend.version
-        self.family = backend.family
-        self.vocab_size = backend.vocab_size
-        self.context = backend.context
-        self.bos_id = backend.bos_id
-        self.eos_ids = backend.eos_ids
-        self.slots = backend.slots
-        self.exits: tuple[Exit, ...] = backend.exits
-        self.numerics, self.logit_error = backend.numerics, backend.logit_error
-
-    def allocate(self) -> int:
-        """Take a KV slot."""
-        return self._backend.allocate()
-
-    def release(self, slot: int) -> None:
-        """Give a slot back."""
-        self._backend.release(slot)
-
-    def seconds(self, batch: Sequence[SlotInput]) -> float:
-        """Return what a forward over ``batch`` takes."""
-        tokens = sum(len(item) for item in batch)
-        if all(item.rows == 0 for item in batch):
-            return self._cost.reading(tokens)
-        return self._cost(tokens, len(batch))
-
-    def forward(
-        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    def in_time(
+        batch: Sequence[SlotInput], on_exit: ExitListener | None = None
     ) -> list[np.ndarray[Any, Any]]:
-        """Run one forward; return in due time."""
         began_s = time.perf_counter()
-        seconds = self.seconds(batch)
-        hold: ExitListener | None = None
-        if on_exit is not None:
-            listener = on_exit
+        seconds = cost.of_batch(batch, all(item.rows == 0 for item in batch))
 
-            def hold(number: int, rows: list[np.ndarray[Any, Any]]) -> None:
-                share = self.exits[number].layer / self._layers
-                self.pacer.until(began_s + share * seconds)
-                listener(number, rows)
+        def hold(number: int, rows: list[np.ndarray[Any, Any]]) -> None:
+            assert on_exit is not None
+            share = backend.exits[number].layer / layers
+            pacer.until(began_s + share * seconds)
+            on_exit(number, rows)
 
-        answers = self._backend.forward(batch, hold)
-        self.pacer.until(began_s + seconds)
+        answers = forward(batch, None if on_exit is None else hold)
+        pacer.until(began_s + seconds)
         return answers
+
+    backend.forward = in_time  # type: ignore[method-assign]
+    return backend

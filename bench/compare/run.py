@@ -9,18 +9,127 @@ from __future__ import annotations
 
 import datetime
 import os
-from typing import Any, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Mapping, Sequence
 
-from draftwire.bench.compare.settings import Settings, links_of, usable, why_not
-from draftwire.bench.compare.simulated import run_simulated
-from draftwire.bench.compare.table import different_texts, rows_of
+from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import choose_method
 from draftwire.bench.machine import machine
-from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.command import Question, plan_of, why_not
+from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.schemes import Scheme
+from draftwire.bench.sim.simulate import Plan, simulate, tuned
+from draftwire.bench.sim.table import different_texts, rows_of
+from draftwire.errors import ConfigError
 
-__all__ = ["SCHEMA", "Settings", "compare"]
+__all__ = ["SCHEMA", "Found", "Settings", "best_blocks", "compare"]
 
 SCHEMA = "draftwire.bench.compare/1"
+LINKS = ("lan", "wan", "poor")
+TRACE_RTT = "40ms"  # traces tell a rate alone
+VANILLA_BLOCK = 4  # as published
+_REAL = "nano-a100"  # whose clock a simulation of the reference models has
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare.
+
+    Raises:
+        ConfigError: A value is out of range, or two of them exclude each other.
+    """
+
+    draft: Path  # draft package
+    target: Path  # target package
+    entries: Sequence[Scheme]  # the rows
+    links: Sequence[str] = ()  # text forms; empty takes ``LINKS``
+    traces: Sequence[Path] = ()  # files with a rate over time; each is a link of 40 ms
+    # timing profile to pace to, or None for the models' own time
+    profile: str | None = None
+    # play texts of this luck in place of the models; needs a profile
+    acceptance: str | None = None
+    recording: Path | None = None  # play a recording of real models; needs a profile
+    prompts: Sequence[str] = ()  # what to continue
+    count: int = 3  # how many texts to play
+    tokens: int = 64  # of each text
+    repeats: int = 3  # runs of everything, in turns
+    # tokens of a block, where a row has a fixed length; None lets the simulator choose each
+    # row's best over each link
+    block: int | None = 4
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 50  # of the sampled rows
+    top_p: float = 1.0  # likewise
+    seed: int = 1  # of the first prompt; each further one adds 1
+    method: str = "auto"  # of the link emulator
+    threads: int = 1  # of either engine
+    simulated: bool = False  # in virtual time, by the simulator
+
+    def __post_init__(self) -> None:
+        for name, value, most in (
+            ("count", self.count, 1000),
+            ("tokens", self.tokens, 100_000),
+            ("repeats", self.repeats, 1000),
+            ("block", 1 if self.block is None else self.block, 64),
+            ("threads", self.threads, 1024),
+        ):
+            if not 1 <= value <= most:
+                raise ConfigError(f"{name} is {value}, must be within 1..{most}")
+        if self.acceptance is not None and self.recording is not None:
+            raise ConfigError("a recording and an acceptance exclude each other")
+        if self.played and self.profile is None and not self.simulated:
+            raise ConfigError(
+                "texts that are played take no time of their own",
+                hint="pace them: --profile nano-a100, or another one",
+            )
+        if self.block is None and not self.played and not self.simulated:
+            raise ConfigError(
+                "the best block length is found on texts that are known beforehand",
+                hint="give --k a number, or play texts: --acceptance 0.8",
+            )
+        if self.played and self.prompts:
+            raise ConfigError("texts that are played have prompts of their own")
+        if self.temperature and (self.played or self.simulated):
+            raise ConfigError(
+                "played and simulated texts are greedy", hint="leave --temperature out"
+            )
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature is {self.temperature}, must be at least 0")
+
+    @property
+    def played(self) -> bool:
+        """True when the texts are known beforehand and no model runs."""
+        return self.acceptance is not None or self.recording is not None
+
+    def plan(self, profile: Profile) -> Plan:
+        """Return what the simulator runs of each row: the same texts, on that clock."""
+        real = None if self.played or self.profile else self.target.name
+        question = Question(
+            recording=self.recording,
+            acceptance=self.acceptance,
+            real=None if real is None else real.replace(".target", ""),
+            streams=self.count,
+            tokens=self.tokens,
+            seed=self.seed,
+        )
+        return replace(plan_of(question, profile), block=self.block or VANILLA_BLOCK)
+
+    def chosen(self, entry: Scheme) -> bool:
+        """Whether a row's block length is the best one, and not one that was asked for."""
+        # A server that hosts both models would tune it.
+        wanted = self.block is None and entry.name != "vanilla"
+        return entry.tunable and (wanted or entry.place == "cloud")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the runs of a comparison gave."""
+
+    reports: list[dict[str, Any]]  # of every run, in the order of the runs
+    links: list[dict[str, Any]]  # what each link was
+    text: str  # what was written, in words
+    # the target's own text of each prompt, where it is known beforehand
+    known: Mapping[int, Sequence[int]] | None = None
 
 
 def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
@@ -38,24 +147,24 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     profile = None if settings.profile is None else find(settings.profile)
     begun = datetime.datetime.now(datetime.timezone.utc)
     about = machine()  # before the load is ours
-    used = usable(settings, profile)
+    whys = {entry.name: _why_not(entry, settings, profile) for entry in settings.entries}
+    used = [entry for entry in settings.entries if not whys[entry.name]]
+    if not used:
+        raise ConfigError(f"no row can be run: {next(iter(whys.values()))}")
     if settings.simulated:
         found = run_simulated(settings, used, profile, links, say)
     else:
         from draftwire.bench.compare.live import run_live
 
         found = run_live(settings, used, profile, links, say)
-    left_out = [
-        {"scheme": entry.name, "why": why_not(entry, settings, profile)}
-        for entry in settings.entries
-        if entry not in used
-    ]
+    kinds = {os.SCHED_FIFO: "fifo", os.SCHED_RR: "rr", os.SCHED_OTHER: "normal"}
+    scheduling = kinds.get(os.sched_getscheduler(0), "other")
     return {
         "schema": SCHEMA,
         "command": "bench compare",
         "simulated": settings.simulated,
         "date": begun.strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": {**about, "scheduling": _scheduling()},
+        "machine": {**about, "scheduling": scheduling},
         "paced_to": None if profile is None else profile.name,
         "text": found.text,
         "tokens": settings.tokens,
@@ -64,7 +173,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "temperature": settings.temperature,
         "seed": settings.seed,
         "links": found.links,
-        "left_out": left_out,
+        "left_out": [{"scheme": name, "why": why} for name, why in whys.items() if why],
         "rows": rows_of(found.reports),
         "different": different_texts(found.reports, found.known),
         "compared": sum(1 for report in found.reports if report["bench"]["same_text"]),
@@ -73,7 +182,94 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _scheduling() -> str:
-    """Return how the kernel schedules this process."""
-    names = {os.SCHED_FIFO: "fifo", os.SCHED_RR: "rr", os.SCHED_OTHER: "normal"}
-    return names.get(os.sched_getscheduler(0), "other")
+def links_of(settings: Settings) -> list[LinkSpec]:
+    """Return the links to run over.
+
+    Raises:
+        ConfigError: One is wrong, or two have the same name.
+    """
+    texts = list(settings.links)
+    if not texts and not settings.traces:
+        texts = list(LINKS)
+    links = [LinkSpec.parse(text) for text in texts]
+    for path in settings.traces:
+        if not path.is_file():
+            raise ConfigError(f"there is no trace at {path}", hint="check the path")
+        link = LinkSpec.parse(f"{TRACE_RTT}/trace:{path}")
+        links.append(replace(link, name=f"{TRACE_RTT}/{path.stem}"))
+    names = [link.name for link in links]
+    if len(set(names)) < len(names):
+        raise ConfigError("a link is asked for twice")
+    return links
+
+
+def _why_not(entry: Scheme, settings: Settings, profile: Profile | None) -> str:
+    """Return why a row cannot be run here, or ""."""
+    if settings.played or (settings.simulated and profile is not None):
+        return why_not(entry, profile, profile is not None and bool(profile.exits))
+    if settings.simulated:
+        why = "early exits of real models are not simulated"
+        return why if why_not(entry, profile, False) else ""
+    from draftwire.packages import load_target
+
+    if why_not(entry, None, False) and load_target(settings.target).exits is None:
+        return "the target has no early exits (draftwire export exits)"
+    return why_not(entry, profile, True)
+
+
+def best_blocks(
+    settings: Settings,
+    profile: Profile,
+    links: Sequence[LinkSpec],
+    used: Sequence[Scheme],
+    say: Callable[[str], None],
+) -> dict[tuple[str, str], int]:
+    """Return each row's best length over each link, on the same texts in virtual time."""
+    found: dict[tuple[str, str], int] = {}
+    plan = settings.plan(profile)
+    for link in links:
+        for entry in used:
+            if settings.chosen(entry) and entry.place == "device":
+                best = tuned(replace(plan, scheme=entry, link=link)).block
+                assert best is not None
+                say(f"{link.name}: the best block of {entry.name} has {best} tokens")
+                found[link.name, entry.name] = best
+    return found
+
+
+def run_simulated(
+    settings: Settings,
+    used: Sequence[Scheme],
+    profile: Profile | None,
+    links: Sequence[LinkSpec],
+    say: Callable[[str], None],
+) -> Found:
+    """Run every row over every link in virtual time, on the clock of ``profile``."""
+    clock = find(_REAL) if profile is None else profile
+    plan = settings.plan(clock)
+    about = plan.texts.name
+    if plan.job is not None:
+        about = f"reference draft, target {settings.target.name.replace('.target', '')}"
+    elif not settings.played:
+        about = f"synthetic texts of profile {clock.name}"
+    reports = []
+    for link in links:
+        for entry in used:
+            say(f"{link.name}: {entry.name}")
+            one = replace(plan, scheme=entry, link=link)
+            outcome = tuned(one) if settings.chosen(entry) else simulate(one)
+            for report in outcome.reports:
+                report["bench"].update(
+                    scheme=entry.name,
+                    link=link.name,
+                    repeat=0,
+                    same_text=True,
+                    simulated=True,
+                    pace=clock.name,
+                )
+                reports.append(report)
+    specs = [
+        {"name": link.name, "method": "simulated", "notes": [], "spec": link.to_dict()}
+        for link in links
+    ]
+    return Found(reports, specs, about)

@@ -14,25 +14,18 @@ import secrets
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 from draftwire.bench.child import Child
 from draftwire.bench.compare.carried import carrying
-from draftwire.bench.compare.pace import PacedDraft, PacedTarget
-from draftwire.bench.compare.played import (
-    EXIT_LAYERS,
-    PlayedDraft,
-    PlayedTarget,
-    text_from_json,
-    text_to_json,
-)
-from draftwire.bench.sim.cloud import ForwardCost
+from draftwire.bench.compare.pace import PacedDraft, paced
+from draftwire.bench.sim.cloud import EXIT_LAYERS, ForwardCost, TextBackend
 from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile, find
-from draftwire.bench.sim.simulate import cloud_step_s
-from draftwire.bench.sim.texts import Text
+from draftwire.bench.sim.run import cloud_step_s
+from draftwire.bench.sim.texts import PlayedDraft, Text, TextTarget
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.packages import load_draft, load_target
 from draftwire.runtime.engines.draft_model import DraftModel
@@ -56,22 +49,22 @@ class PacedLoader(Loader):
 
     profile: Profile | None = None  # whose time they keep; None leaves them as they are
     # what they play instead of running a model; None runs it
-    texts: Sequence[Text] | None = None
+    targets: Sequence[TextTarget] | None = None
 
     def __call__(self, path: Path) -> TargetBackend:
         """Load the target at ``path``; raises as :class:`Loader`."""
         backend: TargetBackend
-        profile = self.profile
-        if self.texts is not None:
+        profile, layers = self.profile, EXIT_LAYERS
+        if self.targets is not None:
             exits = () if profile is None else profile.exits
-            backend = PlayedTarget(load_target(path), self.texts, exits, slots=self.slots)
-            layers = EXIT_LAYERS
+            package = load_target(path)
+            backend = TextBackend.of(package, exits, self.targets, self.slots)
         else:
             backend = super().__call__(path)
             layers = load_target(path).shape.layers if backend.exits else 1
         if profile is None:
             return backend
-        return PacedTarget(backend, ForwardCost.of(profile), layers)
+        return paced(backend, ForwardCost.of(profile), layers)
 
 
 def main() -> int:
@@ -87,7 +80,7 @@ def main() -> int:
         loader = PacedLoader(
             threads=wanted["threads"],
             profile=None if wanted["profile"] is None else find(wanted["profile"]),
-            texts=None if texts is None else [text_from_json(one) for one in texts],
+            targets=None if texts is None else played(texts),
         )
         options = Options(
             targets=(Path(wanted["target"]),),
@@ -111,6 +104,12 @@ def main() -> int:
     return 0
 
 
+def played(texts: Sequence[Any]) -> list[TextTarget]:
+    """Return the targets of texts, or of what JSON made of them."""
+    found = [one if isinstance(one, Text) else Text.of(one) for one in texts]
+    return [TextTarget(text, number) for number, text in enumerate(found)]
+
+
 def _draft(path: str | None, loader: PacedLoader) -> Callable[[Any], Drafts] | None:
     """Return what makes drafts beside the target, in the profile's time."""
     if path is None:
@@ -119,10 +118,10 @@ def _draft(path: str | None, loader: PacedLoader) -> Callable[[Any], Drafts] | N
 
     def make() -> Model:
         model: Model
-        if loader.texts is None:
+        if loader.targets is None:
             model = DraftModel.load(package, threads=loader.threads)
         else:
-            model = PlayedDraft(loader.texts)
+            model = PlayedDraft(loader.targets)
         if loader.profile is None:
             return model
         return PacedDraft(model, StepCost(cloud_step_s(loader.profile)))
@@ -176,7 +175,7 @@ class PacedVerifier:
         wanted = {
             "target": str(target),
             "profile": profile,
-            "texts": None if texts is None else [text_to_json(one) for one in texts],
+            "texts": None if texts is None else [asdict(one) for one in texts],
             "carried": list(carried),
             "threads": threads,
             "draft": None if draft is None else str(draft),

@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Collection, Protocol, Sequence
+from typing import Any, Collection, Sequence
 
 import numpy as np
 
 from draftwire.bench.sim.facts import Exit as ExitFact
 from draftwire.bench.sim.facts import Profile
+from draftwire.bench.sim.texts import PlayedDraft, TextTarget, by_prompt
 from draftwire.clock import Clock
-from draftwire.packages import Exit, Family
-from draftwire.transport.messages import Hello, Message
+from draftwire.errors import RefusedError
+from draftwire.packages import Exit, Family, TargetPackage
+from draftwire.transport.messages import Hello
 from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
-from draftwire.verifier.beside import Beside, Drafts, Model
+from draftwire.verifier.beside import Drafts
 from draftwire.verifier.dialogue import Dialogue, Peer
 from draftwire.verifier.executor import Executor, VirtualExecutor
 from draftwire.verifier.greeting import welcome_to
-from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account, Usage
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
-EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
+EXIT_LAYERS = 1000  # an exit's place in the stack, as parts of the whole
+_EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
+_MANY = 1 << 30
 # Slots of texts that have ended would be missed by whoever uses the backend next.
 _LIMITS = Limits(block=255, waiting=255, resume_s=math.inf, prefixes=0)
-
-
-class TargetModel(Protocol):
-    """Logits of one stream's target."""
-
-    def run(self, start: int, tokens: np.ndarray, rows: int) -> np.ndarray:
-        """Feed ``tokens`` from position ``start`` on.
-
-        Returns:
-            ``(rows, width)`` logits of the last ``rows`` tokens.
-        """
-
-    def exit_rows(self, number: int, exit: ExitFact, end: int, rows: int) -> np.ndarray:
-        """Return what early exit ``number`` makes of the last ``rows`` before ``end``."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +65,8 @@ class ForwardCost:
         return self.base_s + self.token_s * over + self.session_s * (sessions - 1)
 
     def of_batch(self, parts: Sequence[SlotInput], prefill: bool) -> float:
-        """Return the seconds of a forward over ``parts``."""
-        tokens = sum(len(part.tokens) for part in parts)
+        """Return the seconds of a forward over ``parts``, which only read in a prefill."""
+        tokens = sum(len(part) for part in parts)
         return self.reading(tokens) if prefill else self(tokens, len(parts))
 
     def reading(self, tokens: int) -> float:
@@ -86,23 +75,20 @@ class ForwardCost:
 
 
 class TextBackend:
-    """The targets of texts that are known beforehand, as one backend.
+    """The targets of texts that are known beforehand, as one backend of the verifier.
 
-    Which text a slot holds is said when it is taken: prompts need not tell.
+    A stream's text is known by its prompt. Forwards take no time.
 
     Args:
         name: Of the target.
         vocab_size: Ids are below this.
-        exits: Early exits.
-        context: Longest sequence.
+        exits: Early exits; dice say where they are sure and right.
+        slots: Streams at the same time.
 
     Attributes:
-        next: Gives the model of the slot that is taken next.
+        targets: Of the texts; the latest of equal prompts counts.
     """
 
-    bos_id: int | None = None
-    eos_ids: tuple[int, ...] = ()
-    slots: int = 1 << 30
     numerics = "exact"
     logit_error = 0.0
     leaves = True
@@ -112,55 +98,71 @@ class TextBackend:
         name: str,
         vocab_size: int,
         exits: Sequence[ExitFact] = (),
-        context: int = 1 << 20,
+        targets: Sequence[TextTarget] = (),
+        slots: int = _MANY,
     ) -> None:
-        self.id, self.version = "", "simulated"
-        self.name, self.vocab_size, self.context = name, vocab_size, context
+        self.name, self.vocab_size, self.slots = name, vocab_size, slots
         self.family = Family(name, None, "00" * 32)
         self.facts = tuple(exits)
         self.exits: tuple[Exit, ...] = tuple(
-            Exit(number + 1, EXIT_THRESHOLD, fact.agreement)
-            for number, fact in enumerate(exits)
+            Exit(round(fact.fraction * EXIT_LAYERS), _EXIT_THRESHOLD, fact.agreement)
+            for fact in exits
         )
-        self.next: Callable[[], TargetModel | None] | None = None
-        self._models: dict[int, TargetModel] = {}
+        self.targets = list(targets)
+        self.id, self.version, self.context = "", "simulated", 1 << 20
+        self.bos_id: int | None = None
+        self.eos_ids: tuple[int, ...] = ()
+        self._models: dict[int, TextTarget | None] = {}  # by slot, None before the prompt
         self._taken = 0
 
+    @classmethod
+    def of(cls, package: TargetPackage, *words: Any, **named: Any) -> TextBackend:
+        """Return one in place of a target package's own; arguments as from `exits` on."""
+        found = cls(package.name, package.vocab_size, *words, **named)
+        for key in ("id", "version", "family", "context", "bos_id", "eos_ids"):
+            setattr(found, key, getattr(package, key))
+        return found
+
     def allocate(self) -> int:
-        """Take a slot for the text that comes next."""
-        model = None if self.next is None else self.next()
-        assert model is not None
+        """Take a slot."""
+        if len(self._models) >= self.slots:
+            raise RefusedError(f"the target is busy: all {self.slots} slots hold a session")
         self._taken += 1
-        self._models[self._taken] = model
+        self._models[self._taken] = None
         return self._taken
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
         del self._models[slot]
 
+    def share(self, source: int, slot: int, length: int) -> bool:
+        """Nothing is copied: reading is free."""
+        return False
+
     def forward(
         self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
     ) -> list[np.ndarray[Any, Any]]:
         """Return the rows of the texts."""
-        models = self._models
+        models = [self._model(item) for item in batch]
         if on_exit is not None:
             for number, fact in enumerate(self.facts):
-                ends = [(i, i.start + len(i.tokens)) for i in batch]
-                on_exit(
-                    number,
-                    [models[i.slot].exit_rows(number, fact, e, i.rows) for i, e in ends],
-                )
-        return [_rows(models[i.slot], i) for i in batch]
+                ends = [(item.start + len(item), item.rows) for item in batch]
+                told = [m.exit_rows(number, fact, *end) for m, end in zip(models, ends)]
+                on_exit(number, told)
+        return [_rows(model, item) for model, item in zip(models, batch)]
+
+    def _model(self, item: SlotInput) -> TextTarget:
+        model = self._models[item.slot]
+        if model is None or not item.start:
+            model = by_prompt(self.targets, item.tokens[: item.kept].tolist())
+            self._models[item.slot] = model
+        return model
 
 
-def _rows(model: TargetModel, item: SlotInput) -> np.ndarray:
+def _rows(model: TextTarget, item: SlotInput) -> np.ndarray:
     """Return the rows of an input: of each leaf as of a text that ends with it."""
-    chain, leaves = item.tokens[: item.kept], item.tokens[item.kept :]
-    beside = [
-        model.run(item.start, np.append(chain[:behind], leaf), 1)
-        for behind, leaf in zip(item.leaves, leaves)
-    ]
-    rows = model.run(item.start, chain, item.rows - len(beside))
+    beside = [model.run(item.start + behind + 1, 1) for behind in item.leaves]
+    rows = model.run(item.start + item.kept, item.rows - len(beside))
     return np.concatenate([rows, *beside]) if beside else rows
 
 
@@ -173,14 +175,14 @@ class SimVerifier:
         cost: Of its forwards.
         executor: Runs the forwards in place of one that takes `cost`.
         chunk: Most tokens of one prompt in one forward.
-        helps: What it does beside judging drafts, see :class:`~.schemes.Scheme`.
-        draft_s: Of a forward of the draft beside the target.
+        helps: What it does beside judging drafts, see :class:`~.schemes.Scheme`; a draft
+            beside the target plays the backend's texts.
+        draft_s: Of a forward of that.
 
     Attributes:
         backend: The target.
         served: It in service.
         kept: The streams.
-        busy_s: Seconds of all forwards.
     """
 
     def __init__(
@@ -196,20 +198,18 @@ class SimVerifier:
         self.backend = backend
         if executor is None:
             assert cost is not None
-            facts = getattr(backend, "facts", ())
-            fractions = [fact.fraction for fact in facts]
+            fractions = [fact.fraction for fact in getattr(backend, "facts", ())]
             executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
             executor.draft_s = draft_s
         patient = "patience" in helps
         scheduler = Scheduler(backend, executor, clock, chunk=chunk, patience=patient)
         self.served = Served(backend, scheduler, frozenset())
         most = {name: 4 if name in helps else 0 for name in ("lookup", "leaves")}
-        self._limits = replace(_LIMITS, **most)
-        self.kept = KeptStreams(self._limits, clock.now)
-        self.draft: Callable[[], Model] | None = None  # of the stream that is opened next
+        self.kept = KeptStreams(replace(_LIMITS, **most), clock.now)
         if "draft" in helps:
-            self.served.drafts = Drafts(self._take, 1 << 30, 1 << 30)
-            self.kept.lookup_of = self._beside  # type: ignore[method-assign]
+            assert isinstance(backend, TextBackend)
+            targets = backend.targets
+            self.served.drafts = Drafts(lambda: PlayedDraft(targets), _MANY, _MANY)
         self.usage = Usage(Account("", "simulated"))
 
     @property
@@ -223,30 +223,9 @@ class SimVerifier:
         counters = self.served.scheduler.counters
         return counters.forwards - counters.prefill_forwards
 
-    def _take(self) -> Model:
-        raise AssertionError("each stream has a draft of its own")
-
-    def _beside(self, prompt: Sequence[int], served: Served) -> Lookup:
-        assert self.draft is not None
-        return Beside(prompt, self._limits.lookup, Drafts(self.draft, 1 << 30, 1 << 30))
-
-    def attach(
-        self,
-        next: Callable[[], TargetModel | None],
-        peer: Peer,
-        draft: Callable[[], Model] | None = None,
-    ) -> Dialogue:
-        """Return the verifier's end of a new connection.
-
-        Args:
-            next: Gives the model of the stream that is opened next on it, where texts
-                are known beforehand.
-            peer: The way to the device.
-            draft: Gives the model beside the target for that stream.
-        """
-        dialogue = _Dialogue(self.kept, self._greet, peer)
-        dialogue.verifier, dialogue.next, dialogue.draft = self, next, draft
-        return dialogue
+    def attach(self, peer: Peer) -> Dialogue:
+        """Return the verifier's end of a new connection; ``peer`` leads to the device."""
+        return Dialogue(self.kept, self._greet, peer)
 
     def _greet(self, hello: Hello) -> Terms:
         if not isinstance(self.backend, TextBackend):
@@ -254,19 +233,5 @@ class SimVerifier:
             known = tuple(c for c in hello.capabilities if c != "exits")
             hello = replace(hello, capabilities=known)
         beside = self.served.drafts is not None
-        terms = welcome_to(hello, self.backend, self._limits, beside=beside)
+        terms = welcome_to(hello, self.backend, self.kept.limits, beside=beside)
         return Terms(self.served, self.usage, terms)
-
-
-class _Dialogue(Dialogue):
-    """A connection's end that tells the backend whose text comes next."""
-
-    verifier: SimVerifier
-    next: Callable[[], TargetModel | None]
-    draft: Callable[[], Model] | None
-
-    def take(self, message: Message, number: int | None = 0) -> None:
-        self.verifier.draft = self.draft
-        if isinstance(self.verifier.backend, TextBackend):
-            self.verifier.backend.next = self.next
-        super().take(message, number)

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find, profiles
-from draftwire.bench.sim.recording import read_recording
+from draftwire.bench.sim.recording import read_recording, record
 from draftwire.bench.sim.replay import Replay, merged, read_replay
-from draftwire.bench.sim.reports import facts_of, row_of, run_report
-from draftwire.bench.sim.run import Job
+from draftwire.bench.sim.run import Plan, RealJob
 from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
-from draftwire.bench.sim.simulate import (
-    OBJECTIVES,
-    Outcome,
-    Plan,
-    RealJob,
-    simulate,
-    tuned,
-)
-from draftwire.bench.sim.texts import Source, Synthetic, parse_luck
+from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, simulate, tuned
+from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.errors import ConfigError
-
-if TYPE_CHECKING:
-    from draftwire.verifier.backends.base import TargetBackend
 
 SCHEMA = "draftwire.bench/1"
 
@@ -72,7 +61,7 @@ def answer(
         say: Told what is going on.
 
     Returns:
-        A document for ``--json``; :func:`draftwire.bench.sim.tables.render` shows it.
+        A document for ``--json``; :func:`draftwire.bench.sim.show.render` shows it.
 
     Raises:
         ConfigError: Something in the question is unknown or does not fit.
@@ -84,36 +73,75 @@ def answer(
     replay = _replay(question)
     profile = find(question.profile) if replay is None else replay.profile
     plan = plan_of(question, profile, replay)
+    schemes = list(_schemes(question, profile)) if replay is None else [replay.scheme]
+    if replay is not None and question.schemes is not None:
+        schemes += schemes_named(question.schemes)
+    outcomes = []
+    for scheme in schemes:
+        say(f"{scheme.name} ...")
+        one = replace(plan, scheme=aimed(scheme, question.objective))
+        plans = [one] if replay is None else replay.plans(one)
+        aim = question.objective or "latency"
+        best = question.block == "best"
+        found = [tuned(part, objective=aim) if best else simulate(part) for part in plans]
+        outcomes.append(merged(found))
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "command": "bench simulate",
         "simulated": True,
         "profile": profile.name,
         "seed": question.seed,
+        "title": f"{profile.title} (profile {profile.name}, simulated)",
+        "notes": list(profile.notes if replay is None else replay.notes),
+        "link": outcomes[0].link.to_dict() if outcomes else None,
+        "rows": [row_of(outcome) for outcome in outcomes],
+        "facts": [
+            {"name": f.name, "value": f.value, "how": f.how, "source": f.source}
+            for f in (profile.facts.values() if outcomes else ())
+            if f.how != "default"
+        ],
     }
-    document["title"] = f"{profile.title} (profile {profile.name}, simulated)"
-    document["notes"] = list(profile.notes if replay is None else replay.notes)
-    schemes = list(_schemes(question, profile)) if replay is None else [replay.scheme]
-    if replay is not None and question.schemes is not None:
-        schemes += schemes_named(question.schemes)
-    outcomes = []
-    for scheme in schemes:
-        one = replace(plan, scheme=aimed(scheme, question.objective))
-        plans = [one] if replay is None else replay.plans(one)
-        outcomes.append(merged([_run(part, question, say) for part in plans]))
-    document["link"] = outcomes[0].link.to_dict() if outcomes else None
-    document["rows"] = [row_of(outcome) for outcome in outcomes]
-    document["facts"] = facts_of(outcomes[0]) if outcomes else []
     if replay is not None:
         document["rows"].insert(0, replay.row())
     if question.runs:
-        document["runs"] = [run_report(o, s) for o in outcomes for s in o.streams]
+        document["runs"] = [report for outcome in outcomes for report in outcome.reports]
     return document
+
+
+def row_of(outcome: Outcome) -> dict[str, Any]:
+    """Return what people compare, for one outcome; units are in the names."""
+    plan, found = outcome.plan, outcome.row
+    ahead = plan.scheme.mode.preempt_text.split(",")
+    if not plan.profile.exits or plan.job is not None:
+        ahead = [word for word in ahead if word != "exits"]
+    waits = [s.first_s - s.began_s for s in outcome.streams if s.first_s is not None]
+    ms, wasted = found["ms_per_token"], sum(s.counts.wasted for s in outcome.streams)
+    return {
+        "scheme": plan.scheme.name,
+        "place": plan.scheme.place,
+        "preempt": ",".join(ahead) or "off",
+        "controller": outcome.controller,
+        "block": outcome.block,
+        "tokens": outcome.tokens,
+        "ms_per_token": ms,
+        "tokens_per_s": 1e3 / ms if ms else None,
+        "first_token_ms": 1e3 * sum(waits) / len(waits) if waits else None,
+        "accepted_per_block": found["accepted_per_block"],
+        "acceptance": found["acceptance"],
+        "forwards_per_token": found["forwards_per_token"],
+        "target_busy_share": outcome.busy_s / outcome.seconds,
+        "up_bytes_per_token": found["up_wire_per_token"],
+        "down_bytes_per_token": found["down_wire_per_token"],
+        "joules_per_token": found["joules_per_token"],
+        "wasted_per_token": wasted / max(1, outcome.tokens),
+        "sessions": plan.sessions,
+        "simulated_s": outcome.seconds,
+    }
 
 
 def aimed(scheme: Scheme, objective: str | None) -> Scheme:
     """Return the scheme with its controller aiming at the objective, where it can."""
-    if objective is None or not scheme.controller.startswith("auto:"):
+    if objective is None or not scheme.name.startswith("ours-"):
         return scheme
     return replace(scheme, controller=f"auto:{objective}")
 
@@ -121,19 +149,19 @@ def aimed(scheme: Scheme, objective: str | None) -> Scheme:
 def _schemes(question: Question, profile: Profile) -> Sequence[Scheme]:
     if question.schemes is not None:
         return schemes_named(question.schemes)
-    found = list(SCHEMES.values())
-    if profile["cloud.draft_step_ms"] != profile["cloud.draft_step_ms"]:  # unknown: NaN
-        found = [scheme for scheme in found if not scheme.cloud_drafts]
-    if question.real is not None or not profile.exits:
-        found = [scheme for scheme in found if scheme.name != "earlyexit"]
-    return found
+    exits = bool(profile.exits) and question.real is None
+    return [one for one in SCHEMES.values() if not why_not(one, profile, exits)]
 
 
-def _run(plan: Plan, question: Question, say: Callable[[str], None]) -> Outcome:
-    say(f"{plan.scheme.name} ...")
-    if question.block == "best":
-        return tuned(plan, objective=question.objective or "latency")
-    return simulate(plan)
+def why_not(scheme: Scheme, profile: Profile | None, exits: bool) -> str:
+    """Return why a scheme cannot be shown on a profile, or with a target's exits, or ""."""
+    if scheme.cloud_drafts and profile is not None:
+        step_ms = profile["cloud.draft_step_ms"]
+        if step_ms != step_ms:  # unknown: NaN
+            return f"profile {profile.name} does not say what drafting in the cloud takes"
+    if scheme.name.startswith("earlyexit") and not exits:  # ours do without
+        return "the profile has no early exits"
+    return ""
 
 
 def _replay(question: Question) -> Replay | None:
@@ -161,47 +189,42 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
                 f"--k {question.block!r} is no block length", hint="1..255, or best"
             )
         block = int(question.block)
-    source: Source | None = None
-    vocabulary = None
-    job: Callable[[int], Job] | None = None
-    backend: TargetBackend | None = None
-    if question.recording is not None and question.real is not None:
-        raise ConfigError("a recording and real models exclude each other")
-    if replay is not None:
-        vocabulary = replay.vocabulary
-    elif question.recording is not None:
-        recording = read_recording(question.recording)
-        source, vocabulary = recording, recording.vocabulary
-    elif question.real is not None:
-        job, backend, vocabulary = real_jobs(question.real)
-    else:
-        luck = question.acceptance or repr(profile["text.acceptance"])
-        source = Synthetic(
-            parse_luck(luck),
-            seed=question.seed,
-            prompt_tokens=int(profile["text.prompt_tokens"]),
-            confidence=question.confidence,
-            repeats=question.repeats,
-            second_right=question.second_right,
-        )
-    link = None if replay is None else replay.link
-    if question.link is not None:
-        link = LinkSpec.parse(question.link)
-    return Plan(
+    plan = Plan(
         profile,
         SCHEMES["await"],
-        link=link,
-        source=source,
+        link=None if question.link is None else LinkSpec.parse(question.link),
         block=block,
         streams=question.streams,
         tokens=question.tokens,
         hours=question.hours,
         sessions=question.sessions,
         seed=question.seed,
-        job=job,
-        backend=backend,
-        vocabulary=vocabulary,
     )
+    if question.recording is not None and question.real is not None:
+        raise ConfigError("a recording and real models exclude each other")
+    if replay is not None:
+        link = replay.link if plan.link is None else plan.link
+        return replace(plan, link=link, vocabulary=replay.vocabulary)
+    if question.recording is not None:
+        recording = read_recording(question.recording)
+        return replace(plan, source=recording, vocabulary=recording.vocabulary)
+    if question.real is not None:
+        draft, target, prompts = _models(question.real)
+
+        def job(index: int) -> RealJob:
+            return RealJob(draft, prompts[index % len(prompts)], target.eos_ids)
+
+        vocabulary = min(draft.vocab_size, target.vocab_size)
+        return replace(plan, job=job, backend=target, vocabulary=vocabulary)
+    source = Synthetic(
+        parse_luck(question.acceptance or repr(profile["text.acceptance"])),
+        seed=question.seed,
+        prompt_tokens=int(profile["text.prompt_tokens"]),
+        confidence=question.confidence,
+        repeats=question.repeats,
+        second_right=question.second_right,
+    )
+    return replace(plan, source=source)
 
 
 def _models(version: str) -> tuple[Any, Any, list[list[int]]]:
@@ -218,20 +241,6 @@ def _models(version: str) -> tuple[Any, Any, list[list[int]]]:
     return DraftModel.load(package, threads=1), target, prompts
 
 
-def real_jobs(version: str) -> tuple[Callable[[int], Job], TargetBackend, int]:
-    """Return jobs of the reference models, the target, and the size of their vocabulary.
-
-    Args:
-        version: Of the reference target, such as ``"v1"``.
-    """
-    draft, target, prompts = _models(version)
-
-    def job(index: int) -> Job:
-        return RealJob(draft, prompts[index % len(prompts)], target.eos_ids)
-
-    return job, target, min(draft.vocab_size, target.vocab_size)
-
-
 def write_recording(path: Path, version: str, tokens: int) -> dict[str, Any]:
     """Let the reference models write, and record it.
 
@@ -241,7 +250,6 @@ def write_recording(path: Path, version: str, tokens: int) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be written.
     """
-    from draftwire.bench.sim.recording import record
     from draftwire.cli._common import write_json
 
     draft, target, prompts = _models(version)

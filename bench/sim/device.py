@@ -20,7 +20,6 @@ class StepCost:
     step_s: float  # a forward of few tokens
     few: int = 16  # so many tokens cost no more than one
     read_s: float = 0.0  # each token beyond
-    at_once: int = 1  # tokens that a forward says, each from the text before it alone
 
     @classmethod
     def of(cls, profile: Profile) -> StepCost:
@@ -29,7 +28,6 @@ class StepCost:
             profile.seconds("draft.step_ms"),
             int(profile["draft.step_tokens"]),
             profile.seconds("draft.read_ms_per_token"),
-            int(profile["draft.at_once"]),
         )
 
     def __call__(self, tokens: int) -> float:
@@ -61,9 +59,6 @@ class VirtualEngine:
         self._drafter = drafter
         self._cost = cost
         self._busy = self._closed = False
-        self._at_once = getattr(cost, "at_once", 1)
-        self._forward = (-1, -1)  # stream and branch of the last one
-        self._said = 0  # tokens of it that were taken
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -92,21 +87,10 @@ class VirtualEngine:
             return
         if step is not None:
             self._busy = True
-            cost = self._cost
-            seconds = (
-                self._clock.now() - began_s if cost is None else cost(step.fed + step.masks)
-            )
-            if self._at_once > 1 and self._same_forward(step):
-                seconds = 0.0
+            seconds = self._clock.now() - began_s
+            if self._cost is not None:  # what an earlier forward said is there at once
+                seconds = self._cost(step.fed + step.masks) if step.fed else 0.0
             self._clock.call_at(began_s + seconds, self._end, step, seconds)
-
-    def _same_forward(self, step: Step) -> bool:
-        """Return whether the forward that is over has said this token as well."""
-        forward = step.stream, step.branch
-        more = forward == self._forward and step.proposal is not None
-        more = more and step.fed <= 1 and self._said < self._at_once
-        self._forward, self._said = forward, self._said + 1 if more else 1
-        return more
 
     def _end(self, step: Step, seconds: float) -> None:
         self._begin()

@@ -8,15 +8,15 @@ simulation print what was assumed and fitted beside them.
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Mapping, TypeVar, get_type_hints
 
 from draftwire.errors import ConfigError
+from draftwire.io import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,36 +27,29 @@ SCHEMA = "draftwire.timing/1"
 FOLDER = Path(__file__).resolve().parent.parent / "profiles"
 HOW = ("measured", "published", "derived", "fitted", "assumed")
 
-# Group -> fact -> (default or None where the profile must say it, least, most).
-_KEYS: Mapping[str, Mapping[str, tuple[float | None, float, float]]] = {
-    "draft": {
-        "step_ms": (None, 1e-6, 1e5),
-        "step_tokens": (16, 1, 1e4),
-        "at_once": (1, 1, 32),
-        "read_ms_per_token": (0.0, 0, 1e5),
-    },
-    "cloud": {
-        "forward_ms": (None, 1e-6, 1e5),
-        "free_tokens": (17, 1, 1e4),
-        "forward_ms_per_token": (0.0, 0, 1e5),
-        "forward_ms_per_session": (0.0, 0, 1e5),
-        "read_ms_per_token": (0.0, 0, 1e5),
-        "draft_step_ms": (math.nan, 1e-6, 1e5),
-    },
-    "link": {
-        "rtt_ms": (None, 0, 1e5),
-        "up_mbit_s": (math.inf, 1e-6, 1e6),
-        "down_mbit_s": (math.inf, 1e-6, 1e6),
-    },
-    "text": {
-        "acceptance": (None, 0, 1),
-        "vocabulary": (None, 4, 2**24),
-        "prompt_tokens": (64, 1, 1e5),
-    },
-    "speculation": {"block": (4, 1, 255), "cut": (1, 0, 1)},
-    "watts": {
-        name: (math.nan, 0, 1e4)
-        for name in ("prefill", "draft", "transmit", "verify-wait", "wait", "idle")
+# Fact -> (default or None where the profile must say it, least, most).
+_KEYS: Mapping[str, tuple[float | None, float, float]] = {
+    "draft.step_ms": (None, 1e-6, 1e5),
+    "draft.step_tokens": (16, 1, 1e4),
+    "draft.at_once": (1, 1, 32),
+    "draft.read_ms_per_token": (0.0, 0, 1e5),
+    "cloud.forward_ms": (None, 1e-6, 1e5),
+    "cloud.free_tokens": (17, 1, 1e4),
+    "cloud.forward_ms_per_token": (0.0, 0, 1e5),
+    "cloud.forward_ms_per_session": (0.0, 0, 1e5),
+    "cloud.read_ms_per_token": (0.0, 0, 1e5),
+    "cloud.draft_step_ms": (math.nan, 1e-6, 1e5),
+    "link.rtt_ms": (None, 0, 1e5),
+    "link.up_mbit_s": (math.inf, 1e-6, 1e6),
+    "link.down_mbit_s": (math.inf, 1e-6, 1e6),
+    "text.acceptance": (None, 0, 1),
+    "text.vocabulary": (None, 4, 2**24),
+    "text.prompt_tokens": (64, 1, 1e5),
+    "speculation.block": (4, 1, 255),
+    "speculation.cut": (1, 0, 1),
+    **{
+        f"watts.{phase}": (math.nan, 0, 1e4)
+        for phase in ("prefill", "draft", "transmit", "verify-wait", "wait", "idle")
     },
 }
 # Numbers of exits and claims that are shares.
@@ -117,8 +110,7 @@ class Profile:
     exits: tuple[Exit, ...] = ()  # early exits of the target, first to last
     published: tuple[Published, ...] = ()  # speeds to compare with
     claims: tuple[Claim, ...] = ()  # ratios to compare with
-    # what else a reader should know, one sentence each
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()  # what else a reader should know, one sentence each
 
     def __getitem__(self, name: str) -> float:
         """Return the value of a fact; NaN when nobody knows it."""
@@ -133,26 +125,29 @@ class Profile:
         facts = dict(self.facts)
         for key, value in values.items():
             name = key.replace("__", ".")
-            if name not in facts:
-                raise KeyError(name)
-            facts[name] = Fact(name, float(value), how, source)
+            facts[name] = replace(facts[name], value=float(value), how=how, source=source)
         return replace(self, facts=facts)
 
     def watts(self) -> dict[str, float]:
         """Return the watts of each phase that the profile knows."""
-        known = {key: self[f"watts.{key}"] for key in _KEYS["watts"]}
-        return {key: watt for key, watt in known.items() if not math.isnan(watt)}
+        found = {n.partition(".")[2]: self[n] for n in _KEYS if n.startswith("watts.")}
+        return {phase: watt for phase, watt in found.items() if not math.isnan(watt)}
 
 
-def _as_fact(where: str, name: str, raw: object, low: float, high: float) -> Fact:
+def _is_number(value: object, low: float, high: float) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and low <= value <= high  # type: ignore[operator]
+
+
+def _as_fact(where: str, name: str, raw: object) -> Fact:
     if not isinstance(raw, Mapping) or set(raw) != {"value", "how", "source"}:
         raise ConfigError(
             f"{where}: {name} must be a table of value, how and source",
             hint='such as { value = 25.0, how = "published", source = "..." }',
         )
     value, how, source = raw["value"], raw["how"], raw["source"]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
+    _, low, high = _KEYS[name]
+    if not _is_number(value, low, high):
         raise ConfigError(
             f"{where}: {name} is {value!r}", hint=f"a number from {low:g} to {high:g}"
         )
@@ -161,6 +156,19 @@ def _as_fact(where: str, name: str, raw: object, low: float, high: float) -> Fac
     if not isinstance(source, str) or not source.strip():
         raise ConfigError(f"{where}: {name} has no source")
     return Fact(name, float(value), how, source)
+
+
+def _whole(where: str, known: Mapping[str, Fact]) -> dict[str, Fact]:
+    """Return all facts, defaults for those that are not known."""
+    found = {}
+    for name, (default, _, _) in _KEYS.items():
+        if name in known:
+            found[name] = known[name]
+        elif default is None:
+            raise ConfigError(f"{where} lacks {name}")
+        else:
+            found[name] = Fact(name, default, "default", "not in the profile")
+    return found
 
 
 def parse_profile(text: str, where: str) -> Profile:
@@ -189,23 +197,19 @@ def parse_profile(text: str, where: str) -> Profile:
     published = tuple(_rows(where, raw, "published", "a published result", Published))
     claims = tuple(_rows(where, raw, "claim", "a claim", Claim))
     facts: dict[str, Fact] = {}
-    for group, keys in _KEYS.items():
+    for group in dict.fromkeys(name.partition(".")[0] for name in _KEYS):
         given = raw.pop(group, {})
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where}: {group} must be a table")
-        for key in given:
-            if key not in keys:
-                raise ConfigError(
-                    f"{where} has no {group}.{key}", hint=f"known: {', '.join(keys)}"
-                )
-        for key, (default, low, high) in keys.items():
+        for key, one in given.items():
             full = f"{group}.{key}"
-            if key in given:
-                facts[full] = _as_fact(where, full, given[key], low, high)
-            elif default is None:
-                raise ConfigError(f"{where} lacks {full}")
-            else:
-                facts[full] = Fact(full, default, "default", "not in the profile")
+            if full not in _KEYS:
+                known = [n.partition(".")[2] for n in _KEYS if n.startswith(f"{group}.")]
+                raise ConfigError(
+                    f"{where} has no {full}", hint=f"known: {', '.join(known)}"
+                )
+            facts[full] = _as_fact(where, full, one)
+    facts = _whole(where, facts)
     if raw:
         raise ConfigError(f"{where} has an unknown key {sorted(raw)[0]!r}")
     return Profile(name, title, facts, exits, published, claims, tuple(notes))
@@ -226,8 +230,7 @@ def _rows(where: str, raw: dict[str, Any], key: str, what: str, cls: type[_T]) -
                 fits = isinstance(value, str) and bool(value)
                 fits &= name != "how" or value in HOW
             else:
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                fits = number and 0 <= value <= _MOST.get(name, math.inf)
+                fits = _is_number(value, 0, _MOST.get(name, math.inf))
             if not fits:
                 raise ConfigError(f"{where}: {name} of {what} is {value!r}")
         rows.append(cls(**{n: fields[n](v) for n, v in one.items()}))
@@ -243,27 +246,18 @@ def measured(name: str, title: str, values: Mapping[str, tuple[float, str]]) -> 
         values: Value and source of facts, by name; all that a profile must say.
     """
     facts = {}
-    for group, keys in _KEYS.items():
-        for key, (default, low, high) in keys.items():
-            full = f"{group}.{key}"
-            if full in values:
-                value, source = values[full]
-                found = Fact(full, min(max(value, low), high), "measured", source)
-            else:
-                assert default is not None, full
-                found = Fact(full, default, "default", "not measured")
-            facts[full] = found
-    return Profile(name, title, facts)
+    for full, (value, source) in values.items():
+        _, low, high = _KEYS[full]
+        facts[full] = Fact(full, min(max(value, low), high), "measured", source)
+    return Profile(name, title, _whole(name, facts))
 
 
 @lru_cache(maxsize=1)
 def profiles() -> dict[str, Profile]:
     """Return the profiles that come with draftwire, by name."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.toml")):
-        profile = parse_profile(path.read_text(encoding="utf-8"), path.name)
-        found[profile.name] = profile
-    return found
+    paths = sorted(FOLDER.glob("*.toml"))
+    found = (parse_profile(p.read_text(encoding="utf-8"), p.name) for p in paths)
+    return {profile.name: profile for profile in found}
 
 
 def find(name: str) -> Profile:
@@ -279,18 +273,14 @@ def find(name: str) -> Profile:
     if board:
         step_ms, _, at_once = board.partition("x")
         try:
-            ms, count = float(step_ms), int(at_once or 1)
+            facts = {"draft.step_ms": float(step_ms), "draft.at_once": int(at_once or 1)}
         except ValueError:
-            ms, count = math.nan, 0
-        (_, low, high), (_, least, most) = (
-            _KEYS["draft"][k] for k in ("step_ms", "at_once")
-        )
-        if not (low <= ms <= high and least <= count <= most):
+            facts = {"draft.step_ms": math.nan}
+        if not all(_is_number(value, *_KEYS[key][1:]) for key, value in facts.items()):
             raise ConfigError(
                 f"{board!r} is no board",
                 hint="such as nano-a100@5.4, or nano-a100@43x8 for eight tokens at once",
             )
-        facts = {"draft.step_ms": ms, "draft.at_once": count}
         return find(name).replaced("assumed", "asked for", **facts)
     if name.endswith(".toml"):
         try:
@@ -301,8 +291,5 @@ def find(name: str) -> Profile:
     table = profiles()
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, table, n=1)
-    raise ConfigError(
-        f"no timing profile is called {name!r}",
-        hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}",
-    )
+    hint = did_you_mean(name, table, f"there are {', '.join(table)}")
+    raise ConfigError(f"no timing profile is called {name!r}", hint=hint)

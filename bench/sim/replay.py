@@ -29,8 +29,9 @@ import numpy as np
 from draftwire.bench.link.spec import Jitter, LinkSpec, Outages
 from draftwire.bench.sim.facts import Profile, measured
 from draftwire.bench.sim.recording import renamed
+from draftwire.bench.sim.run import Plan
 from draftwire.bench.sim.schemes import Scheme
-from draftwire.bench.sim.simulate import Outcome, Plan
+from draftwire.bench.sim.simulate import Outcome
 from draftwire.bench.sim.texts import Text
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
@@ -286,7 +287,9 @@ def read_replay(path: Path, seed: int = 1) -> Replay:
     profile = _profile(path.name, log, streams)
     scheme = _scheme(streams)
     notes.append(
-        f"Recorded: {scheme.title}; that the next block is drafted meanwhile is assumed."
+        f"Recorded: objective {scheme.mode.objective}, {scheme.controller}, at most "
+        f"{scheme.mode.pipeline} blocks in flight; that the next block is drafted "
+        "meanwhile is assumed."
     )
     if scheme.controller == "auto":
         notes.append(
@@ -385,10 +388,7 @@ def _scheme(streams: Sequence[Recorded]) -> Scheme:
         controller = "auto"
     pipeline = max(s.flights for s in streams) if objective == "cost" else 1
     mode = Mode(objective=objective, pipeline=max(1, pipeline))
-    title = f"objective {objective}, {controller}, at most {mode.pipeline} blocks in flight"
-    return Scheme(
-        "as-recorded", title, controller, mode, bonus=all(s.bonus for s in streams)
-    )
+    return Scheme("as-recorded", controller, mode, bonus=all(s.bonus for s in streams))
 
 
 def _link(name: str, log: _Log, streams: Sequence[Recorded]) -> LinkSpec:

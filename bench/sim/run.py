@@ -7,37 +7,43 @@ take, and the network.
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.cloud import SimVerifier, TargetModel
-from draftwire.bench.sim.device import VirtualEngine
+from draftwire.bench.sim.cloud import SimVerifier
+from draftwire.bench.sim.device import StepCost, VirtualEngine
+from draftwire.bench.sim.facts import Profile
 from draftwire.bench.sim.network import TwoWays, VirtualNetwork
-from draftwire.clock import Clock
+from draftwire.bench.sim.schemes import Scheme
+from draftwire.bench.sim.texts import Source, Synthetic, Text, TextDraft, parse_luck
+from draftwire.clock import VirtualClock
 from draftwire.energy.account.account import Account
 from draftwire.energy.sources.modelled import ModelSource
-from draftwire.errors import DraftwireError
+from draftwire.errors import ConfigError, DraftwireError
+from draftwire.packages import Parallel
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.drafter import Drafter, Model
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
 from draftwire.runtime.edge.actions import Counts, Emit, Revise
-from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.options import insight
-from draftwire.runtime.pacing.controller import Controller
+from draftwire.runtime.pacing.controller import Controller, make_controller
+from draftwire.runtime.pacing.parallel import ParallelPacing
 from draftwire.runtime.report import stream_report
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.bits import id_bits, packed_size
 from draftwire.transport.messages import Hello, Welcome
+from draftwire.verifier.backends.base import TargetBackend
 
 GREEDY = SamplingParams("greedy", 0.0)
 _PATIENCE_S = 3600.0  # traces have holes, and what is measured must come to its end
 
 
 class Job(Protocol):
-    """What a stream is about: a prompt, and the two models for it."""
+    """What a stream is about: a prompt and its draft; the backend has the target."""
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -50,39 +56,148 @@ class Job(Protocol):
     def draft(self) -> Model:
         """Return the draft's model, with an empty cache."""
 
-    def target(self) -> TargetModel | None:
-        """Return the target's model, or None where the backend needs no telling."""
+
+@dataclass(frozen=True)
+class TextJob:
+    """A stream whose text is known beforehand."""
+
+    text: Text  # what is written
+    at_once: int = 1  # tokens of a forward of the draft
+    stop_ids: Sequence[int] = ()
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The prompt's ids."""
+        return self.text.prompt
+
+    def draft(self) -> Model:
+        """Return the draft's model."""
+        return TextDraft(self.text, self.at_once)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all streams of a device share."""
+class RealJob:
+    """A stream of a real draft."""
 
-    mode: Mode  # of the streams
-    vocab_size: int  # ids on the connection are below this
-    link: LinkSpec  # between device and verifier
-    make_controller: Callable[[], Controller]  # called for each stream
-    # seconds of a forward of the draft; None takes the time that it takes
-    step: Callable[[int], float] | None
-    # the draft is on the device; otherwise it is beside the target, and only text crosses
-    # the link
-    near: bool = True
-    # of the board in each phase; nothing where nobody knows them
-    watts: Mapping[str, float] = field(default_factory=dict)
-    model: str = ""  # whose watts these are
-    origin: str = ""  # where they come from, or why there are none
-    tokens: int = 256  # most tokens of a stream
-    draft_context: int | None = None  # longest sequence of the draft, or None
-    params: SamplingParams = GREEDY  # sampling
-    # bytes that a block of so many tokens carries beside the codec's
-    extra: Callable[[int], int] = lambda tokens: 0
-    rejected: int = 0  # bytes that a verdict carries where a draft was rejected
-    # the target draws one more token after a block that is accepted whole
-    bonus: bool = True
-    seed: int = 0  # of the link
+    model: Model  # shared by all streams of the device, one after another
+    prompt: Sequence[int]  # token ids
+    stop_ids: Sequence[int] = ()  # ids that end the text
+
+    def draft(self) -> Model:
+        """Return the draft, its cache empty."""
+        self.model.rewind(0)
+        return self.model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to simulate."""
+
+    profile: Profile  # what things take
+    scheme: Scheme  # how draft and target work together
+    link: LinkSpec | None = None  # none takes the profile's
+    # where texts come from; None makes synthetic ones from the profile
+    source: Source | None = None
+    # block length of schemes that have one; None takes the profile's
+    block: int | None = None
+    # another length policy than the scheme's: its spec, or one that all streams share
+    controller: str | Controller | None = None
+    streams: int = 4  # how many, one after another, on each device
+    tokens: int = 256  # of each stream
+    hours: float | None = None  # end after so much virtual time, whatever `streams` says
+    sessions: int = 1  # devices at the same time on one verifier
+    seed: int = 1  # of everything random
     # decode every frame, instead of handing the message over: the same, and slower
     decode: bool = False
-    capabilities: tuple[str, ...] = ("resume", "exits")  # that the device names
+    # makes the job of stream ``i`` instead of `source`, for real models
+    job: Callable[[int], Job] | None = None
+    backend: TargetBackend | None = None  # their target
+    # ids on the connection are below this; None takes the profile's
+    vocabulary: int | None = None
+    draft_context: int | None = None  # longest sequence of the draft, or None
+    params: SamplingParams = GREEDY  # sampling
+    real_time: bool = False  # wait for the clock
+    own_pace: bool = False  # in real time: models take as long as they do here
+
+    @property
+    def the_link(self) -> LinkSpec:
+        """The link that is asked for, or that the profile tells of."""
+        profile = self.profile
+        if self.link is not None:
+            return self.link
+        half = profile.seconds("link.rtt_ms") / 2
+        up, down = (1e6 * profile[f"link.{way}_mbit_s"] for way in ("up", "down"))
+        return LinkSpec(
+            name=f"profile {profile.name}",
+            delay_up_s=half,
+            delay_down_s=half,
+            up_bit_s=None if math.isinf(up) else up,
+            down_bit_s=None if math.isinf(down) else down,
+            source=profile.facts["link.rtt_ms"].source,
+        )
+
+    @property
+    def texts(self) -> Source:
+        """Where texts come from."""
+        return synthetic_of(self.profile, self.seed) if self.source is None else self.source
+
+    @property
+    def ids(self) -> int:
+        """What ids on the connection are below."""
+        return self.vocabulary or int(self.profile["text.vocabulary"])
+
+    @property
+    def length(self) -> int:
+        """Tokens of a block, of schemes that have some."""
+        return self.scheme.block or self.block or int(self.profile["speculation.block"])
+
+    @property
+    def helps(self) -> frozenset[str]:
+        """What the verifier does beside judging drafts; dice repeat nothing."""
+        source, helps = self.source, self.scheme.helps
+        repeats = source.repeats if isinstance(source, Synthetic) else source is not None
+        return helps if repeats or self.job else helps - {"lookup"}
+
+    @property
+    def at_once(self) -> int:
+        """Tokens that a forward of the device's draft says."""
+        near = self.scheme.place == "device" and self.job is None
+        return int(self.profile["draft.at_once"]) if near else 1
+
+    def length_policy(self) -> Controller:
+        """Return the length policy of a stream."""
+        count = self.at_once
+        wanted = self.controller or self.scheme.policy(self.length, count)
+        rule = make_controller(wanted) if isinstance(wanted, str) else wanted
+        if count == 1 or isinstance(rule, ParallelPacing):
+            return rule
+        chances = (self.profile["text.acceptance"],) * count
+        return ParallelPacing(rule, Parallel((0,), count, chances))
+
+
+def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:
+    """Return texts of dice with a profile's acceptance."""
+    return Synthetic(
+        parse_luck(repr(profile["text.acceptance"])),
+        seed=seed,
+        prompt_tokens=int(profile["text.prompt_tokens"]),
+        **options,
+    )
+
+
+def cloud_step_s(profile: Profile) -> float:
+    """Return what a step of the draft takes beside the target.
+
+    Raises:
+        ConfigError: The profile does not say.
+    """
+    step_s = profile.seconds("cloud.draft_step_ms")
+    if math.isnan(step_s):
+        raise ConfigError(
+            f"the profile {profile.name} does not say what drafting in the cloud takes",
+            hint="give cloud.draft_step_ms, or leave the scheme out",
+        )
+    return step_s
 
 
 class StreamResult:
@@ -165,8 +280,7 @@ class StreamResult:
     @property
     def bytes(self) -> dict[str, int]:
         """Bytes up and down, as a report has them."""
-        traffic = self.over.traffic
-        found = [getattr(traffic, key) for key in _BYTES]
+        found = [getattr(self.over.traffic, key) for key in _BYTES]
         return dict(zip(_BYTES, self._text if any(self._text) else found))
 
     @cached_property
@@ -219,14 +333,16 @@ class Device:
 
     Args:
         clock: Where everything happens.
-        setting: What it runs.
+        plan: What it runs.
         verifier: Shared with other devices.
         jobs: Returns the job of stream ``i``, or None when there are no more.
         on_done: Called once, when it has no more to do, or when a stream has failed.
+        number: Of the device, from 0; each has dice of its own.
 
     Attributes:
         clock: The same.
-        setting: Likewise.
+        plan: Likewise.
+        watts: Of the board in each phase; nothing where nobody knows them.
         driver: The driver.
         job: Of the present stream.
         ways: The link.
@@ -235,38 +351,53 @@ class Device:
 
     def __init__(
         self,
-        clock: Clock,
-        setting: Setting,
+        clock: VirtualClock,
+        plan: Plan,
         verifier: SimVerifier,
         jobs: Callable[[int], Job | None],
         on_done: Callable[[], None] = lambda: None,
+        number: int = 0,
     ) -> None:
-        self.clock = clock
-        self.setting = setting
+        self.clock, self.plan = clock, plan
         self._jobs = jobs
         self._on_done = on_done
-        self._bits = id_bits(setting.vocab_size)
-        self.ways = TwoWays(setting.link, setting.seed)
-        self._text = None if setting.near else self.ways.connection()
+        profile, scheme, vocabulary = plan.profile, plan.scheme, plan.ids
+        self._bits = id_bits(vocabulary)
+        seed, link = plan.seed * 1009 + number, plan.the_link
+        self.ways = TwoWays(link.with_seed(link.seed + number) if number else link, seed)
+        self._near = scheme.place == "device"
+        self._text = None if self._near else self.ways.connection()
+        dense = int(profile["text.vocabulary"])
         network = VirtualNetwork(
             clock,
-            partial(verifier.attach, self._target, draft=self._draft),
-            setting.vocab_size,
-            self.ways if setting.near else None,
-            setting.extra,
-            rejected=setting.rejected,
-            bonus=setting.bonus,
-            decode=setting.decode,
+            verifier.attach,
+            vocabulary,
+            self.ways if self._near else None,
+            partial(scheme.evidence_bytes, vocabulary=dense),
+            rejected=scheme.rejection_bytes(dense),
+            bonus=scheme.bonus,
+            decode=plan.decode,
         )
-        drafter = Drafter(None, setting.vocab_size)
-        engine = VirtualEngine(clock, drafter, setting.step)
+        drafter = Drafter(None, vocabulary)
+        self.watts = {} if plan.own_pace else profile.watts()
+        step: StepCost | None = None if plan.own_pace else StepCost.of(profile)
+        if not self._near:  # the board only waits
+            watts = self.watts
+            self.watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
+            step = step and StepCost(cloud_step_s(profile))
+        engine = VirtualEngine(clock, drafter, step)
+        helps = plan.helps
+        named = {"leaves": "leaves" in helps, "beside": "draft" in helps}
+        named["further"] = bool(helps & {"lookup", "leaves", "draft"})
         hello = Hello(
-            "", "", bytes(32), b"", setting.vocab_size,
-            capabilities=setting.capabilities,
+            "", "", bytes(32), b"", vocabulary,
+            capabilities=("resume", "exits", *(name for name, on in named.items() if on)),
         )  # fmt: skip
-        rng = random.Random(setting.seed)
+        rng = random.Random(seed)
         self.driver = Driver(clock, network, drafter, engine, hello, rng=rng)
         engine.driver = self.driver
+        cut = scheme.mode.cut and bool(profile["speculation.cut"])
+        self._mode = replace(scheme.mode, cut=cut, hush="hush" in scheme.helps)
         self.job: Job | None = None
         self.results: list[StreamResult] = []
 
@@ -285,48 +416,37 @@ class Device:
         """The present stream."""
         return next(iter(self.driver.streams.values()), None)
 
-    def _target(self) -> TargetModel | None:
-        assert self.job is not None
-        return self.job.target()
-
-    def _draft(self) -> Model:
-        assert self.job is not None
-        found = self.job.draft()
-        assert found is not None
-        return found
-
     def _next_stream(self) -> None:
         job = self.job = self._jobs(len(self.results))
         if job is None:
             self._on_done()
             return
         result = StreamResult(self, len(self.results), self.clock.now())
-        if self.setting.near:
+        if self._near:
             self._open(job, result)
         else:  # the prompt goes up; everything else happens there
             came_s = self._carry(result, 0, len(job.prompt))
             self.clock.call_at(came_s, self._open, job, result)
 
     def _open(self, job: Job, result: StreamResult) -> None:
-        setting, welcome = self.setting, self.driver.link.welcome
+        plan, welcome = self.plan, self.driver.link.welcome
         assert welcome is not None  # a stream begins once there is a connection
-        controller = setting.make_controller()
-        asked = insight(controller, setting.mode)
+        controller = plan.length_policy()
         spec = StreamSpec(
             prompt=job.prompt,
-            params=setting.params,
+            params=plan.params,
             proposer=make_proposer(
-                setting.params,
+                plan.params,
                 welcome.vocab_size,
-                insight=asked,
+                insight=insight(controller, self._mode),
                 second="leaves" in welcome.capabilities,
             ),
             controller=controller,
-            mode=setting.mode,
-            max_new_tokens=setting.tokens,
+            mode=self._mode,
+            max_new_tokens=plan.tokens,
             vocab_size=welcome.vocab_size,
             context=welcome.context,
-            draft_context=setting.draft_context,
+            draft_context=plan.draft_context,
             stop_ids=job.stop_ids,
             account=self.started(self._account()),
             patience_s=_PATIENCE_S,
@@ -335,14 +455,16 @@ class Device:
         self.driver.open(spec, result)
 
     def _account(self) -> Account:
-        setting, model = self.setting, None
-
-        def now_ns() -> int:
-            return round(self.clock.now() * 1e9)
-
-        if setting.watts:
-            model = ModelSource(setting.model, setting.watts, origin=setting.origin)
-        return Account(None, model=model, why=setting.origin, clock=now_ns)
+        name, model = self.plan.profile.name, None
+        origin = f"profile {name} has no watts"
+        if self.plan.own_pace:
+            origin = "nothing runs on the device; its idle power is not metered"
+        elif self.watts:
+            origin = f"profile {name}, simulated"
+            model = ModelSource(name, self.watts, origin=origin)
+        clock = self.clock
+        now_ns: Callable[[], int] = lambda: round(clock.now() * 1e9)  # noqa: E731
+        return Account(None, model=model, why=origin, clock=now_ns)
 
     def started(self, account: Account) -> StreamAccount:
         """Return the account of a new stream."""
@@ -352,9 +474,7 @@ class Device:
 
     def shown(self, result: StreamResult, tokens: int) -> float:
         """Return when the user sees ``tokens`` tokens that are text now."""
-        if self._text is None:
-            return self.clock.now()
-        return self._carry(result, 1, tokens)
+        return self.clock.now() if self._near else self._carry(result, 1, tokens)
 
     def ended(self, result: StreamResult) -> None:
         """A stream is over; the user asks again when the last of it is seen."""

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import math
+import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel, TextBackend
-from draftwire.bench.sim.device import StepCost
-from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.run import Device, Job, Setting, StreamResult
-from draftwire.bench.sim.schemes import Scheme
-from draftwire.bench.sim.texts import (
-    Source,
-    Synthetic,
-    Text,
-    TextDraft,
-    TextTarget,
-    parse_luck,
+from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TextBackend
+from draftwire.bench.sim.run import (
+    Device,
+    Job,
+    Plan,
+    StreamResult,
+    TextJob,
+    cloud_step_s,
+    synthetic_of,
 )
+from draftwire.bench.sim.table import row
+from draftwire.bench.sim.texts import TextTarget
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
-from draftwire.runtime.drafter import Model
-from draftwire.runtime.pacing.controller import Controller, make_controller
-from draftwire.verifier.backends.base import TargetBackend
+from draftwire.verifier.backends.base import SlotInput, TargetBackend
+from draftwire.verifier.executor import Done, Heard, VirtualExecutor
+
+__all__ = ["Outcome", "Plan", "price", "simulate", "synthetic_of", "tuned"]
 
 BLOCKS = range(1, 17)
 OBJECTIVES = ("latency", "cost", "energy")
@@ -36,71 +38,6 @@ FORWARD_PRICE = 0.25  # seconds that a second of the target is worth, as the con
 
 class StuckError(RuntimeError):
     """A simulated stream waits for something that never comes (our bug)."""
-
-
-@dataclass(frozen=True)
-class TextJob:
-    """A stream whose text is known beforehand."""
-
-    text: Text  # what is written
-    seed: int = 0  # of the exits' dice
-    stop_ids: Sequence[int] = ()
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        """The prompt's ids."""
-        return self.text.prompt
-
-    def draft(self) -> Model:
-        """Return the draft's model."""
-        return TextDraft(self.text)
-
-    def target(self) -> TargetModel:
-        """Return the target's model."""
-        return TextTarget(self.text, self.seed)
-
-
-@dataclass(frozen=True)
-class RealJob:
-    """A stream of real models in virtual time: their logits, and a profile's clock."""
-
-    model: Model  # the draft, shared by all streams of the device, one after another
-    prompt: Sequence[int]  # token ids
-    stop_ids: Sequence[int] = ()  # ids that end the text
-
-    def draft(self) -> Model:
-        """Return the draft, its cache empty."""
-        self.model.rewind(0)
-        return self.model
-
-    def target(self) -> None:
-        """The backend has the target."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to simulate."""
-
-    profile: Profile  # what things take
-    scheme: Scheme  # how draft and target work together
-    link: LinkSpec | None = None  # none takes the profile's
-    # where texts come from; None makes synthetic ones from the profile
-    source: Source | None = None
-    # block length of schemes that have one; None takes the profile's
-    block: int | None = None
-    # another length policy than the scheme's: its spec, or one that all streams share
-    controller: str | Controller | None = None
-    streams: int = 4  # how many, one after another, on each device
-    tokens: int = 256  # of each stream
-    hours: float | None = None  # end after so much virtual time, whatever `streams` says
-    sessions: int = 1  # devices at the same time on one verifier
-    seed: int = 1  # of everything random
-    decode: bool = False  # decode every frame
-    # makes the job of stream ``i`` instead of `source`, for real models
-    job: Callable[[int], Job] | None = None
-    backend: TargetBackend | None = None  # their target
-    # ids on the connection are below this; None takes the profile's
-    vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,151 +54,81 @@ class Outcome:
     forwards: int  # of the target for all streams, prompts apart
     busy_s: float  # seconds that the target was busy
 
+    @cached_property
+    def reports(self) -> list[dict[str, Any]]:
+        """The run reports of all streams, of the schema of live ones.
+
+        They say ``"simulated": true``, and name the profile and the link.
+        """
+        return [self._report(stream) for stream in self.streams]
+
+    def _report(self, stream: StreamResult) -> dict[str, Any]:
+        plan = self.plan
+        report = stream.report(
+            {"name": f"simulated: {plan.profile.name}"},
+            ["simulated: no model, board or network was measured"],
+        )
+        report["sampling"]["seed"] = plan.seed
+        report["mode"]["scheme"] = plan.scheme.name
+        report["link"].update(spec=self.link.to_dict(), wire_bytes="simulated")
+        return {**report, "simulated": True}
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        """What people compare, see :func:`draftwire.bench.sim.table.row`."""
+        return row(self.reports)
+
     @property
     def tokens(self) -> int:
         """Tokens of all texts."""
-        return sum(len(s.ids) for s in self.streams)
+        return int(self.row["tokens"])
 
     @property
     def ms_per_token(self) -> float:
-        """Time per output token after the first ones, milliseconds."""
-        seconds = sum(s.last_s - (s.first_s or 0.0) for s in self.streams)
-        tokens = sum(len(s.ids) - s.first_tokens for s in self.streams)
-        return 1e3 * seconds / tokens if tokens else math.nan
-
-    @property
-    def first_token_ms(self) -> float:
-        """Mean time to the first token, milliseconds."""
-        waits = [s.first_s - s.began_s for s in self.streams if s.first_s is not None]
-        return 1e3 * sum(waits) / len(waits) if waits else math.nan
-
-    @property
-    def accepted_per_block(self) -> float:
-        """Drafted tokens accepted for each verdict."""
-        rounds = sum(s.counts.rounds for s in self.streams)
-        accepted = sum(s.counts.accepted for s in self.streams)
-        return accepted / rounds if rounds else math.nan
+        """Time per output token after the first ones, milliseconds; NaN without any."""
+        known = self.row["ms_per_token"]
+        return math.nan if known is None else float(known)
 
     @property
     def forwards_per_token(self) -> float:
         """Target forwards for each token of text."""
-        return sum(s.counts.forwards for s in self.streams) / max(1, self.tokens)
-
-    def bytes_per_token(self, key: str) -> float:
-        """Return the bytes of ``"up_wire"`` and the like for each token of text."""
-        return sum(s.bytes[key] for s in self.streams) / max(1, self.tokens)
+        return float(self.row["forwards_per_token"])
 
     @property
     def joules_per_token(self) -> float | None:
         """Modelled joules of the board for each token, or None without watts."""
-        joules = [s.energy.get("joules") for s in self.streams]
-        if not joules or any(j is None for j in joules):
-            return None
-        return float(sum(j for j in joules if j is not None)) / max(1, self.tokens)
+        known = self.row["joules_per_token"]
+        return None if known is None else float(known)
 
 
-def link_of(profile: Profile) -> LinkSpec:
-    """Return the link that a profile tells of."""
-    half = profile.seconds("link.rtt_ms") / 2
+class _RealClock(VirtualClock):
+    """Real time, and one thread that waits for it."""
 
-    def rate(name: str) -> float | None:
-        value = profile[name]
-        return None if math.isinf(value) else value * 1e6
+    def now(self) -> float:
+        return time.perf_counter()
 
-    return LinkSpec(
-        name=f"profile {profile.name}",
-        delay_up_s=half,
-        delay_down_s=half,
-        up_bit_s=rate("link.up_mbit_s"),
-        down_bit_s=rate("link.down_mbit_s"),
-        source=profile.facts["link.rtt_ms"].source,
-    )
+    def post(self, what: Callable[..., None], *args: Any) -> None:
+        self.call_at(self.now(), what, *args)
 
-
-def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:
-    """Return texts of dice with a profile's acceptance."""
-    return Synthetic(
-        parse_luck(repr(profile["text.acceptance"])),
-        seed=seed,
-        prompt_tokens=int(profile["text.prompt_tokens"]),
-        **options,
-    )
+    def run(self, done: Callable[[], bool] | None = None) -> bool:
+        while self._queue and not (done is not None and done()):
+            when, _, what, args = heapq.heappop(self._queue)
+            if what is not None:
+                time.sleep(max(0.0, when - self.now()))
+                what(*args)
+        return done is None or done()
 
 
-def _controller(plan: Plan, block: int) -> Controller:
-    at_once = int(plan.profile["draft.at_once"]) if plan.scheme.place == "device" else 1
-    wanted = plan.controller or plan.scheme.policy(block, at_once)
-    return make_controller(wanted) if isinstance(wanted, str) else wanted
+class _InlineExecutor(VirtualExecutor):
+    """Runs forwards in place, in the time that they take."""
 
-
-def vocabulary_of(plan: Plan) -> int:
-    """Return what ids on the connection are below."""
-    return plan.vocabulary or int(plan.profile["text.vocabulary"])
-
-
-def helps_of(plan: Plan) -> frozenset[str]:
-    """Return what the verifier does beside judging drafts; dice repeat nothing."""
-    source = plan.source
-    repeats = source.repeats if isinstance(source, Synthetic) else source is not None
-    return plan.scheme.helps - (set() if repeats or plan.job else {"lookup"})
-
-
-def cloud_step_s(profile: Profile) -> float:
-    """Return what a step of the draft takes beside the target.
-
-    Raises:
-        ConfigError: The profile does not say.
-    """
-    step_s = profile.seconds("cloud.draft_step_ms")
-    if math.isnan(step_s):
-        raise ConfigError(
-            f"the profile {profile.name} does not say what drafting in the cloud takes",
-            hint="give cloud.draft_step_ms, or leave the scheme out",
-        )
-    return step_s
-
-
-def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
-    """Return what a device of a plan runs.
-
-    Raises:
-        ConfigError: The profile does not say what drafting in the cloud takes.
-    """
-    profile, scheme = plan.profile, plan.scheme
-    link = link_of(profile) if plan.link is None else plan.link
-    near = scheme.place == "device"
-    step, watts = StepCost.of(profile), profile.watts()
-    if not near:
-        step = StepCost(cloud_step_s(profile))
-        # The board only waits.
-        watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
-    cut = scheme.mode.cut and bool(profile["speculation.cut"])
-    return Setting(
-        replace(scheme.mode, cut=cut, hush="hush" in scheme.helps),
-        vocabulary_of(plan),
-        link if device == 0 else link.with_seed(link.seed + device),
-        partial(_controller, plan, block),
-        step,
-        near,
-        watts,
-        profile.name,
-        f"profile {profile.name}, simulated"
-        if watts
-        else f"profile {profile.name} has no watts",
-        tokens=plan.tokens,
-        extra=partial(scheme.evidence_bytes, vocabulary=int(profile["text.vocabulary"])),
-        rejected=scheme.rejection_bytes(int(profile["text.vocabulary"])),
-        bonus=scheme.bonus,
-        seed=plan.seed * 1009 + device,
-        decode=plan.decode,
-        capabilities=(
-            "resume",
-            "exits",
-            *(("further",) if helps_of(plan) & {"lookup", "leaves", "draft"} else ()),
-            *(("leaves",) if "leaves" in helps_of(plan) else ()),
-            *(("beside",) if "draft" in helps_of(plan) else ()),
-        ),
-    )
+    def run(
+        self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
+    ) -> None:
+        self.over = False
+        began_s = self._clock.now()
+        answer = self._backend.forward(parts)
+        self._clock.post(self._end, answer, self._clock.now() - began_s, done)
 
 
 def simulate(
@@ -281,27 +148,25 @@ def simulate(
         DraftwireError: A stream failed.
         StuckError: A session waits for ever (our bug).
     """
-    profile, scheme = plan.profile, plan.scheme
-    block = scheme.block or plan.block or int(profile["speculation.block"])
-    source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
-    clock = VirtualClock()
-    backend: TargetBackend
-    if plan.backend is None:
-        backend = TextBackend(
-            f"simulated: {profile.name}", vocabulary_of(plan), profile.exits
+    profile, scheme, helps = plan.profile, plan.scheme, plan.helps
+    clock = _RealClock() if plan.real_time else VirtualClock()
+    texts = TextBackend(f"simulated: {profile.name}", plan.ids, profile.exits)
+    backend: TargetBackend = texts if plan.backend is None else plan.backend
+    if "draft" in helps and plan.job is not None:
+        raise ConfigError(
+            "a draft beside the target plays texts that are known beforehand",
+            hint=f"leave {scheme.name} out, or --real",
         )
-    else:
-        backend = plan.backend
     cost = ForwardCost.of(profile)
-    helps = helps_of(plan)
+    own = _InlineExecutor(backend, clock, cost.of_batch) if plan.own_pace else None
     step_s = cloud_step_s(profile) if "draft" in helps else 0.0
-    verifier = SimVerifier(clock, backend, cost, helps=helps, draft_s=step_s)
-    left, ended_s = plan.sessions, 0.0
+    verifier = SimVerifier(clock, backend, cost, own, helps=helps, draft_s=step_s)
+    source, left, ended_s = plan.texts, plan.sessions, 0.0
     end_s = math.inf if plan.hours is None else plan.hours * 3600
 
     def done() -> None:
         nonlocal left, ended_s
-        left, ended_s = left - 1, clock.now_s
+        left, ended_s = left - 1, clock.now()
 
     def jobs(device: int, index: int) -> Job | None:
         if clock.now_s >= end_s or (plan.hours is None and index >= plan.streams):
@@ -309,18 +174,20 @@ def simulate(
         number = index * plan.sessions + device
         if plan.job is not None:
             return plan.job(number)
-        return TextJob(source.text(number, plan.tokens), plan.seed + number)
+        text = source.text(number, plan.tokens)
+        texts.targets.append(TextTarget(text, plan.seed + number))
+        return TextJob(text, plan.at_once)
 
     devices = []
     for number in range(plan.sessions):
-        setting = setting_of(plan, block, number)
-        device = kind(clock, setting, verifier, partial(jobs, number), done)
+        device = kind(clock, plan, verifier, partial(jobs, number), done, number)
         before(clock, device)
         devices.append(device)
     for device in devices:
         device.start()
     with _links_unheard():
-        clock.run()  # when no user asks any more, nothing happens
+        # When no user asks any more, nothing happens; a real clock would wait for pings.
+        clock.run((lambda: not left) if plan.real_time else None)
     streams = [result for device in devices for result in device.results]
     for result in streams:
         if result.error is not None:
@@ -330,9 +197,9 @@ def simulate(
     begun_s = min((s.began_s for s in streams), default=0.0)
     return Outcome(
         plan,
-        link_of(profile) if plan.link is None else plan.link,
-        _controller(plan, block).name,
-        block if scheme.has_blocks and plan.controller is None else None,
+        plan.the_link,
+        plan.length_policy().name,
+        plan.length if scheme.has_blocks and plan.controller is None else None,
         streams,
         ended_s - begun_s,
         clock.events,

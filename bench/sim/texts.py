@@ -10,17 +10,19 @@ and two schemes can be compared on the very same luck.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Mapping, Protocol, Sequence
 
 import numpy as np
 
 from draftwire.bench.sim.facts import Exit
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, ModelError
+from draftwire.packages import Parallel
 
 SMALL = 32  # ids that synthetic texts use, so that logits are cheap
 _STRETCH = 12  # tokens of a repetition, on average
 _SURE = 30.0  # a logit that leaves nothing to the others
+_SPECIAL, _SHIFT = 16, 300  # lowest ids that a played text has, at least and mostly
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,21 @@ class Text:
     def right(self) -> list[bool]:
         """Where the draft proposes what the target writes."""
         return [a == b for a, b in zip(self.proposals, self.tokens)]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Text:
+        """Return the text of plain data, as ``dataclasses.asdict`` gives it."""
+        columns: dict[str, Any] = {**data}
+        columns.update(
+            (k, tuple(v)) for k, v in data.items() if isinstance(v, (list, tuple))
+        )
+        return cls(**columns)
+
+    def shifted(self, up: int) -> Text:
+        """Return the text with all its ids ``up`` higher."""
+        lists = ("prompt", "tokens", "proposals", "second")
+        ids = {key: tuple(token + up for token in getattr(self, key)) for key in lists}
+        return replace(self, width=self.width + up, **ids)
 
 
 class Source(Protocol):
@@ -238,12 +255,14 @@ class TextDraft:
 
     Args:
         text: What is written.
+        at_once: Tokens that a forward can say: masks are right as often as what is drafted
+            one by one.
     """
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: Text, at_once: int = 1) -> None:
         self._text = text
         self._all = text.prompt + text.tokens
-        self._prompt = len(text.prompt)
+        self.prompt = len(text.prompt)  # its tokens
         self._good = 0  # so many tokens of the cache are the text's
         self._blank = np.zeros(text.width, np.float32)
         others = math.log(max(1, text.width - 1))
@@ -253,6 +272,7 @@ class TextDraft:
             for p in text.confidence
         ]
         self.length = 0
+        self.parallel = Parallel((0,), at_once) if at_once > 1 else None
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Take in ``tokens``; return logits ``(width,)`` after the last one."""
@@ -262,17 +282,23 @@ class TextDraft:
                 good += 1
             length += 1
         self._good, self.length = good, length
-        row = self._blank.copy()
-        text, at = self._text, length - self._prompt
+        return self._row(length - self.prompt)
+
+    def ahead(self, tokens: Sequence[int], count: int) -> np.ndarray:
+        """Take in ``tokens``; return logits after them and of masks, ``(count, width)``."""
+        rows = [self.forward(tokens)]
+        at = self.length - self.prompt
+        return np.stack([*rows, *(self._row(at + i) for i in range(1, count))])
+
+    def _row(self, at: int) -> np.ndarray:
+        row, text = self._blank.copy(), self._text
         if at >= len(text.tokens) or at < 0:
             row[0] = _SURE  # beyond the end of the text
-            return row
-        if good < length:  # a wrong context: wrong, though perhaps the right id
+        elif self._good < self.length:  # a wrong context: wrong, perhaps the right id
             row[(text.tokens[at] + 1) % text.width] = self._tops[at]
-            return row
-        top = self._tops[at]
-        row[text.proposals[at]] = top
-        row[text.second[at]] = min(1.0, top - 0.01)
+        else:
+            row[text.proposals[at]] = self._tops[at]
+            row[text.second[at]] = min(1.0, self._tops[at] - 0.01)
         return row
 
     def rewind(self, length: int) -> None:
@@ -290,7 +316,7 @@ class TextTarget:
     """
 
     def __init__(self, text: Text, seed: int = 0) -> None:
-        self._text = text
+        self.text = text
         self._all = np.array(text.tokens, np.int64)
         self._prompt = len(text.prompt)
         self._rows = np.zeros((text.width, text.width), np.float32)
@@ -298,18 +324,11 @@ class TextTarget:
         self._seed = seed
         self._exits: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def run(self, start: int, tokens: np.ndarray, rows: int) -> np.ndarray:
-        """Return the logits of the last ``rows`` of ``tokens``, ``(rows, width)``."""
-        return self._after(start + len(tokens), rows)
-
-    def release(self) -> None:
-        """Nothing to give back."""
-
-    def _after(self, end: int, count: int) -> np.ndarray:
-        """Return the rows that follow the tokens ``end - count .. end - 1``."""
+    def run(self, end: int, count: int) -> np.ndarray:
+        """Return what follows the ``count`` tokens before ``end``, ``(count, width)``."""
         at = end - count + 1 - self._prompt
-        if count == 1 and at < len(self._text.tokens):
-            token = self._text.tokens[at]
+        if count == 1 and at < len(self.text.tokens):
+            token = self.text.tokens[at]
             return self._rows[token : token + 1]
         ids = self._all[at : at + count]
         if len(ids) < count:  # beyond the end of the text
@@ -329,7 +348,7 @@ class TextTarget:
                 rng.random(len(self._all)) < exit.agreement,
             )
         sure, agrees = self._exits[number]
-        found = self._after(end, rows).copy()
+        found = self.run(end, rows).copy()
         at = end - rows + 1 - self._prompt
         for j in range(min(rows, len(sure) - at)):
             truth = self._all[at + j]
@@ -337,5 +356,74 @@ class TextTarget:
                 found[j] = 0.0
                 found[j, truth] = 0.01
             elif not agrees[at + j]:
-                found[j] = self._rows[(truth + 7) % self._text.width]
+                found[j] = self._rows[(truth + 7) % self.text.width]
         return found
+
+
+# ---- several texts, each known by its prompt
+
+
+def played_texts(source: Source, count: int, tokens: int, *, vocab_size: int) -> list[Text]:
+    """Return ``count`` texts of a source with ids that end no stream.
+
+    The lowest ids are left out: they may mean something to a tokenizer. A ConfigError where
+    two prompts are the same, or there are more ids than the vocabulary has.
+    """
+    texts = []
+    for index in range(count):
+        text = source.text(index, tokens)
+        up = min(_SHIFT, vocab_size - text.width)
+        if up < _SPECIAL:
+            raise ConfigError(
+                f"a text of {text.width} different ids does not fit a vocabulary of "
+                f"{vocab_size}"
+            )
+        texts.append(text.shifted(up))
+    if len({text.prompt for text in texts}) < len(texts):
+        raise ConfigError(
+            "two texts have the same prompt", hint="ask for fewer texts, or longer prompts"
+        )
+    return texts
+
+
+def by_prompt(targets: Sequence[TextTarget], tokens: Sequence[int]) -> TextTarget:
+    """Return the latest whose prompt begins with ``tokens``, or the other way round."""
+    for target in reversed(targets):
+        prompt = target.text.prompt
+        n = min(len(prompt), len(tokens))
+        if prompt[:n] == tuple(tokens[:n]):
+            return target
+    raise ModelError("a prompt that no text begins with")
+
+
+class PlayedDraft:
+    """The draft of several texts; what the drafter's ``Model`` is.
+
+    Args:
+        targets: One for each prompt; more may come.
+    """
+
+    def __init__(self, targets: Sequence[TextTarget]) -> None:
+        self._targets = targets
+        self._draft: TextDraft | None = None
+        self._read: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return len(self._read)
+
+    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+        """Take in ``tokens``; return logits after the last one."""
+        whole = [*self._read, *tokens]
+        if self._draft is None or len(self._read) < self._draft.prompt:
+            # Prompts may begin alike.
+            self._draft, tokens = TextDraft(by_prompt(self._targets, whole).text), whole
+        self._read = whole
+        return self._draft.forward(tokens)
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        del self._read[length:]
+        if self._draft is not None:
+            self._draft.rewind(length)

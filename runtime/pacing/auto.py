@@ -19,8 +19,6 @@ tries again now and then. Budgets of power are kept by
 from __future__ import annotations
 
 import math
-from itertools import accumulate
-from operator import mul
 from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
@@ -83,13 +81,12 @@ class Auto(Controller):
         self._now_s = 0.0
         self._trial = Trial()
         self._rests = Resting(_SLOWER)
-        # Blocks in flight: confidence and place in the block of their tokens.
-        self._out: list[list[tuple[float | None, int]]] = []
+        # Blocks in flight: confidence of their tokens.
+        self._out: list[list[float | None]] = []
         self._block: list[float | None] = []
         self._tokens = Mean(0.08)  # of text, a round
         self._cost = Mean(0.08)  # seconds between commits
-        self._yield = Mean(0.1)  # expected tokens of a block that left
-        self._drafted = Mean(0.1)  # its length
+        self._judged = 0  # blocks
         self._share = Mean(0.01)  # tokens that a racing commit gains
         self._last_s: float | None = None
         self._late = False  # what goes up piles up on the way
@@ -175,7 +172,7 @@ class Auto(Controller):
         if self._racing:
             return not self._late and len(block) >= self._piece() and self._in_time(block)
         reach = self._reach(self._block)
-        following = reach * self.survival.hazard(len(block) + 1)
+        following = reach * self.survival.acceptance
         if self._out:
             return self._enough_ahead(reach, following)
         price = self._best() * self._marginal
@@ -189,17 +186,13 @@ class Auto(Controller):
         else:  # full, cut by the session, or at the end of the text
             self._said = f"{drafted} tokens: as many as the block may hold"
         self._why = ""
-        known = (self._block + [None] * drafted)[:drafted]
-        self._out.append([(c, i) for i, c in enumerate(known, 1)])
-        if drafted:
-            reached = accumulate((self._chance(c, i) for i, c in enumerate(known, 1)), mul)
-            self._yield.learn(sum(reached, 1.0))
-            self._drafted.learn(float(drafted))
+        self._out.append((self._block + [None] * drafted)[:drafted])
         self._block = []
 
     def judged(self, drafted: int, accepted: int) -> None:
         self._ratio = None
         self._learn(self._take(drafted), drafted, accepted)
+        self._judged += drafted > 0
         self._trial.judged(drafted)
         if accepted < drafted:
             self._out = []  # what was out behind a rejection is void
@@ -208,7 +201,7 @@ class Auto(Controller):
         for _ in range(count):
             self._learn(self._take(1), 1, 1)
 
-    def _take(self, count: int) -> list[tuple[float | None, int]]:
+    def _take(self, count: int) -> list[float | None]:
         """Take the next ``count`` tokens of the first block that is out."""
         if not self._out:
             return []
@@ -216,19 +209,11 @@ class Auto(Controller):
         self._out[:1] = [rest] if rest else []
         return known
 
-    def _learn(
-        self, known: Sequence[tuple[float | None, int]], drafted: int, accepted: int
-    ) -> None:
-        expected = [self._chance(c, at) for c, at in known]
-        first = known[0][1] if known else 1
-        surprised = self.survival.learn(drafted, accepted, expected, first)
-        for i, (c, _) in enumerate(known[: min(drafted, accepted + 1)]):
+    def _learn(self, known: Sequence[float | None], drafted: int, accepted: int) -> None:
+        self.survival.learn(drafted, accepted)
+        for i, c in enumerate(known[: min(drafted, accepted + 1)]):
             if c is not None:
                 self.confidence.learn(c, i < accepted)
-        if surprised:
-            self.confidence.doubt()
-            self._trial.news()
-            self._ways.news()
 
     def measured(self, round: Round) -> None:
         costs = self.costs
@@ -287,19 +272,15 @@ class Auto(Controller):
 
     # ---- chances
 
-    def _chance(self, probability: float | None, position: int) -> float:
-        """Return the chance that a token is accepted, given that those before it are."""
-        if probability is None:
-            return self.survival.hazard(position)
-        return self.confidence.acceptance(probability)
-
     def _reach(self, known: Sequence[float | None]) -> float:
-        return math.prod(self._chance(c, i) for i, c in enumerate(known, 1))
+        """Return the chance that all of these tokens are accepted."""
+        plain, sure = self.survival.acceptance, self.confidence.acceptance
+        return math.prod(plain if c is None else sure(c) for c in known)
 
     @property
     def _chain(self) -> float:
         """Chance that everything in flight is accepted."""
-        return math.prod(self._chance(c, at) for known in self._out for c, at in known)
+        return math.prod(map(self._reach, self._out))
 
     @property
     def _thrifty(self) -> bool:
@@ -367,36 +348,22 @@ class Auto(Controller):
         return self._price(costs.token_s - costs.draft_s, costs.draft_s, costs.row_s)
 
     def _best(self) -> float:
-        """Return the text that a unit of cost yields in the long run.
-
-        The best of what the curve says a fixed length would reach and of what the
-        blocks of late are expected to have reached, at the costs of now.
-        """
-        if self._ratio is not None:
-            return self._ratio
-        ratio = best_ratio(self.survival.curve(_MOST), self._fixed, self._marginal)[1]
-        if self._yield.count >= 4:
-            spent = self._fixed + self._drafted.value * self._marginal
-            ratio = max(ratio, self._yield.value / spent)
-        self._ratio = ratio * self._hidden
+        """Return the text that a unit of cost yields in the long run."""
+        if self._ratio is None:
+            curve, costs = self.survival.curve(_MOST), self.costs
+            self._ratio = best_ratio(curve, self._fixed, self._marginal)[1]
+            if self._mode.pipeline > 1 and self._cost.count >= 8:
+                # In a pipeline text comes faster than by rounds one after another.
+                known = best_ratio(curve, costs.wait_s, costs.token_s)[1]
+                found = self._tokens.value / max(self._cost.value, 1e-9)
+                self._ratio *= min(max(found / known, 1.0), _HIDDEN)
         return self._ratio
-
-    @property
-    def _hidden(self) -> float:
-        """How much faster the text comes than by rounds one after another."""
-        if self._mode.pipeline < 2 or self._cost.count < 8:
-            return 1.0
-        costs = self.costs
-        round_s = costs.wait_s + self._drafted.value * costs.token_s
-        known = self._yield.value / round_s
-        found = self._tokens.value / max(self._cost.value, 1e-9)
-        return min(max(found / max(known, 1e-9), 1.0), _HIDDEN)
 
     # ---- while blocks are out
 
     def _ahead_pays(self) -> bool:
         """Tell whether to draft on what is not judged yet."""
-        chance = self._chain * self.survival.hazard(1)
+        chance = self._chain * self.survival.acceptance
         if not self._thrifty or self._racing:
             return chance > _HOPELESS
         # The draft costs the joules above waiting; it saves its time if it is of use.
@@ -448,15 +415,14 @@ class Auto(Controller):
                 return
         if trial.passed(round.tokens):
             self.survival.doubt()
-            self.confidence.doubt()
-            self._yield, self._drafted = Mean(0.1), Mean(0.1)
+            self._judged = 0
         if self._racing:
             if not trial.off:
                 self._share.learn(float(round.accepted))
                 if self._share.count > 120 and self._share.value < 0.004:
                     trial.draw_back("drafts come too late to be of use")
             return
-        if trial.off or (self._yield.count < 20 and not self.rival):
+        if trial.off or (self._judged < 20 and not self.rival):
             return
         stream = self._price(costs.forward_s + 1e-4, 0.0, costs.forward_s)
         drafting = 1.0 / max(self._best(), self.rival)

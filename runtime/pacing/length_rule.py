@@ -5,14 +5,14 @@ A round that drafts ``k`` tokens yields ``1 + S_1 + ... + S_k`` tokens of text, 
 ``fixed + k * marginal``. Drafting pays as long as one more token raises the ratio of the
 two, which is as long as ``S_(k+1) / marginal`` is above the best ratio there is.
 
-``Survival`` learns ``S`` by position from verdicts, ``Confidence`` what the draft's own
-probability of a token says about its acceptance, and ``Costs`` what a round costs in
-seconds and joules.
+``Survival`` learns acceptance from verdicts, ``Confidence`` what the draft's own
+probability of a token says about it, and ``Costs`` what a round costs.
+That positions of a block differ, and that a text has changed, is not told apart from the
+rest: neither made any stream faster (docs/controllers.md).
 
 Source:
-    The ratio and the reference optima: methods, section 5; the censored estimate is the
-    product-limit one of Kaplan and Meier (1958) with forgetting; the stopping rule is
-    that of renewal-reward problems (Dinkelbach 1967).
+    The ratio and the reference optima: methods, section 5; the stopping rule is that of
+    renewal-reward problems (Dinkelbach 1967).
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ __all__ = ["Confidence", "Costs", "Line", "Mean", "Survival", "best_ratio"]
 
 _PRIOR = 0.75  # acceptance before anything is known
 _PRIOR_WEIGHT = 4.0
-_POSITIONS = 32  # that are told apart
-_BORROWED = 6.0  # observations that a position takes from all positions together
-_SLOW, _FAST = 0.98, 0.87  # kept at each observation
-_SURPRISE = 2.8  # deviations at which old observations are given up
+_KEPT = 0.97  # of what was learned at each token
+_DOUBTED = 6.0  # tokens that it counts as after a pause
 _FRAME = 75.0  # bytes of a block without drafts on the wire, before one was seen
 _TOKEN = 2.0  # bytes of a drafted token, likewise
 
@@ -58,94 +56,30 @@ def best_ratio(
 
 
 class Survival:
-    """Acceptance by position, from verdicts.
-
-    Position ``j`` is observed only in blocks whose drafts before it were accepted; the
-    others say nothing about it, and are not counted against it. Positions that are
-    rarely reached lean on the acceptance of all positions together, and those behind the
-    32nd share that one.
-    """
+    """Acceptance, from verdicts: what lies behind a rejection says nothing of it."""
 
     def __init__(self) -> None:
-        self._kept = [0.0] * _POSITIONS
-        self._seen = [0.0] * _POSITIONS
         self._good = _PRIOR * _PRIOR_WEIGHT
         self._all = _PRIOR_WEIGHT
-        self._drift = 0.0
-        self._noise = 0.0
-        self.changes = 0
 
     @property
     def acceptance(self) -> float:
-        """Acceptance of a token, all positions together."""
+        """Chance of a token, all before it accepted."""
         return self._good / self._all
-
-    def hazard(self, position: int) -> float:
-        """Return ``P(accepted | all before it accepted)``; positions from 1."""
-        i = min(position, _POSITIONS) - 1
-        return (self._kept[i] + _BORROWED * self.acceptance) / (self._seen[i] + _BORROWED)
 
     def curve(self, length: int) -> list[float]:
         """Return ``S_1 .. S_length``."""
-        found, s = [], 1.0
-        borrowed = _BORROWED * self.acceptance
-        for i in range(length):
-            at = min(i, _POSITIONS - 1)
-            s *= (self._kept[at] + borrowed) / (self._seen[at] + _BORROWED)
-            found.append(s)
-        return found
+        return [self.acceptance**k for k in range(1, length + 1)]
 
-    def learn(
-        self,
-        drafted: int,
-        accepted: int,
-        expected: Sequence[float] = (),
-        first: int = 1,
-    ) -> bool:
-        """Take in a verdict on ``drafted`` tokens of a block, from position ``first`` on.
-
-        ``expected`` is what was thought of each; by default what this curve says.
-
-        Returns:
-            True when the verdicts no longer fit what was learned before, which is
-            forgotten then.
-        """
-        surprised = False
+    def learn(self, drafted: int, accepted: int) -> None:
+        """Take in a verdict on ``drafted`` tokens."""
         for i in range(min(drafted, accepted + 1)):
-            good = float(i < accepted)
-            p = expected[i] if i < len(expected) else self.hazard(first + i)
-            surprised = self._surprise(good, p) or surprised
-            self._good = self._good * _SLOW + good
-            self._all = self._all * _SLOW + 1.0
-            at = min(first + i, _POSITIONS) - 1
-            self._kept[at] = self._kept[at] * _SLOW + good
-            self._seen[at] = self._seen[at] * _SLOW + 1.0
-        if surprised:
-            self._forget()
-        return surprised
-
-    def _surprise(self, good: float, p: float) -> bool:
-        # Residuals, not raw verdicts: an easy passage that the draft is sure of is news
-        # about the text, not about the draft.
-        self._drift = self._drift * _FAST + (good - p)
-        self._noise = self._noise * _FAST**2 + p * (1.0 - p) + 0.02
-        return abs(self._drift) > _SURPRISE * math.sqrt(self._noise) and self._all > 12
+            self._good = self._good * _KEPT + (i < accepted)
+            self._all = self._all * _KEPT + 1.0
 
     def doubt(self) -> None:
-        """Keep what was learned, but let the next verdicts outweigh it soon."""
-        share = min(1.0, 6.0 / self._all)
-        self._weigh(self._good * share, self._all * share, share)
-
-    def _forget(self) -> None:
-        recent = min(max(self.acceptance + self._drift * (1 - _FAST), 0.02), 0.98)
-        self._weigh(recent * 3.0, 3.0, 3.0 / self._all, 0.3)
-        self._drift = self._noise = 0.0
-        self.changes += 1
-
-    def _weigh(self, good: float, total: float, share: float, more: float = 1.0) -> None:
-        self._good, self._all = good, total
-        self._kept = [x * share * more for x in self._kept]
-        self._seen = [x * share * more for x in self._seen]
+        """Let the next verdicts outweigh soon what was learned."""
+        self._good, self._all = _DOUBTED * self.acceptance, _DOUBTED
 
 
 class Confidence:
@@ -190,10 +124,6 @@ class Confidence:
         self._c00 = min((self._c00 - weight * scale * g0 * g0) * keep, limit[0][0])
         self._c01 = (self._c01 - weight * scale * g0 * g1) * keep
         self._c11 = min((self._c11 - weight * scale * g1 * g1) * keep, limit[1][1])
-
-    def doubt(self) -> None:
-        """Keep the line, but let the next verdicts move it as if it were new."""
-        (self._c00, self._c01), (_, self._c11) = self._SPREAD
 
 
 class Line:

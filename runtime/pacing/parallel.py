@@ -35,7 +35,6 @@ from draftwire.runtime.pacing.controller import (
     Round,
 )
 from draftwire.runtime.pacing.length_rule import Costs, Line, Mean
-from draftwire.runtime.pacing.ways import Clock
 from draftwire.sampling import Proposal
 
 if TYPE_CHECKING:
@@ -50,8 +49,6 @@ _ROW = 0.1  # of a forward's price that one more row is taken to add, until meas
 _SURE = 20  # blocks with masks after which what they are worth is believed
 _LEAD = 1.03  # of a rate, by which another way must be better
 _TRIAL, _SOON, _MOST = 32, 4, 512  # blocks until the other way is tried; before it was ever
-_PERIOD = 24  # tokens of a race after which its clock is believed
-_REGRET = 30  # times its tokens that a slower trial in a race is not repeated for
 
 
 class Depths:
@@ -154,10 +151,6 @@ class ParallelPacing(Controller):
         self._own = self._masked = 0
         self._since = dict.fromkeys((True, False), 0)  # blocks; True: with masks
         self._rest = dict.fromkeys((True, False), _SOON)
-        self._clocks: dict[str, Clock] = {}
-        self._holds: dict[str, int] = {}  # tokens until a way is tried in a race again
-        self._fails: dict[str, int] = {}
-        self._ran, self._last_s = 0, -1.0  # tokens on this way; when the last ones came
 
     @property
     def rule(self) -> Controller:
@@ -167,14 +160,11 @@ class ParallelPacing(Controller):
         self._rule.begin(mode)
         self._mode, self._racing = mode, mode.racing
         self._out.clear()
-        self._last_s = -1.0
         self.counts = {way: [0, 0, 0] for way in DRAFTING}
 
     def races(self, may: bool) -> bool:
-        racing = self._rule.races(may)
-        if racing is not self._racing:
-            self._racing, self._last_s = racing, -1.0
-        return racing
+        self._racing = self._rule.races(may)
+        return self._racing
 
     # ---- the choice
 
@@ -184,7 +174,7 @@ class ParallelPacing(Controller):
             self._found = {}
             return most
         self._found = {way: self._weigh(way, most) for way in DRAFTING}
-        way = self._forced or (self._by_clock if self._racing else self._by_model)()
+        way = self._forced or self._by_model()
         self.way = way
         if isinstance(self._rule, Auto):
             sure = self._masked >= _SURE and way != AUTOREGRESSIVE
@@ -208,27 +198,6 @@ class ParallelPacing(Controller):
             best = max(found[way] for way in ways)
         since[masked], since[not masked] = 0, since[not masked] + 1
         return best.way
-
-    def _by_clock(self) -> str:
-        """Return the way to race on: the model proposes, and the clock decides."""
-        here, clock = self.way, self._clocks.get(self.way)
-        if clock is None or self._ran < _PERIOD:
-            return here
-        for choice in sorted(self._found.values(), reverse=True):
-            way, known = choice.way, self._clocks.get(choice.way)
-            if way == here or (known is None and way in self._holds):
-                continue
-            there_s = clock.token_s * self._found[here].rate / choice.rate
-            if known is not None:
-                there_s = known.token_s
-            if there_s * _LEAD > clock.token_s:
-                continue
-            if known is not None:  # it was a trial, or has become slower
-                fails = self._fails[here] = self._fails.get(here, 0) + 1
-                self._holds[here] = _REGRET * _PERIOD * 2 ** min(fails, 5)
-            self._clocks[way], self._ran, self._last_s = Clock(), 0, -1.0
-            return way
-        return here
 
     def _weigh(self, way: str, most: int) -> _Choice:
         """Return what a block of the best length brings for what it costs."""
@@ -339,19 +308,6 @@ class ParallelPacing(Controller):
             self._costs.measured(round)
         while len(self._out) > round.in_flight:
             self._out.popleft()
-        if not self._racing:
-            return
-        if self._last_s >= 0 and round.tokens:
-            clock = self._clocks.setdefault(self.way, Clock())
-            clock.learn(round.t_s - self._last_s, round.tokens)
-            self._ran += round.tokens
-            for way in list(self._holds):
-                self._holds[way] -= round.tokens
-                if self._holds[way] <= 0:  # what was found then may have passed
-                    del self._holds[way]
-                    if way != self.way:
-                        self._clocks.pop(way, None)
-        self._last_s = round.t_s
 
     def forwarded(self, read: int, masks: int, seconds: float) -> None:
         if read <= 2 * self._block + 1:  # more is a prompt

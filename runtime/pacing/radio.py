@@ -7,6 +7,7 @@ yet, because the traffic itself tells rate and round trip.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -22,6 +23,13 @@ _TIMEOUT_S = 3.0
 Runner = Callable[[Sequence[str]], str]
 
 
+# Of what ``mmcli`` says of each technology: its level, the first that has one.
+_LEVELS = (
+    *(("5g", "rsrp"), ("lte", "rsrp"), ("umts", "rscp"), ("umts", "rssi")),
+    *(("gsm", "rssi"), ("evdo", "rssi"), ("cdma1x", "rssi")),
+)
+
+
 def parse_mmcli(text: str) -> dict[str, Any]:
     """Return the signal in what ``mmcli -m any --signal-get -J`` prints.
 
@@ -29,34 +37,19 @@ def parse_mmcli(text: str) -> dict[str, Any]:
         ``signal_dbm`` (RSRP of LTE and 5G, else RSSI) and ``technology``; empty when the
         modem says nothing.
     """
-    try:
-        signal = json.loads(text)["modem"]["signal"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    if not isinstance(signal, dict):
-        return {}
-    for technology, key in (
-        ("5g", "rsrp"), ("lte", "rsrp"), ("umts", "rscp"), ("umts", "rssi"),
-        ("gsm", "rssi"), ("evdo", "rssi"), ("cdma1x", "rssi"),
-    ):  # fmt: skip
-        values: Any = signal.get(technology)
-        try:
-            level = float(values[key])  # "--" where the modem has none
-        except (KeyError, TypeError, ValueError):
-            continue
-        return {"signal_dbm": level, "technology": technology}
+    for technology, key in _LEVELS:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # "--" of no signal
+            level = float(json.loads(text)["modem"]["signal"][technology][key])
+            return {"signal_dbm": level, "technology": technology}
     return {}
 
 
 def parse_iw(text: str) -> dict[str, Any]:
     """Return signal and rate in what ``iw dev NAME link`` prints; empty when not linked."""
     found: dict[str, Any] = {}
-    signal = re.search(r"signal:\s*(-?[0-9.]+) dBm", text)
-    rate = re.search(r"tx bitrate:\s*([0-9.]+) MBit/s", text)
-    if signal:
-        found["signal_dbm"] = float(signal.group(1))
-        found["technology"] = "wifi"
-    if rate:
+    if signal := re.search(r"signal:\s*(-?[0-9.]+) dBm", text):
+        found = {"signal_dbm": float(signal.group(1)), "technology": "wifi"}
+    if rate := re.search(r"tx bitrate:\s*([0-9.]+) MBit/s", text):
         found["tx_mbit_s"] = float(rate.group(1))
     return found
 

@@ -13,11 +13,8 @@ from anywhere (``Card.any_draft``).
 from __future__ import annotations
 
 import bisect
-import hashlib
 import json
 import os
-import struct
-import sys
 import tempfile
 import threading
 from array import array
@@ -36,8 +33,8 @@ _PRIOR = (0.30, 0.40, 0.50, 0.60, 0.75, 0.85)
 _WEIGHT = 6.0  # observations that the prior counts for
 _KEPT = 0.98
 _BREAK = 0xFFFFFFFF  # between sessions: nothing repeats across it
-_MAGIC = b"draftwire suffix cache 1\n"
-_MAX_HEADER = 4096
+_SCHEMA = "draftwire.suffixes/2"
+_TOKEN_BYTES = 64  # of a file, at most
 
 
 class Recall(NamedTuple):
@@ -208,24 +205,19 @@ class SuffixCache:
             OutputError: It cannot be written.
         """
         with self._lock:
-            log = array("I", self._log)
             record = [[round(g, 4), round(n, 4)] for g, n in zip(self._good, self._all)]
-        if sys.byteorder == "big":
-            log.byteswap()
-        body = log.tobytes()
-        header = {
-            "vocab_size": self.vocab_size,
-            "tokenizer": tokenizer,
-            "tokens": len(log),
-            "record": record,
-            "sha256": hashlib.sha256(body).hexdigest(),
-        }
-        text = json.dumps(header).encode("ascii")
+            document = {
+                "schema": _SCHEMA,
+                "vocab_size": self.vocab_size,
+                "tokenizer": tokenizer,
+                "record": record,
+                "tokens": self._log.tolist(),
+            }
         try:
             with replacing(Path(path)) as fresh:
                 descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT, 0o600)
-                with os.fdopen(descriptor, "wb") as handle:
-                    handle.write(_MAGIC + struct.pack("<I", len(text)) + text + body)
+                with os.fdopen(descriptor, "w", encoding="ascii") as handle:
+                    json.dump(document, handle)
         except OSError as exc:
             raise OutputError(
                 f"cannot write the suffix cache {path}: {exc.strerror}"
@@ -238,8 +230,7 @@ class SuffixCache:
             ConfigError: The file is damaged, too large, or of another tokenizer; or it
                 could not be written afterwards.
         """
-        target = Path(path)
-        limit = len(_MAGIC) + 4 + _MAX_HEADER + 4 * 64 * self.max_tokens
+        target, limit = Path(path), _TOKEN_BYTES * self.max_tokens
         try:
             with tempfile.TemporaryFile(dir=target.parent):
                 pass  # what is learned shall not be lost at the end for a bad folder
@@ -250,22 +241,30 @@ class SuffixCache:
         except OSError as exc:
             what = f"cannot use the suffix cache {target}: {exc.strerror}"
             raise ConfigError(what) from exc
-        if len(data) > limit:
-            raise _damaged(target, "it is too large")
-        log, header = _parse(target, data)
-        if header.get("tokenizer") != tokenizer or header["vocab_size"] != self.vocab_size:
+        try:
+            found = json.loads(data if len(data) <= limit else b"")
+            whose = found["tokenizer"], found["vocab_size"]
+            sound = found["schema"] == _SCHEMA and _sound(found["record"])
+            ids = (t for t in found["tokens"] if t != _BREAK)
+            sound = sound and all(type(t) is int and 0 <= t < whose[1] for t in ids)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise ConfigError(
+                f"the suffix cache {target} is damaged, or no such file",
+                hint="delete it; it fills again",
+            )
+        if whose != (tokenizer, self.vocab_size):
             raise ConfigError(
                 f"the suffix cache {target} belongs to another tokenizer",
                 hint="name another file for this draft",
             )
-        if any(token >= self.vocab_size and token != _BREAK for token in log):
-            raise _damaged(target, "it holds a token id that does not exist")
         with self._lock:
-            for token in log[-self.max_tokens // 2 :]:
+            for token in found["tokens"][-self.max_tokens // 2 :]:
                 if token == _BREAK:
                     self._text = []
                 self._append(token)
-            for kind, (good, count) in enumerate(header["record"]):
+            for kind, (good, count) in enumerate(found["record"]):
                 self._good[kind], self._all[kind] = good, count
             self._text = []
 
@@ -274,49 +273,8 @@ def _kind(matched: int) -> int:
     return max(bisect.bisect_right(_KINDS, matched) - 1, 0)
 
 
-def _damaged(path: Path, why: str) -> ConfigError:
-    return ConfigError(
-        f"the suffix cache {path} is damaged: {why}", hint="delete it; it fills again"
-    )
-
-
-def _parse(path: Path, data: bytes) -> tuple[array[int], dict[str, Any]]:
-    """Return log and header of a file, checked."""
-    start = len(_MAGIC) + 4
-    if data[: len(_MAGIC)] != _MAGIC or len(data) < start:
-        raise _damaged(path, "it does not begin as one")
-    (size,) = struct.unpack_from("<I", data, len(_MAGIC))
-    if size > _MAX_HEADER:
-        raise _damaged(path, "its header is too large")
-    try:
-        header = json.loads(data[start : start + size].decode("ascii"))
-    except ValueError as exc:
-        raise _damaged(path, "its header is not JSON") from exc
-    body = data[start + size :]
-    if not isinstance(header, dict) or not _sound(header):
-        raise _damaged(path, "its header is not complete")
-    if len(body) != 4 * header["tokens"]:
-        raise _damaged(path, "it was cut short")
-    if hashlib.sha256(body).hexdigest() != header["sha256"]:
-        raise _damaged(path, "its content does not have the hash that it states")
-    log = array("I")
-    log.frombytes(body)
-    if sys.byteorder == "big":
-        log.byteswap()
-    return log, header
-
-
-def _sound(header: dict[str, Any]) -> bool:
-    record = header.get("record")
-    if not all(isinstance(header.get(key), int) for key in ("vocab_size", "tokens")):
-        return False
-    if not isinstance(record, list) or len(record) != len(_KINDS):
-        return False
-    return all(
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(isinstance(x, (int, float)) for x in pair)
-        and 0 <= pair[0] <= pair[1] <= 1000
-        and pair[1] > 0
-        for pair in record
+def _sound(record: list[list[float]]) -> bool:
+    """Whether this is a record of how often each kind of repetition was right."""
+    return len(record) == len(_KINDS) and all(
+        0 <= good <= count <= 1000 and count > 0 for good, count in record
     )

@@ -15,9 +15,9 @@ from typing import Any, Callable, Sequence
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.run import Device
+from draftwire.bench.sim.run import Device, TextJob
 from draftwire.bench.sim.schemes import Scheme
-from draftwire.bench.sim.simulate import Outcome, Plan, TextJob, simulate
+from draftwire.bench.sim.simulate import Outcome, Plan, simulate
 from draftwire.bench.sim.texts import Source
 from draftwire.clock import VirtualClock
 from draftwire.energy.account.account import Account
@@ -128,7 +128,7 @@ class _Noting(StreamAccount):
 
     def settle(self, *, drafting: bool, waiting: bool) -> None:
         super().settle(drafting=drafting, waiting=waiting)
-        watts = self._board.setting.watts
+        watts = self._board.watts
         if watts:
             phase = "draft" if drafting else "verify-wait"
             self._board.spend.append((self._board.clock.now(), watts[phase]))
@@ -193,7 +193,7 @@ def run_policy(
     outcome = simulate(
         Plan(
             profile,
-            Scheme("policy", "", "", mode, up_bits_per_token=evidence_bits),
+            Scheme("policy", "", mode, up_bits_per_token=evidence_bits),
             link=link,
             source=source,
             controller=controller,

@@ -12,8 +12,9 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.run import cloud_step_s
 from draftwire.bench.sim.schemes import Scheme
-from draftwire.bench.sim.simulate import Plan, cloud_step_s, synthetic_of, tuned
+from draftwire.bench.sim.simulate import Plan, synthetic_of, tuned
 from studies.grid.bound import clairvoyant_s
 
 PROFILES = (

@@ -29,7 +29,7 @@ def beside_published(plan: Plan) -> list[dict[str, Any]]:
                 "tokens_per_s": ours,
                 "published_tokens_per_s": known.tokens_s,
                 "off_percent": 100 * (ours / known.tokens_s - 1),
-                "accepted_per_block": outcome.accepted_per_block,
+                "accepted_per_block": outcome.row["accepted_per_block"],
                 "source": known.source,
             }
         )

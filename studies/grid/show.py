@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from draftwire.bench.sim.tables import draw_schemes
-from draftwire.bench.sim.tables import render as render_schemes
+from draftwire.bench.sim.show import draw
+from draftwire.bench.sim.show import render as render_schemes
 from draftwire.energy.reports.plots import picture
 from draftwire.io import format_table
 
@@ -135,7 +135,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         if document.get("grid"):
             _draw_grid(plt, document["grid"])
         else:
-            axes = draw_schemes(plt, document)
+            axes = draw(plt, document)
             if document.get("bound_ms_per_token") is not None:
                 bound = document["bound_ms_per_token"]
                 axes.axvline(bound, color="#333333", linestyle="--")

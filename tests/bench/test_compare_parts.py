@@ -9,15 +9,16 @@ import pytest
 
 from draftwire import sampling
 from draftwire.bench.compare.carried import carried_scheme, carrying
-from draftwire.bench.compare.colocated import Colocated
-from draftwire.bench.compare.pace import PacedDraft, PacedTarget
-from draftwire.bench.compare.played import PlayedDraft, PlayedTarget, played_texts
-from draftwire.bench.compare.show import render
-from draftwire.bench.compare.table import different_texts, rows_of
-from draftwire.bench.sim.cloud import ForwardCost
-from draftwire.bench.sim.facts import Exit
+from draftwire.bench.compare.pace import PacedDraft, paced
+from draftwire.bench.compare.server import played
+from draftwire.bench.sim.cloud import ForwardCost, TextBackend
+from draftwire.bench.sim.facts import Exit, find
+from draftwire.bench.sim.run import Plan, RealJob
 from draftwire.bench.sim.schemes import ROWS, carried_sizes, schemes_named
-from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.bench.sim.show import render_compared
+from draftwire.bench.sim.simulate import simulate
+from draftwire.bench.sim.table import different_texts, rows_of
+from draftwire.bench.sim.texts import PlayedDraft, Synthetic, parse_luck, played_texts
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.packages import Family
 from draftwire.sampling import SamplingParams
@@ -121,7 +122,7 @@ def test_where_colocated_wins_the_table_says_so():
         "compared": 2,
         "runs": runs,
     }
-    said = render(document)
+    said = render_compared(document)
     assert "co-located decoding wins: the best distributed row takes 3.00 of it" in said
     assert "await serves 2.00 times as many tokens on one server" in said
     assert "left out: qs: because" in said
@@ -174,8 +175,8 @@ def texts():
 
 
 def test_played_models_know_their_text_by_its_prompt(texts):
-    target = PlayedTarget(Package(), texts, slots=2)
-    draft = PlayedDraft(texts)
+    target = TextBackend.of(Package(), targets=played(texts), slots=2)
+    draft = PlayedDraft(played(texts))
     for text in (texts[2], texts[0]):
         slot = target.allocate()
         tokens = np.array(text.prompt + text.tokens[:4], np.int64)
@@ -194,17 +195,17 @@ def test_played_models_know_their_text_by_its_prompt(texts):
 
 def test_forwards_take_the_profiles_time_and_exits_their_share(texts):
     exits = [Exit(0.25, 1.0, 1.0, "assumed", "x"), Exit(0.75, 1.0, 1.0, "assumed", "x")]
-    inner = PlayedTarget(Package(), texts, exits, slots=1)
-    paced = PacedTarget(inner, ForwardCost(0.02, read_s=0.001), layers=1000)
-    slot = paced.allocate()
+    inner = TextBackend.of(Package(), exits, played(texts), slots=1)
+    target = paced(inner, ForwardCost(0.02, read_s=0.001), layers=1000)
+    slot = target.allocate()
     prompt = np.array(texts[0].prompt, np.int64)
     began = time.perf_counter()
-    paced.forward([SlotInput(slot, 0, prompt[:8], 0)])
+    target.forward([SlotInput(slot, 0, prompt[:8], 0)])
     assert time.perf_counter() - began >= 0.028  # a base, and a millisecond a token
     heard = []
     began = time.perf_counter()
     item = SlotInput(slot, 8, prompt[8:], 1)
-    rows = paced.forward([item], lambda n, r: heard.append((n, time.perf_counter(), r)))
+    rows = target.forward([item], lambda n, r: heard.append((n, time.perf_counter(), r)))
     ended = time.perf_counter()
     assert [n for n, _, _ in heard] == [0, 1]
     for (_, when, row), share in zip(heard, (0.25, 0.75)):
@@ -214,7 +215,9 @@ def test_forwards_take_the_profiles_time_and_exits_their_share(texts):
 
 
 def test_a_draft_that_is_too_slow_is_counted(texts):
-    draft = PacedDraft(PlayedDraft(texts), lambda tokens: 0.0 if tokens > 1 else 0.003)
+    draft = PacedDraft(
+        PlayedDraft(played(texts)), lambda tokens: 0.0 if tokens > 1 else 0.003
+    )
     draft.forward(texts[0].prompt)
     began = time.perf_counter()
     draft.forward(texts[0].tokens[:1])
@@ -225,12 +228,19 @@ def test_a_draft_that_is_too_slow_is_counted(texts):
     assert draft.length == 9
 
 
-def test_co_located_rows_leave_their_slots(texts):
-    colocated = Colocated(
-        PlayedDraft(texts), PlayedTarget(Package(), texts, slots=1),
-        vocab_size=500, draft_context=2000, stop_ids=(),
-    )  # fmt: skip
-    prompt, params = texts[0].prompt, SamplingParams("greedy", 0.0)
+@pytest.mark.parametrize("own_pace", [True, False])
+def test_co_located_rows_leave_their_slots(texts, own_pace):
+    targets = played(texts)
+    backend = TextBackend.of(Package(), targets=targets, slots=1)
+    draft = PlayedDraft(targets)
+    profile = find("nano-a100@1").replaced("assumed", "a test", cloud__forward_ms=2)
     for block in (1, 3, 5):
-        report = colocated.run(prompt, params, block, 8)
-        assert tuple(report["token_ids"]) == texts[0].tokens[:8]
+        plan = Plan(
+            profile, ROWS["colocated"], block=block, streams=2, tokens=8, vocabulary=500,
+            job=lambda index: RealJob(draft, texts[index].prompt), backend=backend,
+            real_time=True, own_pace=own_pace, draft_context=2000,
+        )  # fmt: skip
+        outcome = simulate(plan)
+        for report, text in zip(outcome.reports, texts):
+            assert tuple(report["token_ids"]) == text.tokens[:8]
+        assert (outcome.joules_per_token is None) is own_pace

@@ -9,8 +9,8 @@ import pytest
 from schedules import await_time, race_time
 
 from draftwire.bench.link import LinkSpec
+from draftwire.bench.sim.command import row_of
 from draftwire.bench.sim.facts import find, parse_profile, profiles
-from draftwire.bench.sim.reports import row_of, run_report
 from draftwire.bench.sim.schemes import SCHEMES, scheme_named, schemes_named
 from draftwire.bench.sim.simulate import Plan, price, simulate, synthetic_of, tuned
 from draftwire.bench.sim.texts import Synthetic, TextDraft, parse_luck
@@ -345,7 +345,7 @@ def test_the_draft_is_right_only_behind_the_right_context():
 
 def test_a_report_is_that_of_a_live_run_and_says_that_it_is_none():
     outcome = simulate(plan(scheme="ours-cost"))
-    report = run_report(outcome, outcome.streams[0])
+    (report,) = outcome.reports
     assert check_report(report, "here") is report
     json.dumps(report, allow_nan=False)
     assert report["simulated"] is True

@@ -143,7 +143,7 @@ def test_it_draws_back_where_drafting_does_not_pay_and_returns():
 
 
 def test_a_step_of_the_round_trip_changes_the_length_at_once():
-    board = Board(Auto("latency"), rate=0.85, wait_s=0.08, forward_s=0.06).rounds(150)
+    board = Board(Auto("latency"), rate=0.85, wait_s=0.08, forward_s=0.075).rounds(150)
     short = board.mean_length()
     board.wait_s = 0.21
     board.rounds(15)

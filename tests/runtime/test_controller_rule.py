@@ -39,37 +39,19 @@ def test_nothing_pays_when_drafts_are_never_right():
     assert best_ratio([], 8.0, 1.0) == (0, 1 / 8)
 
 
-def test_positions_behind_a_rejection_are_not_counted_against_them():
-    survival = Survival()
-    rng = random.Random(1)
-    for _ in range(800):  # the first draft fails half of the time, later ones hardly
-        accepted = 0
-        while accepted < 6 and rng.random() < (0.5 if accepted == 0 else 0.95):
-            accepted += 1
-        survival.learn(6, accepted)
-    assert survival.hazard(1) == pytest.approx(0.5, abs=0.12)
-    assert survival.hazard(3) == pytest.approx(0.95, abs=0.09)
-    curve = survival.curve(4)
-    assert all(a >= b for a, b in zip(curve, curve[1:]))
-
-
-def test_a_step_is_noticed_and_the_past_forgotten():
-    rng = random.Random(2)
-    survival = Survival()
-
-    def rounds(rate, count):
-        for _ in range(count):
+def test_what_lies_behind_a_rejection_is_not_counted_and_the_past_fades():
+    survival, rng = Survival(), random.Random(1)
+    for rate, most in ((0.85, 400), (0.45, 15)):
+        for _ in range(most):
             accepted = 0
-            while accepted < 5 and rng.random() < rate:
+            while accepted < 6 and rng.random() < rate:
                 accepted += 1
-            survival.learn(5, accepted)
-
-    rounds(0.85, 150)
-    assert survival.acceptance == pytest.approx(0.85, abs=0.1)
-    before = survival.changes
-    rounds(0.45, 15)
-    assert survival.changes > before
-    assert survival.acceptance == pytest.approx(0.45, abs=0.15)
+            survival.learn(6, accepted)
+        assert survival.acceptance == pytest.approx(rate, abs=0.2)
+    once = survival.acceptance
+    survival.learn(6, 0)
+    assert survival.curve(2) == pytest.approx([survival.acceptance, survival.acceptance**2])
+    assert once > survival.acceptance > once - 0.05
 
 
 def test_confidence_is_calibrated_as_verdicts_come():

@@ -329,23 +329,6 @@ def test_prices_by_rows():
     assert early.of(1) <= early.of(8) == pytest.approx(0.012)
 
 
-def test_a_race_is_decided_by_the_clock():
-    """Whatever the model says of a race: the way with the faster clock stays."""
-    parallel = Parallel((1,), 8, SHARP)
-    controller = ParallelPacing(make_controller("fixed:8"), parallel)
-    controller.begin(Mode("latency"))
-    speed = {"autoregressive": 0.010, "parallel": 0.015, "hybrid": 0.014}
-    now_s, ways = 0.0, []
-    for _ in range(4000):
-        controller.limit()
-        ways.append(controller.way)
-        now_s += 2 * speed[controller.way]
-        controller.measured(Round(now_s, 2, 0, 0))
-    assert set(ways) == set(DRAFTING), "each was tried"
-    late = ways[500:]
-    assert late.count("autoregressive") > 0.9 * len(late)
-
-
 def test_a_way_that_the_draft_has_not():
     memory = Memory("off", b"", 9, measures=False)
     for spec in ("fixed:4:parallel", FixedLength(4, "hybrid")):

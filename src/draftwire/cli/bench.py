@@ -225,8 +225,8 @@ def _numerics(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """Compare the schemes; 1 when a text is not the target's own."""
     from draftwire.bench.compare.run import Settings, compare
-    from draftwire.bench.compare.show import markdown, plot, render
     from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, schemes_named
+    from draftwire.bench.sim.show import markdown, plot, render_compared
     from draftwire.cli.demo import PROMPTS
     from draftwire.reference import target_path
 
@@ -248,7 +248,7 @@ def compare(args: argparse.Namespace) -> int:
         block=None if args.k == "best" else int(args.k),
     )
     document = compare(settings, _say_to(args))
-    show(args, document, markdown if args.markdown else render)
+    show(args, document, markdown if args.markdown else render_compared)
     if args.plot is not None:
         plot(document, args.plot)
     for sentence in document["different"]:
@@ -259,7 +259,7 @@ def compare(args: argparse.Namespace) -> int:
 def simulate(args: argparse.Namespace) -> int:
     """Run the schemes in virtual time."""
     from draftwire.bench.sim.command import Question, answer, list_profiles, write_recording
-    from draftwire.bench.sim.tables import plot, render
+    from draftwire.bench.sim.show import plot, render
 
     for name in ("streams", "tokens", "sessions"):
         if getattr(args, name) < 1:
