@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import plain_sampling
 import pytest
-from plain_sampling import M32, G, mix
+from plain_sampling import G, mix
 from tools.faults import FaultProxy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,13 +181,5 @@ def _draw(
     if scheme == "greedy":
         return logits.index(max(logits))
     ids, probs = plain_sampling.distribution(logits, temperature, top_k, top_p)
-    if noise == "sparse":
-        times = plain_sampling.sparse_noise(seed, t + (sample << 32), len(logits))
-        return plain_sampling.coupled(ids, probs, times)
-    times = {}
-    for i in ids:
-        words = plain_sampling.philox((seed & M32, seed >> 32), (i // 2, t, sample, 0))
-        high, low = words[2:] if i % 2 else words[:2]
-        u = ((high >> 5) * 2**26 + (low >> 6) + 1) * 2.0**-53
-        times[i] = max(-math.log(u), 2.0**-54)
+    times = getattr(plain_sampling, noise + "_noise")(seed, t, len(logits), sample)
     return plain_sampling.coupled(ids, probs, times)

@@ -49,11 +49,6 @@ def unhex(text):
     return bytes.fromhex(text)
 
 
-@pytest.mark.slow  # seconds, and no part of the package runs
-def test_the_vectors_are_what_the_plain_implementation_says():
-    assert json.loads(plain.render(plain.vectors())) == VECTORS
-
-
 @pytest.mark.parametrize("case", VECTORS["noise"])
 def test_noise(case):
     ids, seed = np.array(case["ids"]), int(case["seed"], 16)
