@@ -9,30 +9,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from live import DRAFT, connect, serving
 
 import draftwire
 from draftwire.cli import main
-from draftwire.cli._local_verifier import local_verifier
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS, STREAM_GROUPS, options_of
 from draftwire.runtime.service.http import HttpError
 from draftwire.runtime.service.openai import read_ask
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-DRAFT = FIXTURES / "tiny.draft"
 PROMPT = [5, 17, 3]
 STREAM = {option.name for option in options_of(*STREAM_GROUPS)}
 
 
 @pytest.fixture(scope="module")
 def session():
-    with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
-        with draftwire.connect(url, draft=DRAFT, token=token) as found:
-            yield found
+    with serving() as verifier, connect(verifier) as found:
+        yield found
 
 
 # Option, value, and the text that means it on a command line; None where none does.
