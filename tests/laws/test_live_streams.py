@@ -179,7 +179,7 @@ def test_closed_sessions_leave_nothing(verifier):
     gc.collect()
     gc.disable()
     try:
-        for _ in range(50):
+        for _ in range(24):
             with connect(verifier) as session:
                 models.append(weakref.ref(session._drafter._model))
                 stream = session.generate(PROMPTS[0], max_new_tokens=8)
