@@ -166,22 +166,17 @@ class Plan:
     parallel: int = 0  # tokens that the draft says in one forward; 0: one
 
 
+def _penalties(repetition, presence, frequency=0.0, **more):
+    penalties = {"repetition_penalty": repetition, "presence_penalty": presence}
+    return {**penalties, "frequency_penalty": frequency, **more}
+
+
 # What depends on the text so far: drafts of a dead branch must leave no trace in it.
 SHAPES = {
     "": {},
-    "penalties": {
-        "repetition_penalty": 1.3,
-        "presence_penalty": 0.4,
-        "frequency_penalty": 0.7,
-    },
+    "penalties": _penalties(1.3, 0.4, 0.7),
     "words": {"bad_words": ((5,), (1, 2), (7, 0, 4)), "logit_bias": ((2, 1.5), (9, -100))},
-    "all": {
-        "min_p": 0.1,
-        "presence_penalty": -0.5,
-        "repetition_penalty": 0.8,
-        "bad_words": ((0, 0),),
-        "logit_bias": ((0, 0.25),),
-    },
+    "all": _penalties(0.8, -0.5, min_p=0.1, bad_words=((0, 0),), logit_bias=((0, 0.25),)),
 }
 
 
@@ -228,17 +223,13 @@ REFUSALS = {
 FINAL = ("401", "incompatible")
 
 
-class Dice:
-    """Draws a plan from a seed; hypothesis has a like object whose draws shrink."""
+class Dice(random.Random):
+    """Draws a plan from a seed."""
 
-    def __init__(self, seed):
-        self.rng = random.Random(seed)
-
-    def whole(self, low, high):
-        return self.rng.randint(low, high)
+    whole = random.Random.randint
 
     def one_of(self, things):
-        return self.rng.choice(list(things))
+        return self.choice(list(things))
 
 
 def draw_stream(dice, mechanism, at_s, long):
