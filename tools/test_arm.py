@@ -245,8 +245,7 @@ def fake_orin(python, system_root):
     shutil.rmtree(root, ignore_errors=True)
     code = (
         "import sys, pathlib; sys.path[:0] = sys.argv[2:]\n"
-        "from fake_boards import BOARDS\n"
-        "from fake_tree import build\n"
+        "from fake_boards import BOARDS, build\n"
         "build(pathlib.Path(sys.argv[1]), BOARDS['orin-nano-super'])\n"
     )
     places = [os.path.join(ROOT, "tests", "helpers"), os.path.join(ROOT, "src")]

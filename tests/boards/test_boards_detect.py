@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_boards import BOARDS, Cores, Fake
-from fake_tree import build
+from fake_boards import BOARDS, Cores, Fake, build
 
 from draftwire.boards import detect as detect_module
 from draftwire.boards.cores import architecture, clusters, parse_list

@@ -15,8 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from fake_boards import BOARDS
-from fake_tree import build
+from fake_boards import BOARDS, build
 
 from draftwire.boards.checks import python as check_python
 from draftwire.boards.checks.draft import check_draft

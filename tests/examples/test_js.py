@@ -386,7 +386,8 @@ def said_by(message):
     if isinstance(message, Error):
         return ("fatal " if message.fatal else "") + message.code
     if isinstance(message, Progress):
-        return f"{message.activity} {message.epoch}"
+        idle = message.activity == "idle"  # how long the rest takes is the machine's
+        return f"idle {message.epoch}" if idle else ""
     return f"bye {message.reason}" if isinstance(message, Bye) else ""
 
 

@@ -28,34 +28,35 @@ TINY = ROOT / "tests" / "fixtures" / "tiny.draft"
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def rfc8032_sign(seed: bytes, message: bytes) -> bytes:
-    """Sign as RFC 8032, section 5.1.6, says: for tests, where nothing is secret."""
+def _secret(seed: bytes) -> tuple[int, bytes]:
     digest = hashlib.sha512(seed).digest()
     scalar = int.from_bytes(digest[:32], "little") & ((1 << 254) - 8) | 1 << 254
+    return scalar, digest[32:]
+
+
+def _point(factor: int) -> bytes:
+    """Return so many times the base point."""
+    x, y, z, _ = ed25519._multiply(factor, ed25519._BASE)
+    inverse = pow(z, ed25519._P - 2, ed25519._P)
+    x, y = x * inverse % ed25519._P, y * inverse % ed25519._P
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def public_of(seed: bytes) -> bytes:
+    return _point(_secret(seed)[0])
+
+
+def rfc8032_sign(seed: bytes, message: bytes) -> bytes:
+    """Sign as RFC 8032, section 5.1.6, says: for tests, where nothing is secret."""
 
     def number(data: bytes) -> int:
         return int.from_bytes(hashlib.sha512(data).digest(), "little") % ed25519._ORDER
 
-    def packed(factor: int) -> bytes:
-        x, y, z, _ = ed25519._multiply(factor, ed25519._BASE)
-        inverse = pow(z, ed25519._P - 2, ed25519._P)
-        x, y = x * inverse % ed25519._P, y * inverse % ed25519._P
-        return (y | (x & 1) << 255).to_bytes(32, "little")
-
-    public = packed(scalar)
-    r = number(digest[32:] + message)
-    commitment = packed(r)
-    h = number(commitment + public + message)
+    scalar, prefix = _secret(seed)
+    r = number(prefix + message)
+    commitment = _point(r)
+    h = number(commitment + public_of(seed) + message)
     return commitment + ((r + h * scalar) % ed25519._ORDER).to_bytes(32, "little")
-
-
-def public_of(seed: bytes) -> bytes:
-    digest = hashlib.sha512(seed).digest()
-    scalar = int.from_bytes(digest[:32], "little") & ((1 << 254) - 8) | 1 << 254
-    x, y, z, _ = ed25519._multiply(scalar, ed25519._BASE)
-    inverse = pow(z, ed25519._P - 2, ed25519._P)
-    x, y = x * inverse % ed25519._P, y * inverse % ed25519._P
-    return (y | (x & 1) << 255).to_bytes(32, "little")
 
 
 def signer(seed: bytes = b"m" * 32) -> Signer:
@@ -209,29 +210,18 @@ def fake_root(
 ) -> Path:
     """Make a file system as an unpacked image has it: a Python, a C library, an etc."""
     root = folder / "rootfs"
-    elf = (
-        b"\x7fELF"
-        + bytes([bits, 1, 1])
-        + b"\0" * 9
-        + b"\2\0"
-        + machine.to_bytes(2, "little")
-    )
-    for name in (
-        "usr/bin",
-        "usr/lib/aarch64-linux-gnu",
-        "etc/systemd/system",
-        "opt",
-        "var/lib",
-    ):
+    elf = b"\x7fELF" + bytes([bits, 1, 1]) + bytes(9) + b"\2\0"
+    elf += machine.to_bytes(2, "little")
+    libraries = root / "usr/lib/aarch64-linux-gnu"
+    libraries.mkdir(parents=True)
+    for name in ("usr/bin", "etc/systemd/system", "opt", "var/lib"):
         (root / name).mkdir(parents=True)
     (root / f"usr/bin/python{python}").write_bytes(elf)
     (root / "usr/bin/sh").write_bytes(elf)
     (root / "bin").symlink_to("usr/bin")
     (root / "lib").symlink_to("/usr/lib")  # absolute, as some images have it
-    text = (
-        f"\0GNU C Library (Ubuntu GLIBC {glibc}-0ubuntu3) stable release version {glibc}.\n"
-    )
-    (root / "usr/lib/aarch64-linux-gnu/libc.so.6").write_bytes(elf + text.encode())
+    text = f"\0GNU C Library (Ubuntu {glibc}-0) stable release version {glibc}.\n"
+    (libraries / "libc.so.6").write_bytes(elf + text.encode())
     return root
 
 

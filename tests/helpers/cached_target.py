@@ -12,18 +12,12 @@ import hashlib
 
 import grammars
 import numpy as np
+from pieces import plain_text
 
 from draftwire.packages import Exit, Family
-from draftwire.sampling import make_decider, shape_for
 from draftwire.verifier.backends.base import SlotTable
 
 FAMILY = Family("hashed", "b" * 64, "a" * 64)
-
-
-def _fold(digest, token):
-    return hashlib.blake2b(
-        digest + int(token).to_bytes(4, "little"), digest_size=16
-    ).digest()
 
 
 class CachedTarget:
@@ -48,22 +42,29 @@ class CachedTarget:
 
     name, version, family, bos_id, eos_ids = "hashed", "v1", FAMILY, None, ()
     numerics, logit_error, leaves = "exact", 0.0, True
+    begin = None  # the digest of no text: the salt
 
     def __init__(
         self, vocab_size=23, slots=4, context=256, salt=b"", exits=0, wrong=frozenset()
     ):
         self.id = hashlib.sha256(salt).hexdigest()
-        self.tokenizer_path = grammars.tokenizer_path() if vocab_size == 23 else None
+        self.tokenizer_path = (
+            grammars.TOKENIZER if vocab_size == len(grammars.WORDS) else None
+        )
         self.vocab_size, self.slots, self.context = vocab_size, slots, context
         self.exits = tuple(Exit(i + 1, 0.0, 0.9) for i in range(exits))
-        self.salt, self.wrong = salt, wrong
+        self.wrong = wrong
+        self.begin = self.begin or salt
         self.table = SlotTable(slots, context, vocab_size)
         self.shared = 0
         self.content = {}  # of each slot: the token and the digest up to each position
         self.forwards = self.fed = self.again = 0
         self.ran = []
         self.before = lambda batch: None
-        self._path = [], [salt]  # ids that were asked for last, and the digest before each
+        self._path = (
+            [],
+            [self.begin],
+        )  # ids that were asked for last, and the digest before each
 
     def allocate(self):
         slot = self.table.allocate()
@@ -106,20 +107,24 @@ class CachedTarget:
                 break
             self.again += 1
         del held[item.start :]
-        digest = held[-1][1] if held else self.salt
+        digest = held[-1][1] if held else self.begin
         rows = np.zeros((item.rows, self.vocab_size), np.float32)
         for j, token in enumerate(item.tokens.tolist(), item.rows - len(item)):
             if len(item) - item.rows + j < item.kept:
-                digest = _fold(digest, token)
+                digest = self._fold(digest, token)
                 held.append((token, digest))
                 said = digest
             else:  # a leaf is looked at from nowhere, and not kept
                 behind = item.leaves[len(item) - item.rows + j - item.kept]
-                said = _fold(held[item.start + behind - 1][1], token)
+                said = self._fold(held[item.start + behind - 1][1], token)
             if j >= 0:
                 rows[j] = self._logits(said)
         self.fed += len(item)
         return rows
+
+    def _fold(self, digest, token):
+        data = digest + int(token).to_bytes(4, "little")
+        return hashlib.blake2b(data, digest_size=16).digest()
 
     def _logits(self, digest):
         said = hashlib.shake_128(digest).digest(self.vocab_size)
@@ -133,25 +138,12 @@ class CachedTarget:
             same = next(i for i, (a, b) in enumerate(zip(known, tokens)) if a != b)
         del digests[same + 1 :]
         for token in tokens[same:]:
-            digests.append(_fold(digests[-1], token))
+            digests.append(self._fold(digests[-1], token))
         self._path = tokens, digests
         return self._logits(digests[-1])
 
-    def text(self, prompt, params, count, stops=(), written=0):
-        """Return what plain decoding makes of ``prompt``: one forward, one token.
-
-        The last ``written`` ids of the prompt count as text.
-        """
-        decider = make_decider(params, self.vocab_size)
-        sequence = list(prompt)
-        first = len(sequence) - written
-        while len(sequence) < min(self.context, len(prompt) + count):
-            row = self.rows_after(sequence)[None]
-            shape = shape_for(params, self.vocab_size, first)  # anew: nothing remembered
-            if shape is not None:
-                shape.follow(sequence)
-                row = shape.rows(row)
-            sequence.append(decider.decide([], b"", row, len(sequence)).token)
-            if sequence[-1] in stops:
-                break
-        return sequence[len(prompt) :]
+    def text(self, prompt, params, count, stops=(), **more):
+        """Return what plain decoding makes of ``prompt``."""
+        size, context = self.vocab_size, self.context
+        more["stops"] = stops
+        return plain_text(self.rows_after, prompt, params, count, size, context, **more)

@@ -81,6 +81,7 @@ def run(*words):
 
 
 def write_recording(path, watts, *, phases=(), period=0.05, tokens=None, close=True, hz=20):
+    accuracy = {"step_w": 0.04, "offset_w": 0.08, "gain": 0.0025, "source": "test"}
     header = {
         "schema": "draftwire.energy/1",
         "kind": "header",
@@ -90,14 +91,7 @@ def write_recording(path, watts, *, phases=(), period=0.05, tokens=None, close=T
         "total": {"scope": "module", "rails": ["VDD_IN"]},
         "others": [],
         "hz": hz,
-        "accuracy": {
-            "VDD_IN": {
-                "step_w": 0.04,
-                "offset_w": 0.08,
-                "gain": 0.0025,
-                "source": "test",
-            }
-        },
+        "accuracy": {"VDD_IN": accuracy},
         "context": {"power_mode": "15W"},
     }
     lines = [header]
@@ -105,34 +99,12 @@ def write_recording(path, watts, *, phases=(), period=0.05, tokens=None, close=T
         w = [watt, None if watt is None else watt / 5]
         lines.append({"t": int(i * period * 1e9), "w": w})
     lines += [{"t": int(t * 1e9), "phase": name} for t, name in phases]
-    if tokens:
-        lines.append({"tokens": tokens})
+    lines += [{"tokens": tokens}] if tokens else []
     if close:
         end = int((len(watts) - 1) * period * 1e9)
         lines.append({"kind": "end", "t": end, "result": {}})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
-
-
-def tree(root):
-    """An Orin Nano with a device tree, a power mode and one INA3221."""
-    texts = {
-        "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0tegra234\0",
-        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >",
-        "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull",
-        "sys/class/hwmon/hwmon0/name": "ina3221",
-        "sys/class/hwmon/hwmon0/in1_label": "VDD_IN",
-        "sys/class/hwmon/hwmon0/in1_input": "5000",
-        "sys/class/hwmon/hwmon0/curr1_input": "1000",
-        "sys/class/hwmon/hwmon0/shunt1_resistor": "5000",
-        "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
-        "sys/class/thermal/thermal_zone0/temp": "48500",
-    }
-    for name, text in texts.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 def put(root: Path, files: dict) -> Path:
@@ -143,25 +115,37 @@ def put(root: Path, files: dict) -> Path:
     return root
 
 
+def tree(root):
+    """An Orin Nano with a device tree, a power mode and one INA3221."""
+    hwmon, zone = "sys/class/hwmon/hwmon0", "sys/class/thermal/thermal_zone0"
+    modes = "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >"
+    texts = {
+        "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0tegra234\0",
+        "etc/nvpmodel.conf": modes,
+        "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull",
+        f"{hwmon}/name": "ina3221",
+        f"{hwmon}/in1_label": "VDD_IN",
+        f"{hwmon}/in1_input": 5000,
+        f"{hwmon}/curr1_input": 1000,
+        f"{hwmon}/shunt1_resistor": 5000,
+        f"{zone}/type": "cpu-thermal",
+        f"{zone}/temp": 48500,
+    }
+    return put(root, texts)
+
+
 def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Path:
     """Make the tree of the mainline driver: (label, millivolt, milliampere)."""
     base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
-    put(root, {f"{base}/name": "ina3221", f"{base}/update_interval": 7})
+    texts = {"name": "ina3221", "update_interval": 7}
     for channel, (label, volt, amp) in enumerate(rails, 1):
-        put(
-            root,
-            {
-                f"{base}/in{channel}_label": label,
-                f"{base}/in{channel}_input": volt,
-                f"{base}/curr{channel}_input": amp,
-                f"{base}/in{channel + 3}_input": 12345,
-                f"{base}/shunt{channel}_resistor": 5000,
-            },
-        )
-    put(
-        root,
-        {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999},
-    )
+        texts[f"in{channel}_label"] = label
+        texts[f"in{channel}_input"] = volt
+        texts[f"curr{channel}_input"] = amp
+        texts[f"in{channel + 3}_input"] = 12345
+        texts[f"shunt{channel}_resistor"] = 5000
+    texts.update(in7_label="sum of shunt voltages", in7_input=999999)
+    put(root, {f"{base}/{name}": text for name, text in texts.items()})
     link = root / f"sys/class/hwmon/hwmon{hwmon}"
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(root / base)
@@ -169,9 +153,5 @@ def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Pa
 
 
 def nx_rails(root):
-    return mainline(
-        root,
-        3,
-        [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 250)],
-        "7-0040",
-    )
+    rails = [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 250)]
+    return mainline(root, 3, rails, "7-0040")

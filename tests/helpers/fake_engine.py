@@ -43,10 +43,22 @@ class FakeRun:
 
     @property
     def over(self):
-        stopped = len(self.text) > len(self.order.tokens) and (
-            self.text[-1] in self.order.stop_ids
-        )
+        written = len(self.text) - len(self.order.tokens)
+        stopped = written > 0 and self.text[-1] in self.order.stop_ids
         return stopped or len(self.text) >= self.order.end
+
+    def wants(self):
+        """Tell whether it takes part in the next step."""
+        self.wish.settle(self.text, len(self.text))
+        ready = not self.read or self.lost or not self.wish.holds(len(self.text))
+        return ready and not self.over
+
+    def judged(self):
+        """Return the drafts that the coming step looks at."""
+        if not self.read or self.lost:
+            return []
+        most = min(self.engine.most, self.order.end - len(self.text))
+        return self.wish.drafts(len(self.text), most)
 
 
 class FakeEngine:
@@ -72,23 +84,11 @@ class FakeEngine:
     numerics, logit_error, exits = "unstated", 0.0, ()
     schemes, noises = SCHEMES, ("philox",)
 
-    def __init__(
-        self,
-        clock,
-        rng,
-        *,
-        vocab_size=23,
-        slots=8,
-        context=256,
-        salt=b"",
-        step_s=0.02,
-        most=6,
-        odd=5,
-    ):
+    def __init__(self, clock, rng, *, vocab_size, context, salt, step_s, most, odd):
         self.clock, self.rng, self.step_s = clock, rng, step_s
         self.model = CachedTarget(vocab_size, slots=1, context=context, salt=salt)
         self.id = self.model.id
-        self.vocab_size, self.slots, self.context = vocab_size, slots, context
+        self.vocab_size, self.slots, self.context = vocab_size, 8, context
         self.most, self.odd = most, odd
         self.runs = {}  # by their id with its suffix
         self.number = self.steps = self.unasked = self.merged = self.deaths = 0
@@ -129,33 +129,15 @@ class FakeEngine:
     # -- the engine's side
 
     def wake(self):
-        if not self.stepping and not self.down and self.plan():
-            self.stepping = True
-            late = max(0.0, self.mute_until - self.clock.now_s)
-            seconds = late + self.step_s * self.rng.uniform(0.5, 1.5)
-            odd = self.rng.randrange(100) < self.odd
-            if odd:  # memory is short
-                for run in self.rng.sample(sorted(self.runs), 1):
-                    self.runs[run].lost = True
-            batch = [(r, r.wish.epoch, self.judged(r)) for r in self.plan()]
-            self.clock.call_at(self.clock.now_s + seconds, self.stepped, batch, seconds)
-
-    def plan(self):
-        """Who takes part in a step."""
-        found = []
-        for run in self.runs.values():
-            run.wish.settle(run.text, len(run.text))
-            if not run.over and (
-                not run.read or run.lost or not run.wish.holds(len(run.text))
-            ):
-                found.append(run)
-        return found
-
-    def judged(self, run):
-        """The drafts that the coming step looks at."""
-        if not run.read or run.lost:
-            return []
-        return run.wish.drafts(len(run.text), min(self.most, run.order.end - len(run.text)))
+        if self.stepping or self.down or not any(run.wants() for run in self.runs.values()):
+            return
+        self.stepping = True
+        late = max(0.0, self.mute_until - self.clock.now_s)
+        seconds = late + self.step_s * self.rng.uniform(0.5, 1.5)
+        if self.rng.randrange(100) < self.odd:  # memory is short
+            self.runs[self.rng.choice(sorted(self.runs))].lost = True
+        batch = [(r, r.wish.epoch, r.judged()) for r in self.runs.values() if r.wants()]
+        self.clock.call_at(self.clock.now_s + seconds, self.stepped, batch, seconds)
 
     def stepped(self, batch, seconds):
         self.stepping = False
@@ -189,17 +171,12 @@ class FakeEngine:
         if run.over:
             self.drop(run)
         new = [*run.kept, *new]
-        if (
-            not drafts
-            and not run.kept
-            and not run.over
-            and not run.wish.holds(len(run.text))
-        ):
-            if self.rng.randrange(100) < self.odd:
-                run.kept = new  # nobody reads: they are told together
-                self.merged += 1
-                self.clock.call_at(self.clock.now_s + 2 * self.step_s, self.flush, run)
-                return
+        idle = not (drafts or run.kept or run.over or run.wish.holds(len(run.text)))
+        if idle and self.rng.randrange(100) < self.odd:
+            run.kept = new  # nobody reads: they are told together
+            self.merged += 1
+            self.clock.call_at(self.clock.now_s + 2 * self.step_s, self.flush, run)
+            return
         if run.kept and drafts:  # what was kept comes first, and by itself
             kept = Step(tuple(run.kept), 0, epoch, 0.0, seconds, self.steps)
             self.clock.post(self.tell, run, kept)

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -32,6 +34,7 @@ from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
 from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
 
+ABOUT = "tests/helpers/frozen.py says what this is and writes it anew"
 LIVE = ROOT / "tests" / "golden" / "frozen_v1.json"
 SIM = ROOT / "tests" / "golden" / "frozen_sim_v1.json"
 MODELS = ROOT / "models"
@@ -109,11 +112,6 @@ def serve():
         yield plain, helps
 
 
-def modes_of(law):
-    """Return the modes in which the text of ``law`` is the same every time."""
-    return tuple(MODES) if law in TARGET_ONLY else FIXED
-
-
 def connect(served, target, energy="off"):
     """Return a session with the reference draft."""
     url, token = served
@@ -134,23 +132,30 @@ def stream(session, number, **options):
     return [token.id for chunk in chunks for token in chunk.tokens]
 
 
-def live_streams(served, law, target):
-    """Yield ``(mode, number, ids, report)`` for each mode of ``law`` and each prompt.
+def live(served, law, target):
+    """Yield ``(place in the document, value)`` of each mode of ``law`` and each prompt.
 
     Every stream has a session of its own: the stream's number counts in the bytes, and
     nothing of an earlier stream is still on its way out of the drafter.
     """
-    for mode in modes_of(law):
+    for mode in MODES if law in TARGET_ONLY else FIXED:
+        place = "any mode" if law in TARGET_ONLY else mode
         for number in range(len(PROMPTS)):
             with connect(served[mode != "await"], target) as session:
                 ids = stream(session, number, **LAWS[law], **MODES[mode])
-                assert session.report["token_ids"] == ids
-                yield mode, number, ids, session.report
+                report = session.report
+            assert report["token_ids"] == ids
+            yield ("texts", law, place, target, f"prompt {number}"), ids
+            if mode == "await":
+                yield ("stop_and_wait", law, target, f"prompt {number}"), counts_of(report)
 
 
-def place_of(law, mode):
-    """Return under which word of the file the texts of ``mode`` stand."""
-    return "any mode" if law in TARGET_ONLY else mode
+def reports(served):
+    """Yield ``(place in the document, keys)`` of each kind of report."""
+    for name, (objective, energy) in REPORTS.items():
+        with connect(served[1], "v1", energy) as session:
+            stream(session, 0, objective=objective)
+            yield ("report_keys", name), keys_of(session.report)
 
 
 def counts_of(report):
@@ -169,14 +174,6 @@ def keys_of(value, at=""):
         return [at + ".*"]
     found = [keys_of(v, f"{at}.{k}" if at else k) for k, v in value.items()]
     return sorted(sum(found, []))
-
-
-def report_of(served, name):
-    """Return a report of the kind ``name`` of ``REPORTS``."""
-    objective, energy = REPORTS[name]
-    with connect(served[1], "v1", energy) as session:
-        stream(session, 0, objective=objective)
-        return session.report
 
 
 def fingerprints():
@@ -207,35 +204,19 @@ def measure_live():
     Raises:
         SystemExit: Something came out in two ways.
     """
-    texts, counts = {}, {}
-
-    def note(table, value, *path):
-        for step in path[:-1]:
-            table = table.setdefault(step, {})
-        if table.setdefault(path[-1], value) != value:
-            raise SystemExit(f"{path} comes out in two ways: left as it was")
-
+    document = {"about": ABOUT, "left_out": LEFT_OUT, "logits": fingerprints()}
+    document.update(report_keys={}, texts={}, stop_and_wait={})
     with serve() as served:
-        for law in LAWS:
-            for target in TARGETS:
-                for _ in range(REPEATS):
-                    for mode, number, ids, report in live_streams(served, law, target):
-                        prompt = f"prompt {number}"
-                        note(texts, ids, law, place_of(law, mode), target, prompt)
-                        if mode == "await":
-                            note(counts, counts_of(report), law, target, prompt)
-        keys = {}
-        for name in REPORTS:
-            for _ in range(REPEATS):
-                note(keys, keys_of(report_of(served, name)), name)
-    return {
-        "about": "tests/helpers/frozen.py says what this is and writes it anew",
-        "left_out": LEFT_OUT,
-        "logits": fingerprints(),
-        "report_keys": keys,
-        "texts": texts,
-        "stop_and_wait": counts,
-    }
+        for _ in range(REPEATS):
+            cells = itertools.product(LAWS, TARGETS)
+            found = [pair for cell in cells for pair in live(served, *cell)]
+            for path, value in [*found, *reports(served)]:
+                table = document
+                for step in path[:-1]:
+                    table = table.setdefault(step, {})
+                if table.setdefault(path[-1], value) != value:
+                    raise SystemExit(f"{path} comes out in two ways: left as it was")
+    return document
 
 
 # ---- simulated tables
@@ -291,10 +272,7 @@ def measure_sim():
         if "bound_ms_per_token" in document:
             bound = digits(document["bound_ms_per_token"])
             cells[name]["bound"] = {"ms_per_token": bound}
-    return {
-        "about": "tests/helpers/frozen.py says what this is and writes it anew",
-        "cells": cells,
-    }
+    return {"about": ABOUT, "cells": cells}
 
 
 # ---- comparing and writing
@@ -329,6 +307,11 @@ def moved(old, new, at=""):
 def read(path):
     """Return a golden document."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def at(document, path):
+    """Return what stands at a place of a document."""
+    return functools.reduce(dict.__getitem__, path, document)
 
 
 def render(value, depth=0):

@@ -14,15 +14,17 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from pieces import plain_text
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
+from world import Reader
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.runtime.edge.actions import Draft, Emit, Finished, Revise, Send
+from draftwire.runtime.edge.actions import Draft, Finished, Send
 from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import FixedLength
-from draftwire.sampling import SCHEMES, SamplingParams, make_decider, make_proposer
+from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.explain import explain
 from draftwire.transport.messages import (
@@ -228,9 +230,7 @@ class _Cloud:
             return
         end = len(self.cache)
         rows = [tuple(self.cache[: end - work.rows + 1 + i]) for i in range(work.rows)]
-        logits = np.zeros((work.rows, V), np.float32)
-        for i, history in enumerate(rows):
-            logits[i] = logits_after(history)
+        logits = np.array([logits_after(row) for row in rows]).reshape(-1, V)
         self.check(self.session.complete(work, logits))
 
     def check(self, messages) -> None:
@@ -259,13 +259,9 @@ def target(data: bytes) -> None:
     except (ProtocolError, ConfigError):
         pass  # the connection ends here: also a race of a scheme that may not
     if cloud.params.scheme in ("greedy", "coupled"):
-        decider = make_decider(cloud.params, V)
-        history = list(cloud.prompt)
-        for token in cloud.text:
-            row = logits_after(tuple(history))[None]
-            wanted = decider.decide([], b"", row, len(history)).token
-            assert token == wanted, "not the target's text"
-            history.append(token)
+        how = cloud.prompt, cloud.params, len(cloud.text), V, 1 << 20
+        wanted = plain_text(lambda ids: logits_after(tuple(ids)), *how)
+        assert list(cloud.text) == wanted, "not the target's text"
 
 
 # ---- the device's session
@@ -312,12 +308,9 @@ class _Device:
     def __init__(self, session, proposer, prompt, limit) -> None:
         self.session, self.proposer, self.prompt = session, proposer, prompt
         self.limit = limit
-        self.final: list[int] = []
-        self.guesses: list[int] = []
+        self.user = Reader()
         self.sequence: list[int] = []
         self.branch = self.todo = 0
-        self.finished = False
-        self.attached = False
 
     def step(self, bites: Bites) -> None:
         session, op = self.session, bites.below(16)
@@ -349,7 +342,7 @@ class _Device:
         if kind == 0:
             return Opened(b"s" * 8 * bites.below(2), b"t" * 16)
         if kind == 1:
-            held = len(self.final) + (0, 0, 0, 1)[bites.below(4)]
+            held = len(self.user.shown) + (0, 0, 0, 1)[bites.below(4)]
             tokens = bites.ids(bites.below(5))
             return Resumed(bites.byte(), held, tokens, Finish(bites.below(4)))
         if kind == 3:
@@ -372,28 +365,14 @@ class _Device:
                 self.branch, self.todo = action.branch, action.count
                 assert action.valid <= max(len(self.sequence), 0) or not action.count
                 self.sequence = [*self.sequence[: action.valid], *action.tokens]
-            elif isinstance(action, Emit):
-                assert not self.finished, "text after the end"
-                self.emit(action)
-            elif isinstance(action, Revise):
-                at = action.position - len(self.final)
-                assert 0 <= at < len(self.guesses), "revises what was not shown"
-                del self.guesses[at:]
+            elif isinstance(action, Finished):
+                assert not self.user.over
+                self.user.over = True
             else:
-                assert isinstance(action, Finished) and not self.finished
-                self.finished = True
-        assert tuple(self.final) == self.session.committed
-        assert len(self.final) + len(self.guesses) <= max(self.limit, 0)
-
-    def emit(self, action: Emit) -> None:
-        ids = [t.id for t in action.tokens]
-        if any(t.kind == "unverified" for t in action.tokens):
-            assert all(t.kind == "unverified" for t in action.tokens)
-            self.guesses += ids
-            return
-        assert ids[: action.shown] == self.guesses[: action.shown]
-        self.guesses = self.guesses[len(ids) :]
-        self.final += ids
+                self.user.take(action)
+        shown, guessed = self.user.shown, self.user.guessed
+        assert tuple(shown) == self.session.committed
+        assert len(shown) + len(guessed) <= max(self.limit, 0)
 
 
 class _Caller:

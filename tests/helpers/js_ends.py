@@ -1,6 +1,6 @@
 """The ends of examples/js as processes, and what the toy target of theirs says.
 
-The texts are computed by ``plain_sampling``, which shares no line with either side.
+The toy target is the kit's, whose texts are computed with our own sampling.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import re
 import shutil
 import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-import plain_sampling
 import pytest
-from plain_sampling import M32, G, mix
+from pieces import plain_text
 from tools.faults import FaultProxy
+
+from draftwire.sampling import SamplingParams
+from draftwire.verifier.kit.target import logits_after
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "examples" / "js"
@@ -133,62 +134,16 @@ def cutter(url, every, times):
     return proxy
 
 
-def _byte(word, token):
-    return mix(word + (token + 1) * G) >> 56
-
-
-def _state(ids):
-    return mix(((ids[-2] if len(ids) > 1 else 0) << 32) + ids[-1])
-
-
-@lru_cache(maxsize=4096)
-def _row(a, b, vocab):
-    word = _state([a, b])
-    return [_byte(word, i) / 32 for i in range(vocab)]
-
-
-def toy_target(ids, vocab):
-    """Return the logits of the toy target after ``ids``."""
-    return _row(*[0, *ids][-2:], vocab)
-
-
 def toy_draft(ids, vocab):
-    """Return the logits of the toy draft after ``ids``."""
-    other = _state(ids) + 1
-    return [x + _byte(other, i) / 512 for i, x in enumerate(toy_target(ids, vocab))]
+    """Return the logits of a draft that is somewhat like the toy target."""
+    return logits_after(ids, vocab) + logits_after([*ids, 1], vocab) / 16
 
 
 def toy_text(prompt, count, *, vocab=256, stops=(), **law):
-    """Return what the toy target alone writes: greedy, or coupled with ``law``."""
-    sequence = list(prompt)
-    while len(sequence) < len(prompt) + count:
-        sequence.append(_draw(toy_target(sequence, vocab), len(sequence), **law))
-        if sequence[-1] in stops:
-            break
-    return sequence[len(prompt) :]
+    """Return what the toy target alone writes, which is the kit's."""
+    params = SamplingParams(**{"scheme": "greedy", "temperature": 0.0, **law})
 
+    def row_after(ids):
+        return logits_after(ids, vocab)
 
-def _draw(
-    logits,
-    t,
-    scheme="greedy",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=0,
-    noise="philox",
-    sample=0,
-):
-    if scheme == "greedy":
-        return logits.index(max(logits))
-    ids, probs = plain_sampling.distribution(logits, temperature, top_k, top_p)
-    if noise == "sparse":
-        times = plain_sampling.sparse_noise(seed, t + (sample << 32), len(logits))
-        return plain_sampling.coupled(ids, probs, times)
-    times = {}
-    for i in ids:
-        words = plain_sampling.philox((seed & M32, seed >> 32), (i // 2, t, sample, 0))
-        high, low = words[2:] if i % 2 else words[:2]
-        u = ((high >> 5) * 2**26 + (low >> 6) + 1) * 2.0**-53
-        times[i] = max(-math.log(u), 2.0**-54)
-    return plain_sampling.coupled(ids, probs, times)
+    return plain_text(row_after, prompt, params, count, vocab, 1 << 20, stops=stops)

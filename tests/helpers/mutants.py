@@ -146,45 +146,27 @@ MUTANTS = (
 )
 
 
-def copy_of_the_project(folder: Path) -> None:
-    """Copy what git knows of, links as links."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    for name in listed.stdout.decode().split("\0"):
-        source, place = ROOT / name, folder / name
-        if not name or not (source.exists() or source.is_symlink()):
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, place, follow_symlinks=False)
+NOT_COPIED = shutil.ignore_patterns(".*", "out", "build", "dist", "shared", "__pycache__")
 
 
 def survives(mutant: Mutant) -> str:
     """Return why ``mutant`` is alive; "" when a test fails as it should."""
     with tempfile.TemporaryDirectory(prefix="draftwire-mutant-") as name:
-        folder = Path(name)
-        copy_of_the_project(folder)
+        folder = Path(name) / "project"
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=NOT_COPIED)
         path = folder / mutant.file
         text = path.read_text(encoding="utf-8")
         if text.count(mutant.old) != 1:
             return f"its place in {mutant.file} was found {text.count(mutant.old)} times"
         path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
         tests, _, words = mutant.tests.partition(" -k ")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += [tests, "-m", "not slow", *(["-k", words] if words else ())]
+        place = {"PYTHONPATH": str(folder / "src"), "DRAFTWIRE_HISTORIES": "400"}
         done = subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
-                *(tests, *(["-k", words] if words else ())),
-                *("-m", "not slow"),
-            ],
+            command,
             cwd=folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(folder / "src"),
-                "DRAFTWIRE_HISTORIES": "400",
-            },
+            env={**os.environ, **place},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import re
 import socket
 import struct
+
+from websockets.frames import Frame, Opcode
+from websockets.utils import accept_key
 
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import Hello, Welcome
@@ -23,10 +24,7 @@ FIN, RST, HANG = "fin", "rst", "hang"  # steps of a script, beside bytes and cal
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
     """A server's frame."""
-    head = bytes([opcode | (0x80 if fin else 0)])
-    if len(payload) < 126:
-        return head + bytes([len(payload)]) + payload
-    return head + b"\x7e" + struct.pack(">H", len(payload)) + payload
+    return Frame(Opcode(opcode), payload, fin).serialize(mask=False)
 
 
 def said(message: object, vocab_size: int | None = None) -> bytes:
@@ -42,10 +40,9 @@ def http(status: int, *headers: str, body: bytes = b"", version: str = "1.1") ->
 
 def upgrade(request: bytes, protocol: str | None = SUBPROTOCOL) -> bytes:
     """The right answer to ``request``."""
-    key = re.search(rb"Sec-WebSocket-Key: (\S+)", request).group(1)
-    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    key = re.search(rb"Sec-WebSocket-Key: (\S+)", request).group(1).decode()
     headers = ["Upgrade: websocket", "Connection: Upgrade"]
-    headers.append(f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}")
+    headers.append(f"Sec-WebSocket-Accept: {accept_key(key)}")
     if protocol is not None:
         headers.append(f"Sec-WebSocket-Protocol: {protocol}")
     return http(101, *headers)

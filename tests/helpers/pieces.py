@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from draftwire.sampling import make_decider
+from draftwire.sampling import make_decider, shape_for
 from draftwire.verifier.backends.base import SlotInput
 
 
@@ -35,18 +35,67 @@ def ask_in_pieces(target, ids, rng):
     return np.array(found)
 
 
-def target_only(backend, prompt, params, count):
-    """Return what plain decoding writes: without a draft, one token a forward."""
-    slot, tokens, cached = backend.allocate(), list(prompt), 0
-    decider = make_decider(params, backend.vocab_size)
-    try:
-        while len(tokens) < len(prompt) + count:
-            fresh = np.array(tokens[cached:], np.int64)
-            (row,) = backend.forward([SlotInput(slot, cached, fresh, 1)])
-            cached = len(tokens)
-            tokens.append(decider.decide([], b"", row, len(tokens)).token)
-            if tokens[-1] in backend.eos_ids:
+def plain_text(
+    row_after,
+    prompt,
+    params,
+    count,
+    vocab_size,
+    context,
+    *,
+    stops=(),
+    rules=None,
+    written=0,
+):
+    """Return what plain decoding makes of ``prompt``: one row of logits, one token.
+
+    Args:
+        row_after: Returns ``(vocab,)`` logits after ids.
+        prompt: Ids; the last ``written`` of them count as text.
+        params: Sampling.
+        count: Tokens after the prompt.
+        vocab_size: Number of ids.
+        context: Tokens of the target.
+        stops: Ids that end the text.
+        rules: Of a grammar, which puts in what it leaves no choice about, or None.
+        written: See above.
+    """
+    decider, first = make_decider(params, vocab_size), len(prompt) - written
+    sequence, end, guide = list(prompt), min(context, len(prompt) + count), None
+    while len(sequence) < end:
+        if rules is not None:
+            guide = rules.guide(first)  # anew each time: nothing is remembered
+            guide.follow(sequence)
+            sequence += guide.path().ids[: end - len(sequence)]
+            guide.follow(sequence)
+            if guide.path().ended or len(sequence) == end:
                 break
+        row = row_after(sequence)[None]
+        shape = shape_for(params, vocab_size, first, guide)
+        if shape is not None:
+            shape.follow(sequence)
+            row = shape.rows(row)
+        sequence.append(decider.decide([], b"", row, len(sequence)).token)
+        if sequence[-1] in stops:
+            break
+    return sequence[len(prompt) :]
+
+
+def target_only(backend, prompt, params, count):
+    """Return what a backend writes without a draft, one token a forward."""
+    slot, cached = backend.allocate(), 0
+
+    def row_after(sequence):
+        nonlocal cached
+        fresh = np.array(sequence[cached:], np.int64)
+        ((row,),) = backend.forward([SlotInput(slot, cached, fresh, 1)])
+        cached = len(sequence)
+        return row
+
+    size, context = backend.vocab_size, backend.context
+    try:
+        return plain_text(
+            row_after, prompt, params, count, size, context, stops=backend.eos_ids
+        )
     finally:
         backend.release(slot)
-    return tokens[len(prompt) :]

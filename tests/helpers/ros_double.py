@@ -11,6 +11,7 @@ is written down in ros/README.md.
 
 from __future__ import annotations
 
+import concurrent.futures
 import queue
 import sys
 import threading
@@ -20,80 +21,61 @@ import uuid
 from pathlib import Path
 
 ROS = Path(__file__).resolve().parents[2] / "ros"
-INTEGERS = {f"{sign}int{bits}": None for sign in ("", "u") for bits in (8, 16, 32, 64)}
-ZERO = {**dict.fromkeys(INTEGERS, 0), "float32": 0.0, "float64": 0.0}
-ZERO.update(string="", bool=False)
+ZERO = {f"{sign}int{bits}": 0 for sign in ("", "u") for bits in (8, 16, 32, 64)}
+ZERO.update(float32=0.0, float64=0.0, string="", bool=False)
 
 
 # ---- messages
 
 
-def fields_of(text):
-    """Return ``[(type, name, default)]`` of one part of an interface file."""
-    found = []
-    for line in text.splitlines():
-        line = line.split("#")[0].strip()
-        if line:
-            kind, name, *default = line.split(None, 2)
-            found.append((kind, name, default[0].strip() if default else None))
-    return found
-
-
 def message_class(name, text, known):
-    """Return a class for one message."""
-    fields = fields_of(text)
+    """Return a class for one message, whose fields are ``text`` of an interface file."""
+    lines = (line.split("#")[0].split(None, 2) for line in text.splitlines())
+    fields = {words[1]: (words[0], *words[2:]) for words in lines if words}
 
     class Message:
-        __slots__ = ["_" + field for _, field, _ in fields]
+        __slots__ = ["_" + field for field in fields]
 
         def __init__(self, **values):
-            for kind, field, default in fields:
-                setattr(self, field, values.pop(field, first(kind, default, known)))
+            for field, kind in fields.items():
+                setattr(self, field, values.pop(field, first(known, *kind)))
             assert not values, f"{name} has no {sorted(values)}"
 
         def __eq__(self, other):
-            return all(getattr(self, f) == getattr(other, f) for _, f, _ in fields)
+            return all(getattr(self, f) == getattr(other, f) for f in fields)
 
         @classmethod
         def get_fields_and_field_types(cls):
-            return {field: kind for kind, field, _ in fields}
+            return {field: kind for field, (kind, *_) in fields.items()}
 
-    for kind, field, _ in fields:
+    for field, (kind, *_) in fields.items():
         setattr(Message, field, checked(name, kind, field, known))
     Message.__name__ = Message.__qualname__ = name
     return Message
 
 
-def first(kind, default, known):
+def first(known, kind, default=None):
+    """Return what a field holds before it is set."""
     if kind.endswith("[]"):
         return []
-    if default is not None:
-        return (
-            {"true": True, "false": False}.get(default, None)
-            if kind == "bool"
-            else (
-                default.strip('"') if kind == "string" else type(ZERO[kind])(float(default))
-            )
-        )
-    return ZERO[kind] if kind in ZERO else known[kind]()
+    if default is None:
+        return ZERO[kind] if kind in ZERO else known[kind]()
+    if kind in ("string", "bool"):
+        return default.strip().strip('"') if kind == "string" else default == "true"
+    return type(ZERO[kind])(float(default))
 
 
 def checked(name, kind, field, known):
-    def fits(value, one):
-        if one in INTEGERS:
-            return type(value) is int
-        if one.startswith("float"):
-            return type(value) is float
-        if one in ("string", "bool"):
-            return type(value) is {"string": str, "bool": bool}[one]
-        return isinstance(value, known[one])
+    """Return a property that takes values of its kind alone."""
+    one = kind.rstrip("[]")
+    wanted = type(ZERO[one]) if one in ZERO else known[one]
 
     def put(self, value):
         many = kind.endswith("[]")
-        values = value if many else [value]
         assert not many or isinstance(value, list), f"{name}.{field} is a {kind}"
-        for one in values:
-            assert fits(one, kind.rstrip("[]")), f"{name}.{field} is a {kind}, not {one!r}"
+        for each in value if many else [value]:
+            # Not isinstance: a bool is no integer, and an integer is no float.
+            assert type(each) is wanted, f"{name}.{field} is a {kind}, not {each!r}"
         setattr(self, "_" + field, value)
 
     return property(lambda self: getattr(self, "_" + field), put)
@@ -115,45 +97,15 @@ def interfaces():
 # ---- the executor and its futures
 
 
-class Future:
+class Future(concurrent.futures.Future):
     """rclpy.task.Future: may be awaited, and ended from any thread."""
 
     def __init__(self, *, executor=None):
-        self.executor, self._done, self._found, self._error = executor, False, None, None
-        self._lock, self._waiting = threading.Lock(), []
-
-    def done(self):
-        return self._done
-
-    def exception(self):
-        return self._error
-
-    def result(self):
-        if self._error:
-            raise self._error
-        return self._found
-
-    def set_result(self, found):
-        self._end(found, None)
-
-    def set_exception(self, error):
-        self._end(None, error)
-
-    def _end(self, found, error):
-        with self._lock:
-            self._done, self._found, self._error = True, found, error
-        for wake in self._waiting:
-            wake()
-
-    def add_done_callback(self, wake):
-        with self._lock:
-            if not self._done:
-                self._waiting.append(wake)
-                return
-        wake()
+        super().__init__()
+        self.executor = executor
 
     def __await__(self):
-        while not self._done:
+        while not self.done():
             yield self
         return self.result()
 
@@ -192,7 +144,7 @@ class Executor:
         except BaseException as exc:  # noqa: BLE001  the future has it
             future.set_exception(exc)
         else:
-            again = lambda: self._ready.put(lambda: self._step(coroutine, future))  # noqa: E731
+            again = lambda _: self._ready.put(lambda: self._step(coroutine, future))  # noqa: E731
             awaited.add_done_callback(again)
 
     def _spin(self):
@@ -214,10 +166,7 @@ class Executor:
 
 def wait(future, seconds=60.0):
     """Return a future's result, for tests outside of the executor."""
-    over = threading.Event()
-    future.add_done_callback(over.set)
-    assert over.wait(seconds), "nothing came"
-    return future.result()
+    return future.result(seconds)
 
 
 # ---- nodes, actions

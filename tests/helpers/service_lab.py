@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -13,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
+from verifier_process import ENVIRONMENT, ROOT, TINY, serving
+
 from draftwire.errors import TransportError
 from draftwire.runtime.service.client import ServiceClient
 
-ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 PATIENCE_S = 120
 
@@ -62,25 +62,11 @@ class Manager:
 
 
 @contextmanager
-def verifier(
-    port: int = 0, target: Path = FIXTURES / "tiny.target"
-) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    command = [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--target", str(target)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("listening on"), line
-        yield process, int(line.rsplit(":", 1)[1])
-    finally:
-        process.kill()
-        process.communicate()
+def verifier(port: int = 0, target: Path = TINY) -> Iterator[tuple[Any, int]]:
+    """Run a verifier; yield its process and port."""
+    words = ("--target", target, "--port", port)
+    with serving(*words, stderr=subprocess.DEVNULL) as (process, url):
+        yield process, int(url.rsplit(":", 1)[1])
 
 
 class Running:
@@ -92,7 +78,6 @@ class Running:
         self.state = folder / "state"
         self.state.mkdir(exist_ok=True)
         self.log = open(folder / "log", "ab")  # noqa: SIM115  closed with the process
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
         command = [sys.executable, "-m", "draftwire", "service", "run"]
         command += ["--verifier", f"ws://127.0.0.1:{port}", "--energy", "off"]
         if "--draft" not in words:
@@ -102,8 +87,7 @@ class Running:
             command,
             cwd=folder,
             env={
-                **clean,
-                "PYTHONPATH": str(ROOT / "src"),
+                **ENVIRONMENT,
                 "RUNTIME_DIRECTORY": str(folder / "run"),
                 "STATE_DIRECTORY": str(self.state),
                 **environ,

@@ -17,23 +17,20 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def serving(*words, folder, **environment):
-    process = subprocess.Popen(
+def serving(*words, folder=None, stderr=subprocess.PIPE, **environment):
+    """Run it with ``words``; yield the process and its address."""
+    with subprocess.Popen(
         [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", "0"]
         + ["--threads", "1", *map(str, words)],
         env={**ENVIRONMENT, **environment},
         cwd=folder,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
-    )
-    try:
-        first = process.stdout.readline()
-        assert first.startswith("listening on ws://127.0.0.1:"), process.stderr.read()
-        yield process, first.split()[-1]
-    finally:
-        if process.poll() is None:
+    ) as process:
+        try:
+            first = process.stdout.readline()
+            assert first.startswith("listening on ws://127.0.0.1:"), process.stderr.read()
+            yield process, first.split()[-1]
+        finally:
             process.kill()
-        process.stdout.close()
-        process.stderr.close()
-        process.wait()

@@ -7,7 +7,8 @@ the text so far behind a real cache, the draft guesses it with some luck. A
 and 2, and to liveness: a stream that can end ends, within patience.
 """
 
-import dataclasses
+import contextlib
+import logging
 import random
 from dataclasses import dataclass, replace
 from functools import partial
@@ -56,7 +57,6 @@ from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
 VOCAB = 23
-CAPABLE = ("grammar",) if grammars.HAVE else ()
 STOP_AND_WAIT = Mode(preempt=frozenset())
 MECHANISMS = {
     "stop-and-wait": [STOP_AND_WAIT],
@@ -127,6 +127,9 @@ class StreamPlan:
     draft_context: int = 1 << 20
 
 
+STREAM = StreamPlan()
+
+
 @dataclass(frozen=True)
 class Fault:
     """Something that goes wrong at a time, for a while where that makes sense."""
@@ -140,7 +143,7 @@ class Fault:
 class Plan:
     """A history: the same plan gives the same history."""
 
-    streams: tuple = (StreamPlan(),)
+    streams: tuple = (STREAM,)
     faults: tuple = ()
     connects: tuple = ()  # outcomes of the first tries; then all is well
     luck: float = 0.9
@@ -163,22 +166,17 @@ class Plan:
     parallel: int = 0  # tokens that the draft says in one forward; 0: one
 
 
+def _penalties(repetition, presence, frequency=0.0, **more):
+    penalties = {"repetition_penalty": repetition, "presence_penalty": presence}
+    return {**penalties, "frequency_penalty": frequency, **more}
+
+
 # What depends on the text so far: drafts of a dead branch must leave no trace in it.
 SHAPES = {
     "": {},
-    "penalties": {
-        "repetition_penalty": 1.3,
-        "presence_penalty": 0.4,
-        "frequency_penalty": 0.7,
-    },
+    "penalties": _penalties(1.3, 0.4, 0.7),
     "words": {"bad_words": ((5,), (1, 2), (7, 0, 4)), "logit_bias": ((2, 1.5), (9, -100))},
-    "all": {
-        "min_p": 0.1,
-        "presence_penalty": -0.5,
-        "repetition_penalty": 0.8,
-        "bad_words": ((0, 0),),
-        "logit_bias": ((0, 0.25),),
-    },
+    "all": _penalties(0.8, -0.5, min_p=0.1, bad_words=((0, 0),), logit_bias=((0, 0.25),)),
 }
 
 
@@ -225,17 +223,13 @@ REFUSALS = {
 FINAL = ("401", "incompatible")
 
 
-class Dice:
-    """Draws a plan from a seed; hypothesis has a like object whose draws shrink."""
+class Dice(random.Random):
+    """Draws a plan from a seed."""
 
-    def __init__(self, seed):
-        self.rng = random.Random(seed)
-
-    def whole(self, low, high):
-        return self.rng.randint(low, high)
+    whole = random.Random.randint
 
     def one_of(self, things):
-        return self.rng.choice(list(things))
+        return self.choice(list(things))
 
 
 def draw_stream(dice, mechanism, at_s, long):
@@ -349,10 +343,7 @@ class LuckyDraft:
         world = self.world
         assert len(tokens) > 0
         self.fed += tokens
-        if world.engine_fault:
-            kind, world.engine_fault = world.engine_fault, None
-            if kind == "engine":
-                raise RuntimeError("planted: the engine fails")
+        if self.not_numbers():
             return np.full(VOCAB, np.nan, np.float32)
         if world.rng.random() < world.plan.luck:
             return world.target.rows_after(self.fed)
@@ -362,6 +353,12 @@ class LuckyDraft:
             return row
         noise = world.rng.random() + np.arange(VOCAB) * 2.7
         return (np.sin(noise * 7.1) * 2).astype(np.float32)
+
+    def not_numbers(self):
+        fault, self.world.engine_fault = self.world.engine_fault, None
+        if fault == "engine":
+            raise RuntimeError("planted: the engine fails")
+        return fault == "nan"
 
 
 class LuckyParallel(LuckyDraft):
@@ -407,19 +404,11 @@ class LuckyLookup(Lookup):
 
 
 class Neighbour(LuckyDraft):
-    """A draft beside the target: right with some luck, and it may fail for good."""
+    """A draft beside the target: it may fail for good."""
 
-    def forward(self, tokens):
-        world = self.world
-        assert len(tokens) > 0
-        self.fed += tokens
-        if world.rng.random() < 0.002:
+    def not_numbers(self):
+        if self.world.rng.random() < 0.002:
             raise RuntimeError("planted: the draft beside the target fails")
-        if world.rng.random() < world.plan.luck:
-            return world.target.rows_after(self.fed)
-        return (np.sin((world.rng.random() + np.arange(VOCAB)) * 7.1) * 2).astype(
-            np.float32
-        )
 
 
 class Slow(VirtualExecutor):
@@ -539,50 +528,57 @@ def none_lies_between(machine):
     assert machine._hand.start <= known, "a draft is neither sent nor in hand"
 
 
-class Recorder:
+class Reader:
     """What a user sees, held to law 2 as it comes."""
 
-    def __init__(self, world, plan):
-        self.world, self.plan, self.prompt = world, plan, plan.prompt
-        self.shown, self.guessed, self.told = [], [], []
-        self.run = self.error = self.number = None
-        self.revised = 0
-        self.completed = []
+    def __init__(self):
+        self.shown, self.guessed, self.told, self.completed = [], [], [], []
+        self.over = False
 
     def take(self, action):
-        assert self.run is None, "text after the end"
-        world = self.world
-        if world.callback_fault:
-            world.callback_fault = False
-            raise ZeroDivisionError("planted: a callback fails")
+        assert not self.over, "text after the end"
         if isinstance(action, Revise):
             keep = action.position - len(self.shown)
-            assert 0 <= keep < len(self.guessed)
+            assert 0 <= keep < len(self.guessed), "revises what was not shown"
             del self.guessed[keep:]
-            self.revised += 1
-            return None
+            return
         assert isinstance(action, Emit)
-        ids = [t.id for t in action.tokens]
-        if action.tokens[0].kind == "unverified":
+        ids, kinds = [t.id for t in action.tokens], {t.kind for t in action.tokens}
+        if "unverified" in kinds:
+            assert kinds == {"unverified"}
             self.guessed += ids
-            return None
-        if action.tokens[0].kind == "completed":
+            return
+        if "completed" in kinds:
             self.completed = ids
-            return None
+            return
         seen, fresh = ids[: action.shown], ids[action.shown :]
         assert self.guessed[: len(seen)] == seen
         del self.guessed[: len(seen)]
         assert not (fresh and self.guessed)
         self.shown += ids
         self.told += [t.logprobs for t in action.tokens]
-        return None
+
+
+class Recorder(Reader):
+    """The user of a stream of a world, whose callback may fail."""
+
+    def __init__(self, world, plan):
+        super().__init__()
+        self.world, self.plan, self.prompt = world, plan, plan.prompt
+        self.run = self.error = self.number = None
+
+    def take(self, action):
+        if self.world.callback_fault:
+            self.world.callback_fault = False
+            raise ZeroDivisionError("planted: a callback fails")
+        super().take(action)
 
     def explain(self, line):
         pass
 
     def finished(self, run, error):
         assert self.run is None, "ended twice"
-        self.run, self.error = run, error
+        self.over, self.run, self.error = True, run, error
 
 
 # ---- the wire
@@ -724,7 +720,7 @@ class World:
     """One device, one verifier, and what a plan does to them."""
 
     capabilities = ("resume", "exits", "prefix", "brief", "processors", "logprobs")
-    capabilities += CAPABLE
+    capabilities += ("grammar",) if grammars.HAVE else ()
     schemes = tuple(SCHEMES)
 
     def __init__(self, plan):
@@ -748,15 +744,9 @@ class World:
         self.drafter = Drafter(self.draft, VOCAB)
         self.engine = VirtualEngine(self, self.drafter)
         hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", self.capabilities)
-        self.driver = Driver(
-            self.clock,
-            self,
-            self.drafter,
-            self.engine,
-            hello,
-            LinkSettings(timeout_s=5.0),
-            random.Random(plan.seed),
-        )
+        link, dice = LinkSettings(timeout_s=5.0), random.Random(plan.seed)
+        ports = self.clock, self, self.drafter, self.engine
+        self.driver = Driver(*ports, hello, link, dice)
         self.first = None
         self.sinks = []
 
@@ -782,19 +772,11 @@ class World:
         )
         self.target.before = self.strain
         allocate = self.target.allocate
-
-        def crowded():
-            if self.clock.now_s < self.full_until:
-                raise RefusedError("planted: every slot is in use")
-            return allocate()
-
-        self.target.allocate = crowded
-        cost = lambda parts, prefill: self.cost()  # noqa: E731
-        fractions = [(i + 1) / 3 for i in range(len(self.target.exits))]
-        own = Slow if plan.slow else VirtualExecutor
-        executor = own(self.target, self.clock, cost, fractions)
-        kind = partial(Holding, self) if plan.holds else Scheduler
+        self.target.allocate = lambda: self.crowded() or allocate()
+        kind = Slow if plan.slow else VirtualExecutor
+        executor = kind(self.target, self.clock, lambda *_: self.cost(), [1 / 3, 2 / 3])
         executor.draft_s = plan.step_s
+        kind = partial(Holding, self) if plan.holds else Scheduler
         scheduler = kind(self.target, executor, self.clock, max_batch=4, chunk=16)
         self.serve(scheduler)
 
@@ -808,6 +790,10 @@ class World:
         if not plan.beside:
             self.kept.lookup_of = lambda prompt, served: LuckyLookup(self, prompt)
         self.usage = Usage(User("", "everyone"))
+
+    def crowded(self):
+        if self.clock.now_s < self.full_until:
+            raise RefusedError("planted: every slot is in use")
 
     def strain(self, batch):
         """Faults inside the target."""
@@ -839,9 +825,6 @@ class World:
         )
 
     def dialogue(self, wire):
-        def greet(hello):
-            return Terms(self.served, self.usage, self.welcome())
-
         class Peer:
             send = staticmethod(wire.answer)
             abort = staticmethod(wire.hang_up)
@@ -852,21 +835,21 @@ class World:
                     wire.answer(error)
                 wire.hang_up()
 
-        return Dialogue(self.kept, greet, Peer())
+        terms = lambda hello: Terms(self.served, self.usage, self.welcome())  # noqa: E731
+        return Dialogue(self.kept, terms, Peer())
 
     # -- faults
 
     def strike(self, fault):
-        kind, clock = fault.kind, self.clock
+        kind, until = fault.kind, self.clock.now_s + fault.for_s
         live = [w for w in self.wires if w.near and w.dialogue is not None]
         if kind == "cut":
             for wire in live[:1]:
                 wire.cut()
         elif kind == "torn":  # a frame that nobody can read
             for wire in live[:1]:
-                wire.near = False
                 wire.hang_up()
-                wire.events.down(ProtocolError("garbage"))
+                wire.down(ProtocolError("garbage"))
         elif kind == "swallow":
             for wire in live:
                 wire.swallowed = True
@@ -874,9 +857,11 @@ class World:
             for wire in live:
                 wire.stall(fault.for_s)
         elif kind == "mute":
-            self.mute_until = clock.now_s + fault.for_s
+            self.mute_until = until
         elif kind == "frozen":
-            self.frozen_until = max(self.frozen_until, clock.now_s + fault.for_s)
+            self.frozen_until = max(self.frozen_until, until)
+        elif kind == "full":
+            self.full_until = until
         elif kind in ("restart", "retarget"):
             if kind == "retarget" and len(self.salts) == 1:
                 self.salt = self.rng.getrandbits(64).to_bytes(8, "big")
@@ -892,10 +877,8 @@ class World:
         elif kind == "forget":
             while self.kept.prefixes._kept:
                 self.kept.prefixes._drop(self.kept.prefixes._kept[0])
-        elif kind == "full":
-            self.full_until = clock.now_s + fault.for_s
         elif kind == "jump":
-            clock.jump(fault.for_s)
+            self.clock.jump(fault.for_s)
         elif kind in ("engine", "nan"):
             self.engine_fault = kind
         elif kind == "callback":
@@ -1045,19 +1028,8 @@ def is_text(shown, plan, world, count):
         if left <= 0 or (before and before[-1] in plan.stops):
             return list(before)
         target = CachedTarget(VOCAB, slots=1, context=context, salt=salt)
-        written = len(before)
-        if plan.grammar:
-            text, _ = grammars.plain_text(
-                target.rows_after,
-                prompt,
-                params,
-                left,
-                rules_of(plan),
-                context=context,
-                written=written,
-            )
-        else:
-            text = target.text(prompt, params, left, plan.stops, written=written)
+        how = {"stops": plan.stops, "written": len(before), "rules": rules_of(plan)}
+        text = target.text(prompt, params, left, **how)
         return [*before, *text]
 
     whole = by(world.salts[0], [])
@@ -1189,33 +1161,19 @@ def jumps(plan):
 
 def simpler(plan):
     """Yield plans with a little less in them."""
-    for i in range(len(plan.faults)):
-        yield dataclasses.replace(plan, faults=plan.faults[:i] + plan.faults[i + 1 :])
-    for i in range(len(plan.streams)):
-        if len(plan.streams) > 1:
-            yield dataclasses.replace(
-                plan, streams=plan.streams[:i] + plan.streams[i + 1 :]
-            )
-    if plan.connects:
-        yield dataclasses.replace(plan, connects=plan.connects[:-1])
-    if plan.jitter:
-        yield dataclasses.replace(plan, jitter=0.0)
+    for many in ("faults", "streams", "connects"):
+        held = getattr(plan, many)
+        for i in range(len(held)):
+            if len(held) > (many == "streams"):
+                yield replace(plan, **{many: held[:i] + held[i + 1 :]})
+    yield replace(plan, jitter=0.0)
+    plain = ("moody", "cancel_s", "deadline_s", "shape", "grammar", "logprobs", "stops")
     for i, stream in enumerate(plan.streams):
-        for change in (
-            {"count": stream.count // 2},
-            {"moody": 0},
-            {"cancel_s": None},
-            {"deadline_s": None},
-            {"sampled": False, "top_p": 1.0},
-            {"shape": ""},
-            {"grammar": ""},
-            {"forcing": False},
-            {"logprobs": 0},
-        ):
-            less = dataclasses.replace(stream, **change)
-            if less != stream and less.count > 0:
-                streams = (*plan.streams[:i], less, *plan.streams[i + 1 :])
-                yield dataclasses.replace(plan, streams=streams)
+        changes = [{name: getattr(STREAM, name)} for name in plain]
+        changes += [{"sampled": False, "top_p": 1.0}, {"forcing": False}]
+        for change in ({"count": max(1, stream.count // 2)}, *changes):
+            less = (*plan.streams[:i], replace(stream, **change), *plan.streams[i + 1 :])
+            yield replace(plan, streams=less)
 
 
 def engine_plan(plan, dice):
@@ -1237,16 +1195,37 @@ def check_history(seed, mechanism=None, long=False, kind=World):
     try:
         return check(plan, kind)
     except Exception as error:
-        found, what = plan, type(error)
-        again = True
-        while again:
-            again = False
-            for less in simpler(found):
-                try:
-                    check(less, kind)
-                except what:
-                    found, again = less, True
-                    break
-                except Exception:  # noqa: BLE001 - another fault: not simpler
-                    continue
+        found, less = plan, plan
+        while less is not None:
+            found = less
+            less = next(
+                (p for p in simpler(found) if p != found and fails(p, kind, error)), None
+            )
         raise AssertionError(f"seed {seed}: {error!r}\nsimplest: {found}") from error
+
+
+def fails(plan, kind, error):
+    """Tell whether ``plan`` fails as another one did."""
+    try:
+        check(plan, kind)
+    except Exception as other:  # noqa: BLE001 - whatever it was
+        return type(other) is type(error)
+    return False
+
+
+def one(*faults, connects=(), others=(), plan=None, kind=World, **stream):
+    """Run one stream, and ``others``; return what its user saw, and the world."""
+    stream = {"prompt": (1, 2, 3), "count": 40, "patience_s": 30.0, **stream}
+    streams = (StreamPlan(**stream), *others)
+    found = check(Plan(streams, faults, connects, **(plan or {})), kind)
+    return found.sinks[0], found
+
+
+@contextlib.contextmanager
+def quiet():
+    """Log nothing: links are lost by the thousand."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

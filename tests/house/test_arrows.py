@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple
 
 import pytest
 
@@ -67,7 +68,8 @@ def module_name(room: str, path: Path) -> str:
     return ".".join(["draftwire", *([] if room == FACE else [room]), *parts])
 
 
-def imports(room: str, path: Path) -> Iterator[Import]:
+@functools.lru_cache(maxsize=None)
+def imports(room: str, path: Path) -> tuple[Import, ...]:
     """Every import of the file, absolute, those of type checkers included."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     package = module_name(room, path)
@@ -93,26 +95,36 @@ def imports(room: str, path: Path) -> Iterator[Import]:
                 )
                 yield from walk(child, lazy or later)
 
-    yield from walk(tree, False)
+    return tuple(walk(tree, False))
 
 
-def where(path: Path, line: int) -> str:
-    return f"{path.relative_to(ROOT)}:{line}"
+def offenders(those: Iterable[str], wrong: Callable[[Import], bool]) -> list[str]:
+    """Return which imports of some rooms are wrong, and where they stand."""
+    return [
+        f"{path.relative_to(ROOT)}:{found.line} imports {found.module}"
+        for room in those
+        for path in files(room)
+        for found in imports(room, path)
+        if wrong(found)
+    ]
+
+
+def ours(found: Import) -> str:
+    """Return which part of draftwire an import is of."""
+    first, *others = found.module.split(".")
+    return others[0] if first == "draftwire" and others else ""
+
+
+def top(found: Import) -> str:
+    return found.module.split(".")[0]
 
 
 @pytest.mark.parametrize("room", sorted(set(rooms()) - EVERYONE))
 def test_a_room_knows_only_the_rooms_below(room):
     assert room in ARROWS, f"say in ARROWS which rooms {room} may import"
-    wrong = []
-    for path in files(room):
-        for found in imports(room, path):
-            parts = found.module.split(".")
-            if parts[0] != "draftwire" or len(parts) < 2:
-                continue
-            ground = {"errors", "io", "__version__"} | (set() if room in LEAVES else GROUND)
-            if parts[1] not in {room, *ARROWS[room], *ground}:
-                wrong.append(f"{where(path, found.line)} imports {found.module}")
-    assert not wrong, "\n".join(wrong)
+    ground = {"", "errors", "io", "__version__"} | (set() if room in LEAVES else GROUND)
+    known = {room, *ARROWS[room], *ground}
+    assert not offenders([room], lambda found: ours(found) not in known)
 
 
 def test_the_face_imports_rooms_only_when_they_are_used():
@@ -126,11 +138,10 @@ def test_the_face_imports_rooms_only_when_they_are_used():
     wrong = []
     for path in at_once:  # grows
         for found in imports(FACE, path):
-            parts = found.module.split(".")
-            if found.lazy or parts[0] != "draftwire":
+            if found.lazy or top(found) != "draftwire":
                 continue
-            if parts[1:2] and parts[1] in rooms():
-                wrong.append(f"{where(path, found.line)} imports {found.module}")
+            if ours(found) in rooms():
+                wrong.append(f"{path}:{found.line} imports {found.module}")
             for name in (found.module, found.module.rpartition(".")[0]):
                 if known.get(name, path) not in at_once:
                     at_once.append(known[name])
@@ -140,33 +151,15 @@ def test_the_face_imports_rooms_only_when_they_are_used():
 def test_rooms_go_by_their_full_name():
     """``import runtime`` would make a second copy of every class."""
     bare = set(rooms()) - {FACE}
-    wrong = []
-    for room in [*rooms(), STUDIES]:
-        for path in files(room):
-            for found in imports(room, path):
-                if found.module.split(".")[0] in bare:
-                    wrong.append(f"{where(path, found.line)} imports {found.module}")
-    assert not wrong, "\n".join(wrong)
+    assert not offenders([*rooms(), STUDIES], lambda found: top(found) in bare)
 
 
 def test_nothing_imports_the_studies():
-    wrong = []
-    for room in rooms():
-        for path in files(room):
-            for found in imports(room, path):
-                if found.module.split(".")[0] == STUDIES:
-                    wrong.append(f"{where(path, found.line)} imports {found.module}")
-    assert not wrong, "\n".join(wrong)
+    assert not offenders(rooms(), lambda found: top(found) == STUDIES)
 
 
-@pytest.mark.parametrize("room", DEVICE)
-def test_a_device_room_names_no_heavy_library(room):
-    wrong = []
-    for path in files(room):
-        for found in imports(room, path):
-            if found.module.split(".")[0] in HEAVY:
-                wrong.append(f"{where(path, found.line)} imports {found.module}")
-    assert not wrong, "\n".join(wrong)
+def test_a_device_room_names_no_heavy_library():
+    assert not offenders(DEVICE, lambda found: top(found) in HEAVY)
 
 
 @pytest.mark.parametrize("room", DEVICE)

@@ -9,110 +9,76 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from live import DRAFT, connect, serving
 
 import draftwire
 from draftwire.cli import main
-from draftwire.cli._local_verifier import local_verifier
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS, STREAM_GROUPS, options_of
 from draftwire.runtime.service.http import HttpError
 from draftwire.runtime.service.openai import read_ask
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-DRAFT = FIXTURES / "tiny.draft"
 PROMPT = [5, 17, 3]
 STREAM = {option.name for option in options_of(*STREAM_GROUPS)}
 
 
 @pytest.fixture(scope="module")
 def session():
-    with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
-        with draftwire.connect(url, draft=DRAFT, token=token) as found:
-            yield found
+    with serving() as verifier, connect(verifier) as found:
+        yield found
 
 
-# Option, value, and the text that means it on a command line; None where none does.
-WRONG = [
-    ("max_new_tokens", 2.5, "2.5"),
-    ("max_new_tokens", 0, "0"),
-    ("max_new_tokens", True, None),
-    ("max_new_tokens", "9", None),
-    ("max_new_tokens", None, None),
-    ("max_new_tokens", 10**30, "1" + "0" * 30),
-    ("seed", 1.5, "1.5"),
-    ("seed", -1, "-1"),
-    ("seed", 2**64, str(2**64)),
-    ("seed", "one", "one"),
-    ("sample", -1, "-1"),
-    ("noise", "white", "white"),
-    ("temperature", "hot", "hot"),
-    ("temperature", math.nan, "nan"),
-    ("temperature", math.inf, "inf"),
-    ("temperature", -0.5, "-0.5"),
-    ("temperature", 10**400, None),
-    ("temperature", [0.5], None),
-    ("top_k", 1.0, "1.0"),
-    ("top_p", 0.0, "0.0"),
-    ("top_p", 1.5, "1.5"),
-    ("min_p", -0.1, "-0.1"),
-    ("repetition_penalty", 0.0, "0.0"),
-    ("presence_penalty", 2.5, "2.5"),
-    ("frequency_penalty", math.nan, "nan"),
-    ("logit_bias", "7=200", "7=200"),
-    ("logit_bias", "7", "7"),
-    ("logit_bias", 7, None),
-    ("logit_bias", [1], None),
-    ("logit_bias", {"1.5": 1}, None),
-    ("logit_bias", {"3": True}, None),
-    ("logit_bias", None, None),
-    ("bad_words", ["x" * 65], None),
-    ("bad_words", [""], None),
-    ("ignore_eos", 1, None),
-    ("schema", 5, None),
-    ("schema", "no JSON", None),
-    ("regex", 7, None),
-    ("choice", ["a", ""], None),
-    ("grammar", 1.5, None),
-    ("force", "yes", None),
-    ("logprobs", 21, "21"),
-    ("deadline_s", math.inf, "inf"),
-    ("deadline_s", 0.0, "0"),
-    ("deadline_s", False, None),
-    ("patience_s", -1.0, "-1"),
-    ("patience_s", "long", "long"),
-    ("patience_s", None, None),
-    ("stop", 5, None),
-    ("stop", None, None),
-    ("stop", [1], None),
-    ("stop", ["a", ""], None),
-    ("stop", {"a": 1}, None),
-    ("stop", ["x" * 257], None),
-    ("stop", ["\ud800"], None),
-    ("stop", ["a"] * 17, None),
-    ("block", 256, "256"),
-    ("controller", "magic", "magic"),
-    ("controller", "fixed:0", "fixed:0"),
-    ("controller", "fixed:four", "fixed:four"),
-    ("objective", "speed", "speed"),
-    ("max_forwards_per_token", 1.5, "1.5"),
-    ("qs", "support=many", "support=many"),
-    ("pipeline", 0, "0"),
-    ("preempt", "guess,luck", "guess,luck"),
-    ("preempt", "", ""),
-    ("cut", 1, None),
-    ("cut", "yes", None),
-    ("batch", -1, "-1"),
-    ("scheme", "\udcff", "\udcff"),
-    ("scheme", 7, None),
-    ("offline", "maybe", "maybe"),
-    ("max_joules", 0.0, "0"),
-    ("max_joules", math.nan, "nan"),
-    ("max_watts", "5 W", "5 W"),
-    ("max_joules_per_token", -2.0, "-2"),
+# Of each option: values whose text means the same on a command line, and others.
+WRONG = {
+    "max_new_tokens": ([2.5, 0, 10**30], [True, "9", None]),
+    "seed": ([1.5, -1, 2**64, "one"], []),
+    "sample": ([-1], []),
+    "noise": (["white"], []),
+    "temperature": (["hot", math.nan, math.inf, -0.5], [10**400, [0.5]]),
+    "top_k": ([1.0], []),
+    "top_p": ([0.0, 1.5], []),
+    "min_p": ([-0.1], []),
+    "repetition_penalty": ([0.0], []),
+    "presence_penalty": ([2.5], []),
+    "frequency_penalty": ([math.nan], []),
+    "logit_bias": (["7=200", "7"], [7, [1], {"1.5": 1}, {"3": True}, None]),
+    "bad_words": ([], [["x" * 65], [""]]),
+    "ignore_eos": ([], [1]),
+    "schema": ([], [5, "no JSON"]),
+    "regex": ([], [7]),
+    "choice": ([], [["a", ""]]),
+    "grammar": ([], [1.5]),
+    "force": ([], ["yes"]),
+    "logprobs": ([21], []),
+    "deadline_s": ([math.inf, 0.0], [False]),
+    "patience_s": ([-1.0, "long"], [None]),
+    "stop": (
+        [],
+        [5, None, [1], ["a", ""], {"a": 1}, ["x" * 257], ["\ud800"], ["a"] * 17],
+    ),
+    "block": ([256], []),
+    "controller": (["magic", "fixed:0", "fixed:four"], []),
+    "objective": (["speed"], []),
+    "max_forwards_per_token": ([1.5], []),
+    "qs": (["support=many"], []),
+    "pipeline": ([0], []),
+    "preempt": (["guess,luck", ""], []),
+    "cut": ([], [1, "yes"]),
+    "batch": ([-1], []),
+    "scheme": (["\udcff"], [7]),
+    "offline": (["maybe"], []),
+    "max_joules": ([0.0, math.nan], []),
+    "max_watts": (["5 W"], []),
+    "max_joules_per_token": ([-2.0], []),
+}
+CASES = [
+    (name, value, str(value) if said else None)
+    for name, lists in WRONG.items()
+    for said, values in zip((True, False), lists)
+    for value in values
 ]
 
 
@@ -128,7 +94,7 @@ def name_of(case):
     return f"{case[0]}={case[1]!r}"[:40].encode("ascii", "replace").decode()
 
 
-@pytest.mark.parametrize(("name", "value", "text"), WRONG, ids=map(name_of, WRONG))
+@pytest.mark.parametrize(("name", "value", "text"), CASES, ids=map(name_of, CASES))
 def test_a_wrong_option_of_a_stream(session, name, value, text, capsys):
     option = OPTIONS[name]
     with pytest.raises(ConfigError) as api:
@@ -151,37 +117,26 @@ def test_a_wrong_option_of_a_stream(session, name, value, text, capsys):
         assert message == f"draftwire: error: {said}" and hint == f"hint: {api.value.hint}"
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("target", 5),
-        ("target", "\udcff"),
-        ("token", "two words"),
-        ("token", "line\nfeed"),
-        ("token", ""),
-        ("insecure", "no"),
-        ("tls_ca", b"file"),
-        ("tls_ca", "nul\0"),
-        ("proxy", None),
-        ("timeout_s", 0),
-        ("timeout_s", math.inf),
-        ("silence_s", "short"),
-        ("offline", "maybe"),
-        ("offline", 1),
-        ("precision", 8),
-        ("engine", "torch"),
-        ("provider", "tpu"),
-        ("threads", 0),
-        ("threads", 1.5),
-        ("threads", True),
-        ("threads", "many"),
-        ("capture", 1),
-        ("radio", 1),
-        ("suffix_cache", ""),
-        ("suffix_cache", 1),
-        ("suffix_cache", None),
-    ],
-)
+SESSION = {
+    "target": [5, "\udcff"],
+    "token": ["two words", "line\nfeed", ""],
+    "insecure": ["no"],
+    "tls_ca": [b"file", "nul\0"],
+    "proxy": [None],
+    "timeout_s": [0, math.inf],
+    "silence_s": ["short"],
+    "offline": ["maybe", 1],
+    "precision": [8],
+    "engine": ["torch"],
+    "provider": ["tpu"],
+    "threads": [0, 1.5, True, "many"],
+    "capture": [1],
+    "radio": [1],
+    "suffix_cache": ["", 1, None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in SESSION for v in SESSION[n]])
 def test_a_wrong_option_of_a_session(name, value):
     with pytest.raises(ConfigError) as caught:
         draftwire.connect("ws://127.0.0.1:9", draft=DRAFT, **{name: value})
@@ -241,4 +196,4 @@ def test_what_is_nearly_a_number_or_a_list_is_one(session):
 
 
 def test_every_option_of_a_stream_is_tried():
-    assert {name for name, _, _ in WRONG} == STREAM
+    assert set(WRONG) == STREAM

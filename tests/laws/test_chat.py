@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -17,52 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from live import DRAFT, FIXTURES, connect, ids_of, serving
 
 import draftwire
-from draftwire import aio
-from draftwire.cli._local_verifier import local_verifier
+from draftwire.bench.child import environment
 from draftwire.errors import ConfigError
 from draftwire.packages import NewFile, load_draft, load_target, write_package
 from draftwire.tokenizer import load_tokenizer, tokenizer_fingerprint
 
-ROOT = Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
-DRAFT = FIXTURES / "tiny.draft"
 PATIENCE_S = 120
 _WRITTEN = ("format", "id", "files", "exits")
 ASKED = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Once"}]
 
 
-@pytest.fixture(scope="module")
-def verifier():
-    with local_verifier([FIXTURES / "tiny.target"]) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def session(verifier):
-    url, token = verifier
-    with draftwire.connect(url, draft=DRAFT, token=token, energy="off") as found:
-        yield found
-
-
-def test_without_a_template_a_chat_is_a_transcript(session, verifier):
+async def test_without_a_template_a_chat_is_a_transcript(session, verifier):
     stream = session.chat(ASKED, max_new_tokens=12)
-    list(stream)
     plain = session.generate("Be brief.\n\nUser: Once\nAssistant:", max_new_tokens=12)
-    list(plain)
-    assert stream.report["token_ids"] == plain.report["token_ids"]
+    assert ids_of(stream) == ids_of(plain)
     assert stream.report["prompt_tokens"] == plain.report["prompt_tokens"]
     assert any("no chat template" in line for line in stream.report["warnings"])
     assert not any("no chat template" in line for line in plain.report["warnings"])
 
-    async def twin():
-        url, token = verifier
-        async with aio.connect(url, draft=DRAFT, token=token, energy="off") as other:
-            found = other.chat(ASKED, max_new_tokens=12)
-            return "".join([chunk.text async for chunk in found])
-
-    assert asyncio.run(twin()) == stream.text
+    async with draftwire.aio.connect(verifier.url, draft=DRAFT) as twin:
+        found = [chunk.text async for chunk in twin.chat(ASKED, max_new_tokens=12)]
+    assert "".join(found) == stream.text
 
 
 def test_a_wrong_chat_is_refused_before_anything_is_sent(session):
@@ -110,9 +87,7 @@ def changed(kind: str, out: Path, word: str, files: dict[str, bytes]) -> Path:
 def test_the_end_of_the_turn_ends_the_answer(session, tmp_path):
     """A token that the model says before long becomes what the template ends turns with."""
     tokenizer = load_tokenizer(DRAFT)
-    probe = session.generate("<Once>", max_new_tokens=120)
-    list(probe)
-    ids = probe.report["token_ids"]
+    ids = ids_of(session.generate("<Once>", max_new_tokens=120))
     words = {i: tokenizer.engine.id_to_token(i) for i in ids}
     at = next(n for n in range(4, len(ids)) if re.fullmatch("[A-Za-z]", words[ids[n]]))
     word = words[ids[at]]
@@ -122,56 +97,46 @@ def test_the_end_of_the_turn_ends_the_answer(session, tmp_path):
     files = {"chat_template.jinja": template.replace("END", word).encode()}
     target = changed("target", tmp_path / "t.target", word, {})
     draft = changed("draft", tmp_path / "t.draft", word, files)
-    with local_verifier([target]) as (url, token):
-        with draftwire.connect(url, draft=draft, token=token, energy="off") as ours:
-            stream = ours.chat([{"role": "user", "content": "Once"}], max_new_tokens=120)
-            list(stream)
-            assert stream.finish == "stop" and stream.report["token_ids"] == ids[: at + 1]
-            assert stream.report["warnings"] == []
-            plain = ours.generate("<Once>", max_new_tokens=120)
-            list(plain)
-            assert plain.report["token_ids"] == ids
-            # A letter that is a special token at once cannot be kept as text: said so.
-            with pytest.raises(ConfigError, match="spells a special token"):
-                ours.chat([{"role": "user", "content": f"On{word}ce"}])
+    with serving(target) as verifier, connect(verifier, draft=draft) as ours:
+        stream = ours.chat([{"role": "user", "content": "Once"}], max_new_tokens=120)
+        assert ids_of(stream) == ids[: at + 1]
+        assert stream.finish == "stop" and stream.report["warnings"] == []
+        assert ids_of(ours.generate("<Once>", max_new_tokens=120)) == ids
+        # A letter that is a special token at once cannot be kept as text: said so.
+        with pytest.raises(ConfigError, match="spells a special token"):
+            ours.chat([{"role": "user", "content": f"On{word}ce"}])
 
 
-def environ(token: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
-        "DRAFTWIRE_TOKEN": token,
-        "TERM": "dumb",
-    }
+def words_of(verifier, *more: object) -> list[str]:
+    words = [sys.executable, "-m", "draftwire", "chat", "--verifier", verifier.url]
+    return [*words, "--draft", str(DRAFT), "--energy", "off", *map(str, more)]
 
 
-def words_of(url: str, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "draftwire", "chat", "--verifier", url]
-    return [*words, "--draft", str(DRAFT), "--energy", "off", *more]
-
-
-def test_through_a_pipe(verifier, session, tmp_path):
-    url, token = verifier
-    talk = "Once\n\n/reset\nOnce\n/system Be brief.\nOnce\nAnd?\n/quit\nnever\n"
-    done = subprocess.run(
-        words_of(url, "--max-new-tokens", "8", "--json", str(tmp_path / "r.json")),
-        input=talk,
+def say(verifier, text: str, *more: object) -> subprocess.CompletedProcess[str]:
+    """Chat through a pipe."""
+    return subprocess.run(
+        words_of(verifier, *more),
+        input=text,
         capture_output=True,
-        env=environ(token),
+        env=environment(),
         text=True,
         encoding="utf-8",
         timeout=PATIENCE_S,
     )
+
+
+def test_through_a_pipe(verifier, session, tmp_path):
+    talk = "Once\n\n/reset\nOnce\n/system Be brief.\nOnce\nAnd?\n/quit\nnever\n"
+    done = say(verifier, talk, "--max-new-tokens", 8, "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     reports = json.loads((tmp_path / "r.json").read_text())
     assert [report["tokens"] for report in reports] == [8] * 4
     # The second begins anew; the third has a system message, the fourth remembers.
     sizes = [report["prompt_tokens"] for report in reports]
     assert sizes[0] == sizes[1] < sizes[2] < sizes[3]
-    messages = [{"role": "system", "content": "Be brief."}]
-    messages += [{"role": "user", "content": "Once"}]
-    messages += [{"role": "assistant", "content": reports[2]["text"]}]
-    messages += [{"role": "user", "content": "And?"}]
+    said = ("Be brief.", "Once", reports[2]["text"], "And?")
+    roles = ("system", "user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said)]
     stream = session.chat(messages, max_new_tokens=8)
     list(stream)
     assert stream.text == reports[3]["text"] and stream.text in done.stdout
@@ -183,50 +148,31 @@ def test_through_a_pipe(verifier, session, tmp_path):
         ("/fly\n", "no command /fly", ()),
         ("x " * 9000, "holds", ()),
         ("a", "needs --tools", ("--tool-choice", "required")),
-        ("a", "no file of JSON", ("--tools", str(tmp_path / "t.json"))),
+        ("a", "no file of JSON", ("--tools", tmp_path / "t.json")),
     ):
-        done = subprocess.run(
-            words_of(url, *more),
-            input=line,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=environ(token),
-            text=True,
-            timeout=PATIENCE_S,
-        )
+        done = say(verifier, line, *more)
         assert done.returncode == 2 and words in done.stderr
 
 
 def test_tools_of_a_file_are_called(verifier, tmp_path):
     pytest.importorskip("llguidance")
-    url, token = verifier
     tools = [{"name": "go", "parameters": {"enum": [1, 2]}}]
     (tmp_path / "t.json").write_text(json.dumps(tools))
-    done = subprocess.run(
-        words_of(url, "--tools", str(tmp_path / "t.json"), "--tool-choice", "go"),
-        input="Go\n",
-        capture_output=True,
-        env=environ(token),
-        text=True,
-        timeout=PATIENCE_S,
-    )
+    done = say(verifier, "Go\n", "--tools", tmp_path / "t.json", "--tool-choice", "go")
     assert done.returncode == 0, done.stderr
     call = json.loads(done.stdout.partition("<tool_call>")[2].partition("</tool_call>")[0])
     assert call["name"] == "go" and call["arguments"] in (1, 2)
 
 
-ONE_BY_ONE = ("--objective", "cost", "--block", "1")
-
-
 def test_in_a_terminal_an_interrupt_ends_the_answer_and_not_the_chat(verifier):
-    url, token = verifier
+    one_by_one = ("--objective", "cost", "--block", 1)
     main, other = pty.openpty()
     process = subprocess.Popen(
-        words_of(url, "--temperature", "1", "--seed", "5", *ONE_BY_ONE),
+        words_of(verifier, "--temperature", 1, "--seed", 5, *one_by_one),
         stdin=other,
         stdout=other,
         stderr=other,
-        env=environ(token),
+        env={**environment(), "TERM": "dumb"},
         start_new_session=True,
     )
     os.close(other)

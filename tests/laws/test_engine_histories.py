@@ -4,11 +4,9 @@ The same histories as tests/laws/test_histories.py, on an engine that behaves as
 seen to (tests/helpers/fake_engine.py), and that dies now and then.
 """
 
-import logging
-
 import pytest
 import world
-from world import EngineWorld, Fault, Plan, StreamPlan
+from world import EngineWorld, Fault, Plan, StreamPlan, quiet
 
 from draftwire.errors import ModelError
 from draftwire.runtime.edge.mode import Mode
@@ -20,24 +18,20 @@ MECHANISMS = sorted(world.MECHANISMS)
 
 @pytest.mark.timeout(600)
 def test_histories():
-    logging.disable(logging.CRITICAL)
-    try:
+    with quiet():
         found = [
             world.check_history(seed, mechanism, kind=EngineWorld).target
             for seed in range(HISTORIES // len(MECHANISMS))
             for mechanism in MECHANISMS
         ]
-    finally:
-        logging.disable(logging.NOTSET)
     # What they are for has happened in them.
     for what in ("deaths", "merged", "unasked"):
         assert sum(getattr(target, what) for target in found) > 20, what
 
 
 def one(*faults, seed=0, **stream):
-    stream = {"prompt": (1, 2, 3), "count": 40, "patience_s": 30.0, **stream}
-    found = world.check(Plan((StreamPlan(**stream),), faults, seed=seed), EngineWorld)
-    return found.sinks[0].run, found.target
+    sink, found = world.one(*faults, plan={"seed": seed}, kind=EngineWorld, **stream)
+    return sink.run, found.target
 
 
 @pytest.mark.parametrize("mode", [Mode(preempt=frozenset()), Mode.of("latency")])

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
+from live import MODELS, ROOT, connect, serving
 
-import draftwire
-from draftwire.cli._local_verifier import local_verifier
+from draftwire.bench.child import environment
 
-ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "models"
+PROMPT = "Once upon a time"
 
 
-@pytest.fixture(scope="module")
-def verifier():
-    with local_verifier([MODELS / "v1.target"]) as found:
-        yield found
-
-
-def example(name, *words, token=""):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name), *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TOKEN": token},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_the_textbook_writes_what_draftwire_writes(verifier):
-    url, token = verifier
-    done = example("textbook.py", url, "Once upon a time", token=token)
-    with draftwire.connect(url, draft=MODELS / "reference.draft", token=token) as session:
-        stream = session.generate("Once upon a time", max_new_tokens=48)
-        text = "".join(chunk.text for chunk in stream)
-        report = stream.report
-    assert done.stdout == f"Once upon a time{text}\n"
+def test_the_textbook_writes_what_draftwire_writes():
+    example = ROOT / "examples" / "textbook.py"
+    with serving(MODELS / "v1.target") as verifier:
+        done = subprocess.run(
+            [sys.executable, str(example), verifier.url, PROMPT],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        with connect(verifier, draft=MODELS / "reference.draft") as session:
+            stream = session.generate(PROMPT, max_new_tokens=48)
+            text = "".join(chunk.text for chunk in stream)
+            report = stream.report
+    assert done.stdout == f"{PROMPT}{text}\n"
     assert f"{report['tokens']} tokens in" in done.stderr
-    lines = (ROOT / "examples" / "textbook.py").read_text(encoding="utf-8").splitlines()
+    lines = example.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 100, "a textbook page"

@@ -4,18 +4,16 @@
 addition (patience, hush, leaves, lookup, outcomes, hybrid), and 500 long ones.
 """
 
-import dataclasses
-import logging
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import pytest
 import world
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from world import Fault, Plan, StreamPlan
+from world import Fault, Plan, StreamPlan, one, quiet
 
 from draftwire.errors import BusyError, ProtocolError, VerifierError
+from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.mode import Mode
 from draftwire.transport.messages import Commit, Provisional
 
@@ -25,9 +23,9 @@ MECHANISMS = sorted(world.MECHANISMS)
 
 
 def run_part(mechanism, first, count, step, long):
-    logging.disable(logging.CRITICAL)  # lost links by the thousand
-    for seed in range(first, count, step):
-        world.check_history(seed, mechanism, long)
+    with quiet():
+        for seed in range(first, count, step):
+            world.check_history(seed, mechanism, long)
 
 
 def run(count, mechanisms=MECHANISMS, *, long=False):
@@ -59,8 +57,8 @@ def test_conversations_in_a_grammar_with_penalties_and_log_probabilities(mechani
     """All of it at once, while links break and what both ends hold goes at any moment."""
     if not world.GRAMMARS:
         pytest.skip("llguidance is not installed")
-    logging.disable(logging.CRITICAL)
-    try:
+    kinds = ("evict", "forget", "evict", "cut", "restart", "swallow")
+    with quiet():
         for seed in range(40):
             dice = world.Dice(seed)
             plan = world.draw_plan(dice, mechanism)
@@ -70,29 +68,12 @@ def test_conversations_in_a_grammar_with_penalties_and_log_probabilities(mechani
                 drawn = world.draw_stream(dice, mechanism, turn * 0.7, False)
                 changes = {"shape": "penalties", "grammar": dice.one_of(world.GRAMMARS)}
                 changes.update(scheme="", logprobs=2, forcing=dice.one_of([False, True]))
-                prompt = (*system, *drawn.prompt)
-                drawn = dataclasses.replace(drawn, prompt=prompt, **changes)
-                turns.append(dataclasses.replace(drawn, follows=turn > 0))
-            kinds = ("evict", "forget", "evict", "cut", "restart", "swallow")
-            faults = sorted(
-                (
-                    Fault(dice.whole(0, 300) / 100, dice.one_of(kinds), 0.5)
-                    for _ in range(5)
-                ),
-                key=lambda fault: fault.at_s,
-            )
-            world.check(
-                dataclasses.replace(
-                    plan,
-                    streams=tuple(turns),
-                    faults=tuple(faults),
-                    connects=(),
-                    context=1 << 20,
-                    shared=120,
-                )
-            )
-    finally:
-        logging.disable(logging.NOTSET)
+                changes.update(prompt=(*system, *drawn.prompt), follows=turn > 0)
+                turns.append(replace(drawn, **changes))
+            struck = [(dice.whole(0, 300) / 100, dice.one_of(kinds)) for _ in range(5)]
+            faults = tuple(Fault(at_s, kind, 0.5) for at_s, kind in sorted(struck))
+            changes = {"connects": (), "context": 1 << 20, "shared": 120}
+            world.check(replace(plan, streams=tuple(turns), faults=faults, **changes))
 
 
 @pytest.mark.slow
@@ -108,77 +89,37 @@ def test_500_long_histories():
     run(500 // len(MECHANISMS), long=True)
 
 
-class Draw:
-    """Draws of a plan that hypothesis can shrink."""
-
-    def __init__(self, data):
-        self._draw = data.draw
-
-    def whole(self, low, high):
-        return self._draw(st.integers(low, high))
-
-    def one_of(self, things):
-        return self._draw(st.sampled_from(list(things)))
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None
-)
-@given(st.data())
-def test_histories_that_shrink(data):
-    logging.disable(logging.CRITICAL)
-    try:
-        world.check(world.draw_plan(Draw(data)))
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def test_what_a_verifier_has_dropped_holds_nothing_back():
-    """A branch given up twice before its verdict: the next block once waited for ever."""
-    stream = StreamPlan(
-        prompt=(20, 15, 0),
-        count=9,
-        seed=635921674,
-        mode=Mode.of(pipeline=3, preempt="exits,outcomes", cut=True),
-        k=4,
-    )
-    quick = {"delay_s": 0.0, "jitter": 0.0, "step_s": 0.0, "forward_s": 0.002}
-    world.check(Plan((stream,), luck=0.0, context=60, max_block=5, seed=660721132, **quick))
+CUT = Mode.of(pipeline=3, preempt="exits,outcomes", cut=True)
+CUT_AUTO = replace(CUT, objective="auto")
+SEEN = {
+    # A branch given up twice before its verdict: the next block waited for ever.
+    "what a verifier has dropped holds nothing back": Plan(
+        (StreamPlan(prompt=(20, 15, 0), count=9, seed=635921674, mode=CUT, k=4),),
+        luck=0.0, context=60, max_block=5, seed=660721132, delay_s=0.0, jitter=0.0,
+        step_s=0.0, forward_s=0.002,
+    ),
+    # It has no evidence, so it cannot be sent, and no verdict comes: it stayed.
+    "what an exit said before the link was lost holds nothing back": Plan(
+        (
+            StreamPlan(
+                prompt=(15, 3, 16), count=4, seed=346468237, mode=CUT_AUTO, k=1,
+                grammar="any" if world.GRAMMARS else "", offline="error", stops=(3,),
+                draft_context=23, cancel_s=0.98, patience_s=3.0,
+            ),
+            StreamPlan(
+                prompt=(17,), count=6, scheme="qs", seed=36909300, mode=CUT_AUTO, k=3,
+                off=True, grammar="long" if world.GRAMMARS else "",
+            ),
+        ),
+        (Fault(1.2, "restart", 3.0),), luck=0.5, context=60, max_block=5, most=2,
+        holds=True, seed=247959812, delay_s=0.2, jitter=0.0, step_s=0.05, forward_s=0.1,
+    ),
+}  # fmt: skip
 
 
-def test_what_an_exit_said_before_the_link_was_lost_holds_nothing_back():
-    """It has no evidence, so it cannot be sent, and no verdict comes: it once stayed."""
-    mode = Mode.of(objective="auto", pipeline=3, preempt="exits,outcomes", cut=True)
-    other = StreamPlan(
-        prompt=(15, 3, 16), count=4, seed=346468237, mode=mode, k=1, patience_s=3.0,
-        grammar="any", offline="error", stops=(3,), draft_context=23, cancel_s=0.98,
-    )  # fmt: skip
-    stream = StreamPlan(
-        prompt=(17,), count=6, scheme="qs", seed=36909300, mode=mode, k=3, off=True,
-        grammar="long", forcing=True, patience_s=30.0,
-    )  # fmt: skip
-    slow = {"delay_s": 0.2, "jitter": 0.0, "step_s": 0.05, "forward_s": 0.1}
-    world.check(
-        Plan(
-            (other, stream),
-            (Fault(1.2, "restart", 3.0),),
-            luck=0.5,
-            context=60,
-            max_block=5,
-            most=2,
-            holds=True,
-            seed=247959812,
-            **slow,
-        )
-    )
-
-
-def one(*faults, connects=(), **stream):
-    """Run one stream through ``faults``; return what its user saw, and the world."""
-    stream = {"prompt": (1, 2, 3), "count": 40, "patience_s": 30.0, **stream}
-    plan = Plan((StreamPlan(**stream),), faults, connects)
-    found = world.check(plan)
-    return found.sinks[0], found
+@pytest.mark.parametrize("plan", SEEN.values(), ids=SEEN)
+def test_histories_that_once_failed(plan):
+    world.check(plan)
 
 
 @pytest.mark.parametrize("outcome", ["502", "503", "reset", "nonsense", "hang"])
@@ -216,28 +157,16 @@ def test_a_verifier_that_falls_silent_is_an_error_within_patience():
 
 @pytest.mark.parametrize("at_s", [0.31, 0.52, 0.8])
 def test_a_swallowed_flow_goes_on_within_three_seconds_at_80_ms(at_s):
-    plan = Plan(
-        (StreamPlan(prompt=(1, 2, 3), count=40),),
-        (Fault(at_s, "swallow"),),
-        delay_s=0.04,
-        jitter=0.0,
-    )
-    whole = world.check(dataclasses.replace(plan, faults=()))
-    found = world.check(plan)
-    lost = found.sinks[0].run.ended_s - whole.sinks[0].run.ended_s
-    assert found.sinks[0].run.reconnects == 1 and lost <= 3.0
+    slow = {"delay_s": 0.04, "jitter": 0.0}
+    (whole, _), (found, _) = one(plan=slow), one(Fault(at_s, "swallow"), plan=slow)
+    assert found.run.reconnects == 1
+    assert found.run.ended_s - whole.run.ended_s <= 3.0
 
 
 @pytest.mark.parametrize("kind", ["engine", "nan", "callback"])
 def test_a_fault_of_our_own_ends_one_stream_and_the_next_works(kind):
-    plan = Plan(
-        (
-            StreamPlan(prompt=(1, 2, 3), count=40),
-            StreamPlan(at_s=5.0, prompt=(4, 5), count=12),
-        ),
-        (Fault(0.2, kind),),
-    )
-    found = world.check(plan)
+    later = StreamPlan(at_s=5.0, prompt=(4, 5), count=12)
+    _, found = one(Fault(0.2, kind), others=(later,))
     first, second = world.sorted_sinks(found)
     assert first.run.finish == "error" and first.run.reconnects == 0
     assert second.run.finish == "length" and second.run.reconnects == 0
@@ -270,7 +199,7 @@ def test_streams_at_once_share_the_draft_model_and_no_text():
     assert all(sink.run.finish == "length" for sink in found.sinks)
     said = [bool(sink.run.warnings) for sink in world.sorted_sinks(found)]
     assert said == [False, True, True, True]
-    cancelled = dataclasses.replace(streams[1], cancel_s=0.2)
+    cancelled = replace(streams[1], cancel_s=0.2)
     found = world.check(Plan((streams[0], cancelled, *streams[2:])))
     assert [s.run.finish for s in world.sorted_sinks(found)].count("length") == 3
 
@@ -280,21 +209,13 @@ def test_what_the_report_says_of_forwards_is_what_ran(mechanism):
     """Forwards whose verdict was lost with the link count as well."""
     for seed in range(40):
         plan = world.draw_plan(world.Dice(seed), mechanism)
-        stream = dataclasses.replace(
-            plan.streams[0],
-            patience_s=300.0,
-            offline="wait",
-            cancel_s=None,
-            deadline_s=None,
-        )
+        calm = {"offline": "wait", "cancel_s": None, "deadline_s": None}
+        stream = replace(plan.streams[0], patience_s=300.0, **calm)
         # A stream whose `opened` was lost is opened anew: what it had is nobody's.
         first_s = 3 * plan.delay_s
         cuts = tuple(Fault(0.1 * i + 0.03 + first_s, "cut") for i in range(seed % 4))
-        found = world.check(
-            dataclasses.replace(
-                plan, streams=(stream,), faults=cuts, connects=(), jitter=0.0
-            )
-        )
+        changes = {"faults": cuts, "connects": (), "jitter": 0.0}
+        found = world.check(replace(plan, streams=(stream,), **changes))
         true = sum(rows > 0 for call in found.target.ran for *_, rows in call)
         assert found.sinks[0].run.machine.counts.forwards == true, seed
 
@@ -315,7 +236,7 @@ def test_a_verifier_that_loses_a_token_on_resume_is_caught(monkeypatch):
 
     def forgetful(self, position):
         answer = honest(self, position)
-        return dataclasses.replace(answer, tokens=answer.tokens[1:])
+        return replace(answer, tokens=answer.tokens[1:])
 
     monkeypatch.setattr(world.KeptStreams.session_class, "resume", forgetful)
     with pytest.raises((AssertionError, ProtocolError)):
@@ -325,8 +246,6 @@ def test_a_verifier_that_loses_a_token_on_resume_is_caught(monkeypatch):
 
 def test_an_early_exit_that_is_taken_for_a_verdict_is_caught(monkeypatch):
     """Nor may provisional tokens become text: this mistake must show."""
-    from draftwire.runtime.edge.machine import EdgeSession
-
     honest = EdgeSession.message
 
     def hasty(self, message):

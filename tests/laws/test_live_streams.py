@@ -10,54 +10,30 @@ import gc
 import threading
 import time
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tools.faults import FaultProxy
+from live import DRAFT, TARGET, connect, ids_of, serving
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, ModelError, TransportError
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-DRAFT = FIXTURES / "tiny.draft"
 PROMPTS = [[5, 17, 3, 99, 41], [7, 8, 9], [120, 4], [33, 2, 61, 10]]
 TOKENS = 60
 SHARED = "the draft model was at work for another stream"
 
 
 @pytest.fixture(scope="module")
-def verifier():
-    found = VerifierProcess([FIXTURES / "tiny.target"])
-    found.start()
-    yield found
-    found.kill()
-
-
-@pytest.fixture
-def url(verifier):
-    return f"ws://127.0.0.1:{verifier.port}"
-
-
-@pytest.fixture
-def session(url):
-    with draftwire.connect(url, draft=DRAFT, silence_s=15.0) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def expected(verifier):
-    with draftwire.connect(f"ws://127.0.0.1:{verifier.port}", draft=DRAFT) as session:
-        return [ids(session.generate(p, **how(n))) for n, p in enumerate(PROMPTS)]
+    with connect(verifier) as session:
+        return [ids_of(ask(session, n)) for n in range(4)]
 
 
-def how(number):
-    return {"max_new_tokens": TOKENS, "temperature": 0.8 * (number % 2), "seed": number}
-
-
-def ids(stream):
-    return [token.id for chunk in stream for token in chunk.tokens]
+def ask(session, number, **options):
+    """Return the stream of a number, which says the same every time."""
+    how = {"temperature": 0.8 * (number % 2), "seed": number, **options}
+    return session.generate(PROMPTS[number], **{"max_new_tokens": TOKENS, **how})
 
 
 class Slow:
@@ -103,9 +79,9 @@ def test_four_streams_from_threads(session, expected):
     begun = threading.Barrier(4)
 
     def one(number):
-        streams[number] = session.generate(PROMPTS[number], **how(number))
+        streams[number] = ask(session, number)
         begun.wait(60)
-        found[number] = ids(streams[number])
+        found[number] = ids_of(streams[number])
 
     threads = [threading.Thread(target=one, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -115,10 +91,10 @@ def test_four_streams_from_threads(session, expected):
     check_shared(streams, found, expected)
 
 
-async def test_four_streams_from_coroutines(url, expected):
-    async with draftwire.aio.connect(url, draft=DRAFT) as session:
+async def test_four_streams_from_coroutines(verifier, expected):
+    async with draftwire.aio.connect(verifier.url, draft=DRAFT) as session:
         slowly(session)
-        streams = [session.generate(p, **how(n)) for n, p in enumerate(PROMPTS)]
+        streams = [ask(session, n) for n in range(4)]
 
         async def one(stream):
             return [token.id async for chunk in stream for token in chunk.tokens]
@@ -129,42 +105,42 @@ async def test_four_streams_from_coroutines(url, expected):
 
 def test_cancelling_one_touches_no_other(session, expected):
     slowly(session)
-    streams = [session.generate(p, **how(n)) for n, p in enumerate(PROMPTS)]
+    streams = [ask(session, n) for n in range(4)]
     streams[0].cancel()  # the one that the draft model works for
     streams[2].cancel()
-    assert ids(streams[1]) == expected[1] and ids(streams[3]) == expected[3]
+    assert ids_of(streams[1]) == expected[1] and ids_of(streams[3]) == expected[3]
     for number in (0, 2):
-        found = ids(streams[number])
+        found = ids_of(streams[number])
         assert streams[number].finish == "cancelled"
         assert found == expected[number][: len(found)] and len(found) < TOKENS
-    assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
+    assert ids_of(ask(session, 0)) == expected[0]
 
 
 def test_a_cancel_before_the_first_token_counts(session, expected):
     for _ in range(5):
-        stream = session.generate(PROMPTS[0], **how(0))
+        stream = ask(session, 0)
         stream.cancel()
-        assert len(ids(stream)) < TOKENS
+        assert len(ids_of(stream)) < TOKENS
         assert stream.finish == stream.report["finish"] == "cancelled"
         stream.cancel()  # as often as you like
-    assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
+    assert ids_of(ask(session, 0)) == expected[0]
 
 
-async def test_leaving_an_iterator_cancels(session, url, expected):
+async def test_leaving_an_iterator_cancels(session, verifier, expected):
     slowly(session)
-    stream = session.generate(PROMPTS[0], **how(0))
+    stream = ask(session, 0)
     for _ in stream:
         break
     assert stream.finish == stream.report["finish"] == "cancelled"
     with pytest.raises(ZeroDivisionError):
-        for _ in (stream := session.generate(PROMPTS[0], **how(0))):
+        for _ in (stream := ask(session, 0)):
             raise ZeroDivisionError
     assert stream.finish == "cancelled"
-    assert ids(session.generate(PROMPTS[1], **how(1))) == expected[1]
+    assert ids_of(ask(session, 1)) == expected[1]
 
-    async with draftwire.aio.connect(url, draft=DRAFT) as twin:
+    async with draftwire.aio.connect(verifier.url, draft=DRAFT) as twin:
         slowly(twin)
-        stream = twin.generate(PROMPTS[0], **how(0))
+        stream = ask(twin, 0)
         async for _ in stream:
             break
         while stream.finish is None:
@@ -174,15 +150,15 @@ async def test_leaving_an_iterator_cancels(session, url, expected):
 
 def test_tokens_end_where_the_text_does(session, expected):
     """A stop string: text, tokens, ids of the report and its count are of one length."""
-    whole = session.generate(PROMPTS[0], **how(0))
-    assert ids(whole) == expected[0]
+    whole = ask(session, 0)
+    assert ids_of(whole) == expected[0]
     text = whole.text
     for begin in range(4, len(text) - 4, 7):
         stop = text[begin : begin + 4]
-        stream = session.generate(PROMPTS[0], **how(0), stop=[stop])
-        seen = ids(stream)
+        stream = ask(session, 0, stop=[stop])
+        seen = ids_of(stream)
         kept = text[: text.index(stop)]
-        assert stream.text == stream.report["text"] == kept
+        assert stream.text == stream.report["text"] == kept and stream.finish == "stop"
         # Chunks may have had tokens whose text was held back: a stop string might begin.
         found = stream.report["token_ids"]
         assert found == [t.id for t in stream.tokens] == seen[: len(found)]
@@ -197,17 +173,17 @@ def resident():
         return int(file.read().split()[1])
 
 
-def test_closed_sessions_leave_nothing(url):
+def test_closed_sessions_leave_nothing(verifier):
     """Nothing waits for the collector: what a session held is gone when it is closed."""
     models, sizes = [], []
     gc.collect()
     gc.disable()
     try:
-        for _ in range(50):
-            with draftwire.connect(url, draft=DRAFT) as session:
+        for _ in range(24):
+            with connect(verifier) as session:
                 models.append(weakref.ref(session._drafter._model))
                 stream = session.generate(PROMPTS[0], max_new_tokens=8)
-                assert ids(stream) and stream.report
+                assert ids_of(stream) and stream.report
             del session, stream
             sizes.append(resident())
         alive = sum(model() is not None for model in models)
@@ -224,10 +200,10 @@ def test_a_callback_that_raises(session, expected):
     def broken(line):
         raise KeyError("a callback of the user")
 
-    stream = session.generate(PROMPTS[0], **how(0), explain=broken)
+    stream = ask(session, 0, explain=broken)
     with pytest.raises(KeyError, match="a callback of the user"):
-        ids(stream)
-    assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
+        ids_of(stream)
+    assert ids_of(ask(session, 0)) == expected[0]
 
 
 def raising(logits):
@@ -247,14 +223,14 @@ def not_numbers(logits):
 )
 def test_a_draft_model_that_fails_once(session, expected, trouble, kind, name):
     slow = slowly(session)
-    ids(session.generate(PROMPTS[0], max_new_tokens=4))
+    ids_of(session.generate(PROMPTS[0], max_new_tokens=4))
     slow.trouble = [trouble]
-    stream = session.generate(PROMPTS[0], objective="cost", **how(0))
+    stream = ask(session, 0, objective="cost")
     with pytest.raises(kind, match=name):
-        ids(stream)
+        ids_of(stream)
     assert stream.finish == stream.report["finish"] == "error"
     assert name in str(stream.error) and not isinstance(stream.error, TransportError)
-    assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
+    assert ids_of(ask(session, 0)) == expected[0]
     assert session.link.reconnects == 0
 
 
@@ -289,65 +265,62 @@ def test_a_tokenizer_that_panics(session, expected):
     good = session._tokenizer
     message = "the tokenizer failed: Panic: index out of bounds"
     session._tokenizer = Panicking(good, "new tokens")
-    stream = session.generate(PROMPTS[0], **how(0))
+    stream = ask(session, 0)
     with pytest.raises(DraftwireError, match=message):
-        ids(stream)
+        ids_of(stream)
     assert stream.finish == "error"
     for where, prompt in (("encode", "text"), ("all tokens", PROMPTS[0])):
         session._tokenizer = Panicking(good, where)
         with pytest.raises(DraftwireError, match=message):
             session.generate(prompt)
     session._tokenizer = good
-    assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
+    assert ids_of(ask(session, 0)) == expected[0]
     assert session.link.reconnects == 0
 
 
 # ---- links
 
 
-def test_a_deadline_does_not_wait_for_who_does_not_read(verifier, expected):
-    proxy = FaultProxy(verifier.port)
+def test_a_deadline_does_not_wait_for_who_does_not_read(verifier, proxy, expected):
     try:
-        with draftwire.connect(proxy.url, draft=DRAFT) as session:
+        with connect(proxy, silence_s=None) as session:
             slowly(session)
-            stream = session.generate(PROMPTS[0], **how(0), deadline_s=0.5)
+            stream = ask(session, 0, deadline_s=0.5)
             for chunk in stream:
                 if chunk.tokens:
                     verifier.freeze()  # reads nothing and says nothing, for ever
             total_s = stream.report["seconds"]["total"]
             assert stream.finish == "deadline" and 0.4 < total_s < 5
-            stream = session.generate(PROMPTS[0], **how(0))
+            stream = ask(session, 0)
             stream.cancel()
-            assert not ids(stream) and stream.finish == "cancelled"
+            assert not ids_of(stream) and stream.finish == "cancelled"
             verifier.thaw()
-            assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
+            assert ids_of(ask(session, 0)) == expected[0]
     finally:
         verifier.thaw()
-        proxy.close()
 
 
 def test_a_session_without_a_verifier_and_then_with_one(expected):
-    verifier = VerifierProcess([FIXTURES / "tiny.target"])  # a port; nobody is there
-    url = f"ws://127.0.0.1:{verifier.port}"
+    verifier = VerifierProcess([TARGET])  # a port; nobody is there
     with pytest.raises(TransportError, match="cannot reach"):
-        draftwire.connect(url, draft=DRAFT)
+        connect(verifier)
     try:
-        with draftwire.connect(url, draft=DRAFT, offline="draft") as session:
-            stream = session.generate(PROMPTS[0], **how(0), patience_s=0.0)
+        with connect(verifier, offline="draft") as session:
+            stream = ask(session, 0, patience_s=0.0)
             chunks = list(stream)
             assert len(stream.tokens) >= TOKENS - 1 and stream.finish == "length"
             assert {t.kind for c in chunks for t in c.tokens} == {"unverified"}
             assert not any(c.verified for c in chunks if c.tokens)
             assert any("draft's alone" in w for w in stream.report["warnings"])
-            stream = session.generate(PROMPTS[0], **how(0), deadline_s=0.3)
-            assert ids(stream) and stream.finish == "deadline"
+            stream = ask(session, 0, deadline_s=0.3)
+            assert ids_of(stream) and stream.finish == "deadline"
             assert any("draft's alone" in w for w in stream.report["warnings"])
-            four = [session.generate(p, **how(0), patience_s=0.1) for p in PROMPTS]
-            assert all(len(ids(s)) >= TOKENS - 1 for s in four)  # one after another
+            four = [ask(session, n, patience_s=0.1) for n in range(4)]
+            assert all(len(ids_of(s)) >= TOKENS - 1 for s in four)  # one after another
             with pytest.raises(TransportError, match="cannot reach"):
-                ids(session.generate(PROMPTS[0], offline="error"))
+                ids_of(ask(session, 0, offline="error"))
             # One that began alone ends with the target's own text.
-            stream = session.generate(PROMPTS[1], **how(1))
+            stream = ask(session, 1)
             chunks = iter(stream)
             first = next(c for c in chunks if c.tokens)
             assert not first.verified
@@ -359,30 +332,23 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
                 seen += [t.id for t in chunk.tokens]
             assert seen == stream.report["token_ids"] == expected[1]
             assert {t.kind for t in stream.tokens} & {"accepted", "correction", "resumed"}
-            assert ids(session.generate(PROMPTS[2], **how(2))) == expected[2]
+            assert ids_of(ask(session, 2)) == expected[2]
             assert session.welcome.target == "tiny"
         verifier.kill()
         # The next session knows the verifier, though it has never met it.
-        with draftwire.connect(url, draft=DRAFT, offline="draft") as session:
+        with connect(verifier, offline="draft") as session:
             assert session.welcome.target == "tiny" and session.link.state != "up"
             with pytest.raises(DraftwireError, match="scheme"):
-                session.generate(PROMPTS[0], scheme="no-such-scheme")
+                ask(session, 0, scheme="no-such-scheme")
     finally:
         verifier.kill()
 
 
 def test_the_next_question_on_a_full_verifier_waits_for_the_slot_of_the_last(expected):
     """A robot that cancels a plan and asks for the next one is not turned away."""
-    verifier = VerifierProcess([FIXTURES / "tiny.target"], flags=["--slots", "1"])
-    verifier.start()
-    url = f"ws://127.0.0.1:{verifier.port}"
-    try:
-        with draftwire.connect(url, draft=DRAFT, silence_s=15.0) as session:
-            for n in (0, 1, 2, 3) * 3:
-                stream = session.generate(PROMPTS[n], max_new_tokens=200)
-                next(c for c in stream if c.tokens)
-                stream.cancel()
-                stream = session.generate(PROMPTS[n], **how(n), offline="error")
-                assert ids(stream) == expected[n]
-    finally:
-        verifier.kill()
+    with serving(flags=["--slots", "1"]) as verifier, connect(verifier) as session:
+        for n in (0, 1, 2, 3) * 3:
+            stream = ask(session, n, max_new_tokens=200)
+            next(c for c in stream if c.tokens)
+            stream.cancel()
+            assert ids_of(ask(session, n, offline="error")) == expected[n]

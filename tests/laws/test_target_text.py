@@ -6,24 +6,25 @@ websocket, against plain decoding of the same package: one forward, one token, n
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from live import MODELS, connect, ids_of, serving
 from pieces import target_only
 
-import draftwire
-from draftwire.cli._local_verifier import local_verifier
 from draftwire.packages import load_draft, load_tokenizer
-from draftwire.sampling import SamplingParams
+from draftwire.runtime.drafter import Drafter
+from draftwire.runtime.edge.actions import Draft
+from draftwire.runtime.pacing.suffix_cache import SuffixCache
+from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TARGETS = ("v1", "v2", "v3")
+REFERENCE = MODELS / "reference.draft"
 COUNT = 24
 
 PROMPTS = (
@@ -64,29 +65,31 @@ WAYS = (
 
 
 @pytest.fixture(scope="module")
-def backends():
-    return {name: OnnxTarget(MODELS / f"{name}.target", threads=1) for name in TARGETS}
-
-
-@pytest.fixture(scope="module")
 def verifier():
-    with local_verifier([MODELS / f"{name}.target" for name in TARGETS]) as found:
+    with serving(*(MODELS / f"{name}.target" for name in TARGETS)) as found:
         yield found
 
 
-def connect(url, **options):
-    """A machine that is busy for a second must not look like a lost link."""
-    return draftwire.connect(url, silence_s=15.0, **options)
+@pytest.fixture(scope="module")
+def alone():
+    """Return what a target writes without a draft: of its name, a text, a mode, a seed."""
+    backends = {name: OnnxTarget(MODELS / f"{name}.target", threads=1) for name in TARGETS}
+    tokenizer = load_tokenizer(load_draft(REFERENCE).tokenizer_path)
 
-
-def streamed(session, prompt, mode, seed, **options):
-    tokens = [
-        token.id
-        for chunk in session.generate(
-            prompt, max_new_tokens=COUNT, seed=seed, **MODES[mode], **options
+    @functools.lru_cache(maxsize=None)
+    def write(target, text, mode, seed):
+        how = {"temperature": 0.0, "top_p": 1.0, **MODES[mode]}
+        params = SamplingParams(mode, seed=seed, **how)
+        return target_only(
+            backends[target], tokenizer.encode(text, bos_id=0), params, COUNT
         )
-        for token in chunk.tokens
-    ]
+
+    return write
+
+
+def streamed(session, text, mode, seed, **options):
+    how = {"max_new_tokens": COUNT, "seed": seed, **MODES[mode], **options}
+    tokens = ids_of(session.generate(text, **how))
     report = session.report
     assert report["token_ids"] == tokens
     # A text that came out right after a retry would hide a fault of the verifier.
@@ -95,31 +98,21 @@ def streamed(session, prompt, mode, seed, **options):
     return tokens
 
 
-def params_of(mode, seed):
-    options = MODES[mode]
-    return SamplingParams(mode, options["temperature"], 0, options.get("top_p", 1.0), seed)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_targets_own_text(backends, verifier, target, mode):
-    url, token = verifier
-    draft = load_draft(MODELS / "reference.draft")
-    tokenizer = load_tokenizer(draft.tokenizer_path)
+def test_the_targets_own_text(alone, verifier, target, mode):
     blocks, ways = itertools.cycle((4, 1, 7, 16)), itertools.cycle(WAYS)
-    with connect(url, draft=draft, target=target, token=token) as session:
+    with connect(verifier, draft=REFERENCE, target=target) as session:
         for seed, (text, block, way) in enumerate(zip(PROMPTS, blocks, ways)):
-            prompt = tokenizer.encode(text, bos_id=draft.bos_id)
-            expected = target_only(backends[target], prompt, params_of(mode, seed), COUNT)
             found = streamed(session, text, mode, seed, block=block, **way)
-            assert found == expected, f"{target} {mode} {text!r} block {block} {way}"
+            assert found == alone(target, text, mode, seed), (target, text, block, way)
 
 
 @pytest.fixture(scope="module")
 def parallel_draft(tmp_path_factory):
     """The reference draft with one of its rows for masks: they mostly say wrong things."""
     folder = tmp_path_factory.mktemp("parallel") / "reference.draft"
-    shutil.copytree(MODELS / "reference.draft", folder)
+    shutil.copytree(REFERENCE, folder)
     raw = json.loads((folder / "draft.json").read_text(encoding="utf-8"))
     raw["parallel"] = {"mask_ids": [2047], "block": 6}
     (folder / "draft.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -142,23 +135,17 @@ PARALLEL = (
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_targets_own_text_from_a_parallel_draft(
-    backends, verifier, parallel_draft, mode
-):
-    url, token = verifier
-    draft = parallel_draft
-    tokenizer = load_tokenizer(draft.tokenizer_path)
-    assert draft.id == load_draft(MODELS / "reference.draft").id  # the same draft, frozen
+def test_the_targets_own_text_from_a_parallel_draft(alone, verifier, parallel_draft, mode):
+    assert parallel_draft.id == load_draft(REFERENCE).id  # the same draft, frozen
     masked = 0
-    with connect(url, draft=draft, target="v1", token=token) as session:
+    with connect(verifier, draft=parallel_draft, target="v1") as session:
         for seed, (text, way) in enumerate(zip(PROMPTS, 2 * PARALLEL)):
-            prompt = tokenizer.encode(text, bos_id=draft.bos_id)
-            expected = target_only(backends["v1"], prompt, params_of(mode, seed), COUNT)
+            expected = alone("v1", text, mode, seed)
             assert streamed(session, text, mode, seed, **way) == expected, (text, way)
             told = session.report["mode"]["drafting"]
             rows = [told[name] for name in ("autoregressive", "parallel", "hybrid")]
-            assert sum(row["drafted"] for row in rows) == session.report["drafted"]
-            assert sum(row["accepted"] for row in rows) == session.report["accepted"]
+            for count in ("drafted", "accepted"):
+                assert sum(row[count] for row in rows) == session.report[count]
             asked = way["controller"].split(":")[-1]
             if asked in told:
                 assert told[asked]["drafted"] == session.report["drafted"]
@@ -177,99 +164,99 @@ def test_the_targets_own_text_from_a_parallel_draft(
             assert session.report["tokens"] == 16
 
 
-@pytest.fixture(scope="module")
-def random_draft(tmp_path_factory):
-    """A draft of the family's tokenizer and shape, and nothing learned."""
-    pytest.importorskip("onnx", reason="making a draft needs onnx")
-    from draftwire.export.onnx import export_onnx
-    from draftwire.export.sources.tokens import copy_tokenizer
-    from draftwire.tensors import write_tensors
+class Luck:
+    """A draft model of dice that notes what it is fed."""
 
-    folder = tmp_path_factory.mktemp("random") / "random.hf"
-    folder.mkdir()
-    vocab, hidden, inner = 2048, 64, 96
-    rng = np.random.default_rng(5)
-    shapes = {
-        "model.embed_tokens.weight": (vocab, hidden),
-        "model.norm.weight": (hidden,),
-        "model.layers.0.input_layernorm.weight": (hidden,),
-        "model.layers.0.post_attention_layernorm.weight": (hidden,),
-        "model.layers.0.mlp.gate_proj.weight": (inner, hidden),
-        "model.layers.0.mlp.up_proj.weight": (inner, hidden),
-        "model.layers.0.mlp.down_proj.weight": (hidden, inner),
-    }
-    for part in "qkvo":
-        shapes[f"model.layers.0.self_attn.{part}_proj.weight"] = (hidden, hidden)
-    write_tensors(
-        folder / "model.safetensors",
-        {k: rng.normal(0, 0.5, v).astype(np.float32) for k, v in shapes.items()},
-    )
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": True, "hidden_act": "silu",
-        "bos_token_id": 0, "eos_token_id": 0,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    tokenizer = MODELS / "reference.draft" / "tokenizer.json"
-    copy_tokenizer(tokenizer, folder / "tokenizer.json", 0)
-    return export_onnx(
-        folder,
-        folder.with_name("random.draft"),
-        precision="fp32",
-        family_name="storyteller",
-    )
+    def __init__(self, vocab, seed):
+        self.rng = np.random.default_rng(seed)
+        self.vocab, self.fed = vocab, []
+
+    @property
+    def length(self):
+        return len(self.fed)
+
+    def forward(self, tokens):
+        self.fed += tokens
+        return self.rng.normal(0, 3, self.vocab).astype(np.float32)
+
+    def rewind(self, length):
+        del self.fed[length:]
 
 
-@pytest.mark.workstation
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_draft_of_random_weights_changes_nothing_but_speed(
-    backends, verifier, random_draft, target, mode
+def test_a_draft_that_has_learned_nothing_changes_nothing_but_speed(
+    alone, verifier, target, mode
 ):
-    url, token = verifier
-    tokenizer = load_tokenizer(random_draft / "tokenizer.json")
-    with connect(url, draft=random_draft, target=target, token=token) as session:
+    with connect(verifier, draft=REFERENCE, target=target) as session:
+        session._drafter._model = Luck(2048, 5)
         for seed, text in enumerate(PROMPTS):
-            prompt = tokenizer.encode(text, bos_id=0)
-            expected = target_only(backends[target], prompt, params_of(mode, seed), COUNT)
             found = streamed(session, text, mode, seed, objective="cost")
-            assert found == expected
+            assert found == alone(target, text, mode, seed)
             assert session.report["accepted"] < session.report["drafted"] / 2
 
 
+# A loop, a list and plain prose: much to repeat, and nothing.
+REPEATING = (
+    "one two three four one two three four one two three four one",
+    "The king said to the king, and the king said to the king, and",
+    PROMPTS[0],
+)
+AHEAD = {"pipeline": 3, "preempt": "guess,outcomes"}
+CONTROLLERS = (
+    ("auto:cost", {"controller": "auto", "objective": "cost"}),
+    ("fixed:4", {}),
+    ("auto:energy", {"controller": "auto:energy", **AHEAD}),
+    ("fixed:6", {"controller": "fixed:6", "pipeline": 2}),
+)
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_the_tiny_family_keeps_the_law_too(mode):
-    target = OnnxTarget(FIXTURES / "tiny.target", threads=1)
-    with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
-        with connect(url, draft=FIXTURES / "tiny.draft", token=token) as session:
-            for seed in range(6):
-                prompt = [(seed * 37 + i * 11) % target.vocab_size for i in range(5)]
-                expected = target_only(target, prompt, params_of(mode, seed), COUNT)
-                found = streamed(session, prompt, mode, seed, objective="cost")
-                assert found == expected
-            assert session.report["drafted"] > 0
+def test_the_targets_own_text_with_a_suffix_cache(alone, verifier, mode, tmp_path):
+    path, lines, recalled = tmp_path / "cache", [], 0
+    for again in range(2):
+        ways = CONTROLLERS[again * 2 :] * 2
+        with connect(verifier, draft=REFERENCE, target="v1", suffix_cache=path) as session:
+            for seed, (text, (name, way)) in enumerate(zip(REPEATING, ways)):
+                found = streamed(session, text, mode, seed, explain=lines.append, **way)
+                assert found == alone("v1", text, mode, seed), (text, way)
+                recalled += session.report["link"]["suffix_cache"]["recalled"]
+                assert session.report["mode"]["controller"] == name
+        assert path.stat().st_size > 100
+    assert recalled > 0, "the second session knows the text of the first"
+    assert lines and all("\n" not in line and line for line in lines)
+
+
+def test_the_model_reads_what_the_cache_gave():
+    """Random drafts: the sequence that the drafter holds is the one it proposed."""
+    vocab, text = 50, [*range(20), 41, 42, 43]
+    cache = SuffixCache(vocab)
+    cache.begin(text)
+    model, got, recalled = Luck(vocab, 1), [], 0
+    drafter = Drafter(model, vocab)
+    drafter.begin(1, make_proposer(SamplingParams("greedy", 0.0), vocab), cache)
+    prompt = (*text, *range(12))
+    drafter.submit(1, Draft(1, 0, prompt, 40))
+    while (step := drafter.step()) is not None:
+        if step.proposal is not None:
+            got.append(step.proposal.token)
+            recalled += not step.fed
+    assert len(got) == 40 and recalled >= 8 and got[:8] == list(range(12, 20))
+    assert recalled < 40, "the cache came to its end"
+    assert model.fed == [*prompt, *got][: len(model.fed)]
 
 
 def test_the_frozen_draft_earns_its_place(verifier):
     """What the family must show on v1: at least 2 of 4 accepted, under half a forward."""
-    url, token = verifier
-    draft = MODELS / "reference.draft"
-    drafted = accepted = rounds = tokens = forwards = payload = 0
-    with connect(url, draft=draft, target="v1", token=token) as session:
-        for prompt in PROMPTS[:8]:
-            for _ in session.generate(prompt, max_new_tokens=64, block=4, objective="cost"):
-                pass
-            report = session.report
-            drafted += report["drafted"]
-            accepted += report["accepted"]
-            rounds += report["rounds"]
-            tokens += report["tokens"]
-            forwards += report["target_forwards"]
-            payload += report["bytes"]["up_payload"]
-    assert accepted / rounds >= 2.0
-    assert forwards / tokens < 0.5
+    keys = ("drafted", "accepted", "rounds", "tokens", "target_forwards")
+    sums = dict.fromkeys((*keys, "payload"), 0)
+    with connect(verifier, draft=REFERENCE, target="v1") as session:
+        for text in PROMPTS[:8]:
+            list(session.generate(text, max_new_tokens=64, block=4, objective="cost"))
+            for key in keys:
+                sums[key] += session.report[key]
+            sums["payload"] += session.report["bytes"]["up_payload"]
+    assert sums["accepted"] / sums["rounds"] >= 2.0
+    assert sums["target_forwards"] / sums["tokens"] < 0.5
     # The prompts crossed too: they are in these bytes.
-    assert payload / drafted < 4.0
+    assert sums["payload"] / sums["drafted"] < 4.0

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+from live import connect, ids_of, serving
 from tools.faults import FaultProxy
 
-import draftwire
-from draftwire.bench.child import VerifierProcess
+from draftwire.bench.child import environment
 from draftwire.transport.wirelog import read_wire_log
 
-ROOT = Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
-OPTIONS = {"max_new_tokens": 60, "temperature": 0.8, "seed": 3, "pipeline": 2}
+PROMPT = [5, 17, 3]
+OPTIONS = {"max_new_tokens": 60, "temperature": 0.8, "seed": 3}
+
+
+def draftwire(*words):
+    """Return what a command prints."""
+    command = [sys.executable, "-m", "draftwire", *map(str, words)]
+    done = subprocess.run(command, env=environment(), check=True, stdout=subprocess.PIPE)
+    return done.stdout.decode()
 
 
 def said(events, connection):
@@ -40,26 +44,16 @@ def said(events, connection):
 
 
 def test_both_ends_log_the_same_messages(tmp_path):
-    ours, theirs = tmp_path / "device", tmp_path / "verifier"
-    verifier = VerifierProcess(
-        [FIXTURES / "tiny.target"], flags=["--wire-log", str(theirs)]
-    )
-    verifier.start()
-    proxy = FaultProxy(verifier.port)
-    try:
-        ids = {}
+    ours, theirs, ids = tmp_path / "device", tmp_path / "verifier", {}
+    with serving(flags=["--wire-log", str(theirs)]) as verifier:
+        proxy = FaultProxy(verifier.port)
         for log in (None, ours):
-            with draftwire.connect(
-                proxy.url, draft=FIXTURES / "tiny.draft", wire_log=log, silence_s=15
-            ) as session:
+            with connect(proxy, wire_log=log) as session:
                 if log is not None:
                     proxy.after([100])  # when some ten blocks have been answered
-                list(session.generate([5, 17, 3], **OPTIONS))
-                ids[log] = session.report["token_ids"]
-        assert ids[None] == ids[ours]
-    finally:
+                ids[log] = ids_of(session.generate(PROMPT, pipeline=2, **OPTIONS))
         proxy.close()
-        verifier.kill()
+    assert ids[None] == ids[ours]
     mine, other = list(read_wire_log(ours)), list(read_wire_log(theirs))
     last = max(event.connection for event in mine)
     assert last >= 2  # it came back
@@ -71,38 +65,19 @@ def test_both_ends_log_the_same_messages(tmp_path):
         assert shared >= max(len(a[way]), len(b[way])) - 2 and shared > 5
     assert a["down"][-1][2].get("finish") in ("length", "stop")
     assert [e for e in mine if e.kind == "closed"]
-    run = [sys.executable, "-m", "draftwire", "protocol", "log", str(ours)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    shown = subprocess.run(run, env=env, check=True, capture_output=True, text=True).stdout
+    shown = draftwire("protocol", "log", ours)
     assert len(shown.splitlines()) == len(mine) and "(not shown)" in shown
-    run += ["--json", "--kind", "commit"]
-    text = subprocess.run(run, env=env, check=True, capture_output=True, text=True).stdout
+    text = draftwire("protocol", "log", ours, "--json", "--kind", "commit")
     assert len(json.loads(text)["events"]) == sum(e.kind == "commit" for e in mine)
 
 
-def test_a_live_run_can_be_replayed(tmp_path):
+def test_a_live_run_can_be_replayed(verifier, tmp_path):
     log = tmp_path / "wire"
-    verifier = VerifierProcess([FIXTURES / "tiny.target"])
-    verifier.start()
-    try:
-        with draftwire.connect(
-            f"ws://127.0.0.1:{verifier.port}",
-            draft=FIXTURES / "tiny.draft",
-            wire_log=log,
-            silence_s=15,
-        ) as session:
-            for _ in session.generate(
-                [5, 17, 3], max_new_tokens=60, temperature=0.8, seed=3
-            ):
-                pass
-            report = session.report
-    finally:
-        verifier.kill()
-    run = [sys.executable, "-m", "draftwire", "bench", "simulate", "--replay", str(log)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    run += ["--scheme", "cloud", "--json", "-"]
-    text = subprocess.run(run, env=env, check=True, capture_output=True, text=True).stdout
-    recorded, simulated, alone = json.loads(text)["rows"]
+    with connect(verifier, wire_log=log) as session:
+        list(session.generate(PROMPT, **OPTIONS))
+        report = session.report
+    words = ("bench", "simulate", "--replay", log, "--scheme", "cloud", "--json", "-")
+    recorded, simulated, alone = json.loads(draftwire(*words))["rows"]
     assert recorded["tokens"] == simulated["tokens"] == report["tokens"]
     assert recorded["accepted_per_block"] == report["accepted"] / report["rounds"]
     assert recorded["forwards_per_token"] * report["tokens"] == report["rounds"]

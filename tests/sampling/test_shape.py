@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 
 import numpy as np
-import plain_sampling as plain
 import pytest
 from cached_target import CachedTarget
 
@@ -36,6 +35,10 @@ def tuples(rows):
     return tuple(map(tuple, rows))
 
 
+def numbers(rows):
+    return [[float(x) for x in row] for row in rows]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", VECTORS)
 def test_vectors(case, dtype):
@@ -45,7 +48,7 @@ def test_vectors(case, dtype):
         "bad_words": tuples(case["bad_words"]),
     }
     params = SamplingParams("match", **named, **words)
-    rows = np.array([plain.row_of(row) for row in case["rows"]], dtype)
+    rows = np.array(numbers(case["rows"]), dtype)
     context = case["context"]
     shape = shape_for(params, case["vocab_size"], len(context) - case["text"])
     if shape is not None:
@@ -54,7 +57,7 @@ def test_vectors(case, dtype):
         found = shape.rows(rows, case["drafts"])
         assert np.array_equal(rows, before), "the model's own rows are not touched"
         rows = found
-    assert rows.tolist() == [plain.row_of(row) for row in case["shaped"]]
+    assert rows.tolist() == numbers(case["shaped"])
     law = law_of(rows[-1], params)
     ids = np.arange(case["vocab_size"]) if law.ids is None else law.ids
     assert ids.tolist() == case["ids"]
@@ -96,7 +99,7 @@ def test_a_shape_forgets_what_is_cut():
 def test_the_texts_law_is_that_of_the_shaped_target(scheme):
     """Over the shipped halves: a session that judges, a drafter that proposes.
 
-    Each token is compared with the law that the plain implementation gives it after the
+    Each token is compared with the law that a shape without a past gives it after the
     text so far. The sum of what came less what was to come is a martingale; 3,000 tokens
     of variance below 1/4 each find a law that is off by 0.06 with probability 0.99.
     """
@@ -133,15 +136,12 @@ def test_the_texts_law_is_that_of_the_shaped_target(scheme):
                 correction = proposer.correct(refused, answer.evidence, at)
                 base += answer.accepted + 1
                 session.receive(Block(session.epoch, base, (), correction=correction))
-        case = {**EVERYTHING, "logit_bias": request.logit_bias}
-        case["bad_words"] = list(map(list, request.bad_words))
         for at in range(len(prompt), len(session.tokens)):
             before = session.tokens[:at]
-            row = [float(x) for x in target.rows_after(before)]
-            kept = plain.distribution(plain.shaped(row, before, at - 1, case), 0.9, 4)
-            ids, shares = plain.min_p_cut(*kept, case["min_p"])
-            law = np.zeros(vocab)
-            law[ids] = shares
+            alone = shape_for(params, vocab, 1)
+            alone.follow(before)
+            row = alone.rows(target.rows_after(before)[None])[0]
+            law = law_of(row, params).dense(vocab)
             assert law[session.tokens[at]] > 0
             came = np.arange(vocab) == session.tokens[at]
             deviations += came - law, law * (1 - law)
