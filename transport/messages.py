@@ -1,8 +1,7 @@
 """The messages of ``draftwire.v2``: what the two ends say to each other.
 
-``PROTOCOL.md`` beside this file is the specification and ``protocol.json`` its tables;
-:mod:`draftwire.transport.codec` turns these into bytes and back. A message does not name
-its stream: that is the frame's business (:class:`Frame`).
+``PROTOCOL.md`` beside this file is the specification and ``protocol.json`` its tables. A
+message does not name its stream: that is the frame's business (:class:`Frame`).
 """
 
 from __future__ import annotations

@@ -63,14 +63,9 @@ _TRIES, _COINS = 8, 48  # seeds whose tokens, and whose coins, are looked at
 class Engine:
     """The HTTP side: one question, one answer, patience with a server without room.
 
-    Args:
-        url: ``http://HOST:PORT``, or ``https://``.
-        key: Bearer token of the server, or "".
-        timeout_s: For one answer.
-        patience_s: For one question, tries and pauses together.
-
-    Raises:
-        ConfigError: The address is none, or the key would cross the network in the clear.
+    ``key`` is its bearer token, or ""; ``timeout_s`` are for one answer, ``patience_s`` for
+    one question, tries and pauses together. A ConfigError where the address is none, or
+    the key would cross the network in the clear.
     """
 
     def __init__(
@@ -103,12 +98,7 @@ class Engine:
         body: Mapping[str, Any] | None = None,
         given_up: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """Return what the server answers, as read from JSON; blocks.
-
-        Args:
-            path: Such as ``/v1/completions``.
-            body: Is posted; None asks by GET.
-            given_up: Whether nobody waits for it any more.
+        """Return what the server answers to a ``body`` (None: to a GET), as JSON; blocks.
 
         Raises:
             BusyError: It had no room, or was not there, for all of our patience.
@@ -462,8 +452,7 @@ class AttachedLoader:
     def __call__(self, path: Path) -> AttachedTarget:
         """Attach to the server; ``path`` holds the tokenizer.
 
-        Raises:
-            ConfigError: See :class:`Engine` and :class:`AttachedTarget`; so do others.
+        Raises as :class:`Engine` and :class:`AttachedTarget`.
         """
         key = ""
         if self.engine_key is not None:

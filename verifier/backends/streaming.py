@@ -138,11 +138,8 @@ class StreamBackend(Target, Protocol):
     def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> Run:
         """Begin to keep a stream; it goes no further than its first step until a push.
 
-        Args:
-            order: The stream.
-            clock: In whose thread this is called, and calls back.
-            on_step: Called with each step, never inside a call of ours.
-            on_end: Called once when the run ends before its text does.
+        Called, and calling back, in the thread of ``clock``: ``on_step`` with each step,
+        never inside a call of ours, ``on_end`` once when the run ends before its text does.
 
         Raises:
             ConfigError: The order cannot be served.

@@ -74,11 +74,7 @@ def text_of(
 ) -> list[int]:
     """Return the first ``count`` tokens that the target gives without drafts.
 
-    Args:
-        request: Of the stream.
-        count: At most so many; a grammar may end the text before.
-        vocab_size: Of the stream.
-        rules: What the grammar of the stream makes of it.
+    A grammar, of which ``rules`` are what it makes of the stream, may end the text before.
     """
     decider = decider_of(request, vocab_size)
     ids, begin = list(request.prompt), len(request.prompt)

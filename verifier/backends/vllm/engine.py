@@ -78,15 +78,6 @@ def _import() -> Any:
 class VllmEngine:
     """One vLLM engine for a base checkpoint and the adapters on it; see ``VllmLoader``.
 
-    Attributes:
-        config: Of the model, once it is started.
-        context: Most tokens of a stream.
-        deaths: How often it has died.
-        closed: It takes no more streams.
-        users: Targets on it.
-        rank: The highest of an adapter.
-        runner: Which of vLLM's model runners it has, V1 or V2.
-
     Raises:
         ConfigError: vLLM is missing or unknown.
         ModelError: It does not start.
@@ -102,9 +93,9 @@ class VllmEngine:
         self._openai = settings.openai
         self._front: tuple[Any, asyncio.Task[None]] | None = None
         self.base = base
-        self.deaths = 0
+        self.deaths = 0  # how often it has died
         self.users = 0  # targets on it
-        self.rank = rank
+        self.rank = rank  # the highest of an adapter
         self._settings = self._arguments(settings)
         self._adapters: dict[Path, Any] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="draftwire-vllm-")
@@ -187,6 +178,7 @@ class VllmEngine:
 
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._settings))
+            # Which of vLLM's model runners it has, V1 or V2.
             self.runner = (await self._llm.collective_rpc("draftwire_install"))[0]
             await self._llm.engine_core.call_utility_async("draftwire_begin")
         except Exception as error:
