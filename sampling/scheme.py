@@ -170,12 +170,11 @@ class ByToken:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Both halves and the name card."""
+    """Both halves, made for parameters and a vocabulary size, and the name card."""
 
-    card: Card  # its name card
-    # returns the device half for parameters and a vocabulary size
+    card: Card
     make_proposer: Callable[[SamplingParams, int], Proposer]
-    make_decider: Callable[[SamplingParams, int], Decider]  # returns the cloud half
+    make_decider: Callable[[SamplingParams, int], Decider]
     # says in one sentence what the output of these parameters loses against the target's
     # law, "" when nothing
     loss: Callable[[SamplingParams, int], str] = lambda params, vocab_size: ""
