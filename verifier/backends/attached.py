@@ -279,9 +279,11 @@ class AttachedTarget:
         self._workers = ThreadPoolExecutor(slots, "draftwire-engine")
         self._prompt = [int(i) for i in words.encode("The quick brown fox jumps over")]
         self._probe()
-        sampled: tuple[str, ...] = ("coupled",) if self._couples() else ("match",)
-        if self.noises != ("philox",):  # devices may not know it
-            sampled += ("match",)
+        # Seeds decide by a noise we know, our processor's or its own, or by none.
+        noise = next((name for name in self._dialect.noises if self._follows(name)), None)
+        sampled: tuple[str, ...] = ("coupled",) if noise else ("match",)
+        if noise and noise != "philox":  # devices may not know it
+            self.noises, sampled = (noise,), ("coupled", "match")
         self.schemes = ("greedy", "argmax", *sampled)
         log.info("%s at %s (%s): %s", self._model, engine.url, owner, sampled)
 
@@ -405,14 +407,6 @@ class AttachedTarget:
                     hint="batch invariance: VLLM_BATCH_INVARIANT=1, or "
                     "--enable-deterministic-inference of SGLang",
                 )
-
-    def _couples(self) -> bool:
-        """Tell whether seeds decide by a noise we know: our processor's or its own."""
-        for noise in self._dialect.noises:
-            if self._follows(noise):
-                self.noises = (noise,)
-                return True
-        return False
 
     def _follows(self, name: str) -> bool:
         """Tell whether hot texts follow this noise, as they do only by it."""

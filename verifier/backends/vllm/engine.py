@@ -319,9 +319,8 @@ class VllmEngine:
         seen = 0
         while any(run.reads for run in self._runs):
             await asyncio.sleep(0.4)
-            try:
-                step = await self._llm.engine_core.call_utility_async("draftwire_step")
-            except Exception:  # noqa: BLE001 - it is dying: its runs hear it
+            step = await self._asked("draftwire_step")
+            if step is None:
                 return
             for run in tuple(self._runs):
                 if run.reads and step != seen:
@@ -366,11 +365,15 @@ class VllmEngine:
 
     async def _send(self) -> None:
         items, self._outbox = list(self._outbox.items()), {}
-        now = time.monotonic()
+        await self._asked("draftwire_push", items, time.monotonic())
+
+    async def _asked(self, what: str, *args: Any) -> Any:
+        """Call our part of the scheduler; None where that fails."""
         try:
-            await self._llm.engine_core.call_utility_async("draftwire_push", items, now)
+            return await self._llm.engine_core.call_utility_async(what, *args)
         except Exception as error:  # noqa: BLE001 - the engine is dying: its runs hear it
-            log.info("a push failed: %s: %s", type(error).__name__, error)
+            log.info("%s failed: %s: %s", what, type(error).__name__, error)
+            return None
 
     def abort(self, run: _Run) -> None:
         """End a run's request."""
