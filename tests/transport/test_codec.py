@@ -135,6 +135,14 @@ def test_brief_frames_mean_what_whole_ones_say_and_are_no_longer(said):
         assert found == message
 
 
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_brief_blocks_may_begin_anywhere(turn):
+    for base in range(60):
+        device, verifier = Codec(2048, brief=True), Codec(2048, brief=True)
+        for block in (Block(255, 20, (1, 2, 3)), Block((255 + turn) & 0xFF, base, (4,))):
+            assert verifier.decode(device.encode(block)).message == block
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_any_bytes_are_a_brief_message_or_a_protocol_error(frames):
