@@ -184,38 +184,42 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
-@ROWS.row("6.1", "processors, coupled: drafts change nothing", "coupled")
-@ROWS.row("6.1", "processors, greedy: drafts change nothing", "greedy")
-async def _processed(kit: Kit, scheme: str) -> str:
-    async with kit.greeted("processors") as peer:
-        if scheme not in peer.welcome.schemes:
-            raise NotTested(f"it does not offer scheme {scheme!r}")
-        count = min(max(48, kit.long // 8), peer.welcome.context - 4)
-        temperature = 0.0 if scheme == "greedy" else 0.9
-        request = kit.request(count, scheme=scheme, temperature=temperature, seed=7)
-        bias = ((5, 0.75), (7, -100.0))
-        request = replace(
-            request,
-            min_p=0.1,
-            repetition_penalty=1.25,
-            presence_penalty=0.5,
-            frequency_penalty=0.25,
-            bad_words=((1,), (2, 3)),
-            logit_bias=bias,
-            text_before=1,
-        )
+_PROCESSED = {
+    "min_p": 0.1,
+    "repetition_penalty": 1.25,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "bad_words": ((1,), (2, 3)),
+    "logit_bias": ((5, 0.75), (7, -100.0)),
+    "text_before": 1,
+}
+_DRAWN = {**_PROCESSED, "scheme": "coupled", "temperature": 0.9, "seed": 7}
+
+
+@ROWS.row("3.3", "provisional verdicts", "exits", 2, {"exits": True})
+@ROWS.row(
+    "4.2a", "a race: drafts change nothing", "", 2, {"objective": "latency", "credit": 4}
+)
+@ROWS.row("3.4", "brief blocks: drafts change nothing", "brief", 8, {})
+@ROWS.row("6.1", "processors, coupled: drafts change nothing", "processors", 8, _DRAWN)
+@ROWS.row("6.1", "processors, greedy: drafts change nothing", "processors", 8, _PROCESSED)
+async def _played(kit: Kit, need: str, part: int, changes: dict[str, Any]) -> str:
+    async with kit.greeted(need) as peer:
+        count = min(max(48, kit.long // part), peer.welcome.context - 4)
+        request = kit.request(count, **changes)
+        if request.scheme not in peer.welcome.schemes:
+            raise NotTested(f"it does not offer scheme {request.scheme!r}")
         want = await kit.want(request)
-        expect(not {1, 7} & {*want}, "a banned id came")
+        expect(need != "processors" or not {1, 7} & {*want}, "a banned id came")
         stream = await peer.open(request, 0, want)
-        return await stream.play(17, {})
-
-
-@ROWS.row("3.4", "brief blocks: drafts change nothing")
-async def _(kit: Kit) -> str:
-    async with kit.greeted("brief") as peer:
-        request = kit.request(min(max(48, kit.long // 8), peer.welcome.context - 4))
-        stream = await peer.open(request, 0, await kit.want(request))
-        return await stream.play(17, {})
+        race = request.objective == "latency"
+        near = await _near(kit, request, want) if race else {}
+        said = await stream.play(17, near, race=race)
+    if not request.exits:
+        return said
+    if not stream.hints:
+        raise NotTested("its exits said nothing")
+    return f"{stream.hints} of them"
 
 
 @ROWS.row("3.4", "brief opens: what they leave out is as before, or asked for")
@@ -459,14 +463,6 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
     await peer.silence(QUIET_S)
 
 
-@ROWS.row("4.2a", "a race: drafts change nothing")
-async def _(kit: Kit) -> str:
-    async with kit.greeted() as peer:
-        count = min(kit.long // 2, peer.welcome.context - 4)
-        stream, text = await _known(peer, kit, count, objective="latency", credit=4)
-        return await stream.play(5, await _near(kit, stream.request, text), race=True)
-
-
 @_streamed("4.2a", "credit", objective="latency", credit=8)
 async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
     for goal in (8, 16):
@@ -489,17 +485,6 @@ async def _(kit: Kit) -> None:
             await peer.open(request)
             await peer.say(Block(0, 0, (1,), evidence=b"xyz", race=True))
             await peer.refused("request", 0)
-
-
-@ROWS.row("3.3", "provisional verdicts")
-async def _(kit: Kit) -> str:
-    async with kit.greeted("exits") as peer:
-        count = min(kit.long // 2, peer.welcome.context - 4)
-        stream, _ = await _known(peer, kit, count, exits=True)
-        await stream.play(3, {})
-    if not stream.hints:
-        raise NotTested("its exits said nothing")
-    return f"{stream.hints} of them"
 
 
 # ---- ends
