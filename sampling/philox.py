@@ -75,25 +75,19 @@ def _round_keys(key: tuple[int, int]) -> tuple[np.ndarray, ...]:
     return tuple(np.array([[k0], [k1]], np.uint64) for k0, k1 in both)
 
 
-def round_keys(seed: int) -> list[tuple[int, int]]:
+@lru_cache(maxsize=64)
+def round_keys(seed: int) -> tuple[tuple[int, int], ...]:
     """Return both key words of each of the ten rounds."""
     k0, k1 = seed & MASK, seed >> 32 & MASK
-    return [(k0 + i * _W0 & MASK, k1 + i * _W1 & MASK) for i in range(_ROUNDS)]
+    return tuple((k0 + i * _W0 & MASK, k1 + i * _W1 & MASK) for i in range(_ROUNDS))
 
 
 def _words(
     seed: int, position: int, cells: np.ndarray, domain: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    ones = np.ones_like(cells)
-    return philox4x32(
-        (
-            cells,
-            ones * np.uint64(position & 0xFFFFFFFF),
-            ones * np.uint64(position >> 32 & 0xFFFFFFFF),
-            ones * np.uint64(domain),
-        ),
-        (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF),
-    )
+    fixed = position & MASK, position >> 32 & MASK, domain
+    low, high, of = (np.full_like(cells, word) for word in fixed)
+    return philox4x32((cells, low, high, of), (seed & MASK, seed >> 32 & MASK))
 
 
 def _unit(high: np.ndarray, low: np.ndarray) -> np.ndarray:
@@ -122,17 +116,10 @@ def coin(seed: int, position: int, domain: int) -> float:
 
     For a single number numpy's overhead is ten times the work.
     """
-    c0, c1, c2, c3 = 0, position & 0xFFFFFFFF, position >> 32 & 0xFFFFFFFF, int(domain)
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-    for _ in range(_ROUNDS):
+    c0, c1, c2, c3 = 0, position & MASK, position >> 32 & MASK, int(domain)
+    for k0, k1 in round_keys(seed):
         p0, p1 = M0 * c0, M1 * c2
-        c0, c1, c2, c3 = (
-            (p1 >> 32) ^ c1 ^ k0,
-            p1 & 0xFFFFFFFF,
-            (p0 >> 32) ^ c3 ^ k1,
-            p0 & 0xFFFFFFFF,
-        )
-        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & MASK, (p0 >> 32) ^ c3 ^ k1, p0 & MASK
     return (((c0 >> 5) << 26 | c1 >> 6) + 1) * 2.0**-53
 
 

@@ -24,7 +24,7 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Sequence
 
 import numpy as np
@@ -147,10 +147,7 @@ class QsProposer(Drawn):
         """Return what was asked for, and what was sent of each position, for a report."""
         rows = [self._sent[position] for position in sorted(self._sent)]
         found = dict(zip(("support", "resolution", "dropped_mass"), map(list, zip(*rows))))
-        asked = {
-            field.name: getattr(self._asked, field.name) for field in fields(QsSettings)
-        }
-        return {"settings": asked, "by_token": found}
+        return {"settings": asdict(self._asked), "by_token": found}
 
     def _round(self, law: Law, position: int) -> Lattice:
         settings = self.settings

@@ -20,15 +20,11 @@ class Proposal(NamedTuple):
     """One drafted token."""
 
     token: int  # its id
-    # the draft's probability of it, or None when not computed
-    confidence: float | None = None
-    # what :meth:`Proposer.pack` will need; its type is the scheme's own
-    evidence: Any = None
-    # the id it would have been otherwise, or None when not computed
-    runner_up: int | None = None
+    confidence: float | None = None  # the draft's probability of it, if computed
+    evidence: Any = None  # what :meth:`Proposer.pack` will need, of the scheme's own type
+    runner_up: int | None = None  # the id it would have been otherwise, if computed
     then: tuple[int, ...] = ()  # ids that a grammar forces behind it
-    # a grammar forced this id itself: it was not drawn, and is not sent
-    forced: bool = False
+    forced: bool = False  # by a grammar: it was not drawn, and is not sent
     last: bool = False  # a grammar has nothing that could follow
     depth: int = 0  # masks that stood between its row of logits and the text
 
@@ -170,12 +166,11 @@ class ByToken:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Both halves and the name card."""
+    """Both halves, made for parameters and a vocabulary size, and the name card."""
 
-    card: Card  # its name card
-    # returns the device half for parameters and a vocabulary size
+    card: Card
     make_proposer: Callable[[SamplingParams, int], Proposer]
-    make_decider: Callable[[SamplingParams, int], Decider]  # returns the cloud half
+    make_decider: Callable[[SamplingParams, int], Decider]
     # says in one sentence what the output of these parameters loses against the target's
     # law, "" when nothing
     loss: Callable[[SamplingParams, int], str] = lambda params, vocab_size: ""

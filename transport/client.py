@@ -81,15 +81,18 @@ class Connection:
         Raises:
             TransportError: The connection is lost.
         """
-        done: concurrent.futures.Future[int] = concurrent.futures.Future()
+        sent: concurrent.futures.Future[int] = concurrent.futures.Future()
 
         def put() -> None:
             try:
-                done.set_result(self._wire.send(message, stream))
+                sent.set_result(self._wire.send(message, stream))
             except Exception as exc:  # noqa: BLE001 - the caller's, in the caller's thread
-                done.set_exception(exc)
+                sent.set_exception(exc)
 
-        if not self._call(put) or not self._wait(done):
+        if self._call(put):
+            while self._thread.is_alive() and not sent.done():
+                concurrent.futures.wait([sent], timeout=1)
+        if not sent.done() or not sent.result():
             raise TransportError(f"the link to {self.url} is gone")
 
     def receive(self, timeout: float | None = None) -> Message | None:
@@ -125,14 +128,6 @@ class Connection:
         except RuntimeError:  # closed
             return False
         return True
-
-    def _wait(self, done: concurrent.futures.Future[int]) -> int:
-        while self._thread.is_alive():
-            try:
-                return done.result(timeout=1)
-            except concurrent.futures.TimeoutError:
-                continue
-        return done.result() if done.done() else 0
 
 
 class _Inbox:

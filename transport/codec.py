@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import struct
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -31,16 +32,7 @@ from draftwire.transport.bits import (
     unpack_time,
     varint,
 )
-from draftwire.transport.messages import (
-    Block,
-    Finish,
-    Frame,
-    Kind,
-    Message,
-    Open,
-    Resume,
-    Welcome,
-)
+from draftwire.transport.messages import Block, Finish, Frame, Kind, Message, Open, Resume
 
 SCHEMA = json.loads((Path(__file__).parent / "protocol.json").read_text("utf-8"))
 SUBPROTOCOL: str = SCHEMA["subprotocol"]
@@ -302,17 +294,14 @@ _OPEN_HEAD = [
 def check_of(request: Open) -> bytes:
     """Return the hash of what a brief open may leave out (PROTOCOL.md 3.4).
 
-    Args:
-        request: All of it, with the 16 bytes that name its prefix.
+    ``request`` is all of it, with the 16 bytes that name its prefix.
     """
-    plain = Codec()
-    said = (
-        part.field(plain, value)
-        for part in _SETTINGS
-        for value in (getattr(request, part.name),)
-        if part.required or value != part.default
-    )
-    return hashlib.sha256(b"".join(said) + request.prefix).digest()[:CHECK_BYTES]
+    plain, said = Codec(), b""
+    for part in _SETTINGS:
+        value = getattr(request, part.name)
+        if part.required or value != part.default:
+            said += part.field(plain, value)
+    return hashlib.sha256(said + request.prefix).digest()[:CHECK_BYTES]
 
 
 class Codec:
@@ -323,9 +312,6 @@ class Codec:
             welcome, when no message carries token ids.
         max_ids: Longest list of ids that is read.
         brief: Both ends have the capability ``brief``.
-
-    Attributes:
-        brief: The same.
     """
 
     def __init__(
@@ -335,39 +321,31 @@ class Codec:
         max_ids: int = MAX_SEQUENCE,
         brief: bool = False,
     ) -> None:
-        self.max_ids = max_ids
+        self.max_ids, self.brief = max_ids, brief
         self._vocab_size = vocab_size
-        self._bits = None if vocab_size is None else id_bits(vocab_size)
-        self.brief = brief
         self._open = _BEFORE  # the last one
         self._ends: dict[int, tuple[int, int]] = {}  # epoch and end of the last blocks
 
     @classmethod
-    def of(cls, welcome: Welcome, max_ids: int = MAX_SEQUENCE) -> Codec:
+    def of(cls, welcome: messages.Welcome, max_ids: int = MAX_SEQUENCE) -> Codec:
         """Return the codec of a connection from its welcome on."""
         brief = "brief" in welcome.capabilities
         return cls(welcome.vocab_size, max_ids=max_ids, brief=brief)
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below this; a ProtocolError where the greetings are not over yet."""
+        """Ids are below this; a ProtocolError before the greetings are over."""
         if self._vocab_size is None:
             raise ProtocolError("token ids before the welcome")
         return self._vocab_size
 
-    @property
+    @cached_property
     def bits(self) -> int:
-        """Bits of one id."""
-        if self._bits is None:
-            raise ProtocolError("token ids before the welcome")
-        return self._bits
+        """Bits of one id; raises as :attr:`vocab_size`."""
+        return id_bits(self.vocab_size)
 
     def encode(self, message: Message, stream: int = 0) -> bytes:
-        """Return the frame of ``message``.
-
-        Args:
-            message: What is said.
-            stream: Number of its stream; of no meaning for a message of the connection.
+        """Return the frame of ``message``; the number is that of its stream, if it has one.
 
         Raises:
             ValueError: A field does not fit its place on the wire (our bug).

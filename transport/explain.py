@@ -27,12 +27,7 @@ class Explained(NamedTuple):
 
 
 def explain(frame: bytes, vocab_size: int | None = None) -> Explained:
-    """Take a frame apart.
-
-    Args:
-        frame: One websocket message.
-        vocab_size: Of the connection; without it token ids cannot be read.
-    """
+    """Take a frame apart; without the connection's ``vocab_size`` ids cannot be read."""
     pieces: list[Piece] = []
     kind = error = ""
 

@@ -1,8 +1,7 @@
 """The messages of ``draftwire.v2``: what the two ends say to each other.
 
-``PROTOCOL.md`` beside this file is the specification and ``protocol.json`` its tables;
-:mod:`draftwire.transport.codec` turns these into bytes and back. A message does not name
-its stream: that is the frame's business (:class:`Frame`).
+``PROTOCOL.md`` beside this file is the specification and ``protocol.json`` its tables. A
+message does not name its stream: that is the frame's business (:class:`Frame`).
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ class Hello:
     vocab_size: int  # ids the draft can propose are below this
     draft_id: bytes = b""  # content hash of the draft package, 32 bytes, or empty
     family: str = ""  # family name, for error messages
-    # what the device can do beyond the base, e.g. ``"resume"``.
-    capabilities: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()  # what the device can do beyond the base
     noise: tuple[str, ...] = ("philox",)  # noise profiles that it can draw
 
 
@@ -68,20 +66,16 @@ class Welcome:
     vocab_size: int  # ids on this connection are below this: the smaller vocabulary
     context: int  # longest sequence of the target, prompt included
     max_block: int  # most drafted tokens of one block
-    # most drafted tokens of a stream that may wait; 0: as ``max_block``
-    max_waiting: int = 0
+    max_waiting: int = 0  # most drafted tokens that may wait; 0: as ``max_block``
     eos_ids: tuple[int, ...] = ()  # ids that end a text
-    # ``"family"`` or ``"tokenizer"`` (the draft may age faster)
-    compatibility: str = "family"
+    compatibility: str = "family"  # or "tokenizer": the draft may age faster
     capabilities: tuple[str, ...] = ()  # those of the device's that the verifier has too
     schemes: tuple[str, ...] = ()  # sampling schemes that the verifier can judge
     target_id: bytes = b""  # content hash of the target package, 32 bytes, or empty
-    # those of the device's noise profiles that the verifier can draw too
-    noise: tuple[str, ...] = ("philox",)
-    numerics: str = "unstated"  # ``"exact"``, ``"close"`` or ``"unstated"``
+    noise: tuple[str, ...] = ("philox",)  # those of the device's that it can draw too
+    numerics: str = "unstated"  # or "exact", "close"
     streams: int = 1  # most streams at once on this connection
-    # while a stream waits for the target, progress comes at this interval; 0: never
-    progress_ms: int = 0
+    progress_ms: int = 0  # progress of a stream that waits comes so often; 0: never
 
     @property
     def room(self) -> int:
@@ -100,19 +94,15 @@ class Open:
     top_p: float  # 1 keeps all
     seed: int  # 64 bits
     max_new_tokens: int  # tokens after the prompt, at most
-    # ids that end the stream; the id itself is still committed
-    stop_ids: tuple[int, ...] = ()
-    # ``"cost"`` (forwards wait for blocks) or ``"latency"`` (they do not)
-    objective: str = "cost"
+    stop_ids: tuple[int, ...] = ()  # ids that end the stream, committed themselves
+    objective: str = "cost"  # forwards wait for blocks; "latency": they do not
     # draw a token after a block that was accepted whole. Without it the next block of a
     # pipeline, which is on its way, need not guess that token.
     bonus: bool = True
     exits: bool = False  # send what the target's early exits expect (capability ``exits``)
     sample: int = 0  # which of several texts of one seed
     noise: str = "philox"  # noise profile
-    # in a race, the text may run so many tokens ahead of the end of the last block; 0:
-    # without limit
-    credit: int = 0
+    credit: int = 0  # in a race, how far the text may run ahead of the blocks; 0: any
     # hash of ids in front of the prompt that are not sent, 16 bytes, or empty; of a brief
     # one as it came: 8 bytes, :func:`~.codec.check_of`
     prefix: bytes = b""
@@ -128,8 +118,7 @@ class Open:
     grammar: bytes = b""  # digest of the grammar that the text keeps to, 32 bytes, or empty
     forced: bool = True  # what the grammar forces is text at once
     trace: bytes = b""  # the device's span (W3C traceparent in 26 bytes), or empty
-    # where it is agreed on and shorter, leave out what the open before said
-    brief: bool = False
+    brief: bool = False  # where it is shorter, leave out what the open before said
 
 
 @dataclass(frozen=True)
@@ -152,8 +141,7 @@ class Block:
     more: bool = False  # the block goes on in the next frame; judge it when that has come
     correction: int | None = None  # id at ``base - 1`` that the device drew itself, or None
     race: bool = False  # go on decoding without waiting for the next block
-    # second choices for the first of ``tokens``; a drafted id itself is none
-    leaves: tuple[int, ...] = ()
+    leaves: tuple[int, ...] = ()  # second choices for the first of ``tokens``
 
 
 @dataclass(frozen=True)
@@ -175,8 +163,7 @@ class Commit:
     finish: Finish = Finish.NOT_YET  # whether and why the stream ends with this
     queue_s: float = 0.0  # seconds that the block waited for the model
     compute_s: float = 0.0  # seconds of the forward
-    # from which the device draws the correction itself (``token`` None)
-    evidence: bytes = b""
+    evidence: bytes = b""  # from which the device draws the correction (``token`` None)
     # forwards of the target that ran for this stream since its open, prompts apart; None is
     # one more than the last message said
     forwards: int | None = None
@@ -211,8 +198,7 @@ class Resumed:
     position: int  # where ``tokens`` start, counted from the end of the prompt
     tokens: tuple[int, ...]  # committed ids that the device had not received
     finish: Finish = Finish.NOT_YET  # whether the stream has ended meanwhile
-    # forwards of the target that ran for it since its open, prompts apart
-    forwards: int = 0
+    forwards: int = 0  # of the target, for it, since its open, prompts apart
     text_hash: bytes = b""  # of the text with ``tokens``, 8 bytes, or empty
     near_ties: int | None = None  # as in :class:`Commit`
     logprobs: tuple[tuple[int, float], ...] = ()  # of ``tokens``, as in :class:`Commit`
@@ -222,9 +208,7 @@ class Resumed:
 class Error:
     """Either way: something is wrong."""
 
-    # short word for programs, see PROTOCOL.md; "other" is one that this version does not
-    # know
-    code: str
+    code: str  # for programs, see PROTOCOL.md; "other" is one that is not known here
     message: str  # one sentence for people
     hint: str = ""  # what to do, or ""
     fatal: bool = True  # the sender closes the connection; otherwise only the stream ends
@@ -235,9 +219,7 @@ class Error:
 class Bye:
     """Either way: the stream ends here, by choice. The connection stays usable."""
 
-    # ``"ended"``, ``"cancelled"``, ``"deadline"``, ``"stop"``, ``"budget"``, ``"error"``,
-    # or "other" for one that this version does not know
-    reason: str = "ended"
+    reason: str = "ended"  # see PROTOCOL.md; "other" is one that is not known here
     forwards: int | None = None  # from the cloud: those of the target for this stream
     near_ties: int | None = None  # from the cloud: as in :class:`Commit`
 
@@ -246,9 +228,7 @@ class Bye:
 class Progress:
     """Cloud to device: no verdict yet, or none to come."""
 
-    # ``"idle"`` (nothing to do for this stream), ``"queued"``, ``"reading"`` (its text) or
-    # ``"judging"``
-    activity: str
+    activity: str  # "idle" (nothing to do), "queued", "reading" (its text) or "judging"
     epoch: int  # branch whose blocks would be judged now
     position: int  # committed tokens after the prompt
     work: int  # forwards of the target, for anybody, since the last frame of this stream

@@ -11,11 +11,7 @@ _CODE = next(code for code in "ILQ" if array(code).itemsize == 4)
 
 
 class TextHash:
-    """SHA-256 over token ids, four bytes each, little-endian; it grows with the text.
-
-    Args:
-        ids: What it begins with.
-    """
+    """SHA-256 over token ids, four bytes each, little-endian; it grows with the text."""
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
         self._hash = hashlib.sha256()

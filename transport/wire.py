@@ -120,21 +120,14 @@ class WebsocketNetwork:
 
 
 class WebsocketWire(asyncio.Protocol):
-    """One connection.
-
-    Attributes:
-        meter: Bytes and frames so far.
-        ports: Local and remote TCP port, ``(0, 0)`` while there is no connection.
-    """
+    """One connection."""
 
     def __init__(
         self, network: WebsocketNetwork, hello: Hello, events: _Events, timeout_s: float
     ) -> None:
-        self.meter = Meter()
-        self.ports = (0, 0)
-        self._network = network
-        self._hello = hello
-        self._events = events
+        self.meter = Meter()  # bytes and frames so far
+        self.ports = (0, 0)  # local and remote, of TCP, while there is a connection
+        self._network, self._hello, self._events = network, hello, events
         self._codec = Codec()
         log = network.log
         self._log = ConnectionLog() if log is None else log.connection(network.where)
@@ -281,13 +274,10 @@ class WebsocketWire(asyncio.Protocol):
         self._events.up(answer)
 
     def _late(self, timeout_s: float) -> None:
-        where = self._network.where
-        self._fail(
-            TransportError(
-                f"no answer from {where} within {timeout_s:g} s ({self._doing})",
-                hint="check the address and the network",
-            )
+        what = (
+            f"no answer from {self._network.where} within {timeout_s:g} s ({self._doing})"
         )
+        self._fail(TransportError(what, hint="check the address and the network"))
 
     # ---- both ways
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Sequence
@@ -102,7 +101,6 @@ class Vocabulary:
                 hint="leave the grammar out",
             ) from error
         self._limits = self._library.LLParserLimits(**_LIMITS, verbose_errors=False)
-        self._mark = b""
         self._bytes: dict[int, bytes] = {}
 
     @property
@@ -123,14 +121,9 @@ class Vocabulary:
         found = ((self.bytes_of(i), i) for i in range(self.size))
         return {text[0]: i for text, i in found if len(text) == 1}
 
-    @property
+    @cached_property
     def mark(self) -> bytes:
         """Eight bytes: what this engine makes of some grammars, with this tokenizer."""
-        if not self._mark:
-            self._mark = self._probe()
-        return self._mark
-
-    def _probe(self) -> bytes:
         found = hashlib.sha256(json.dumps(_LIMITS).encode("ascii"))
         for grammar in _PROBES:
             guide = self.compile(grammar).guide(self.size)
@@ -156,16 +149,15 @@ class Vocabulary:
             ConfigError: It is wrong, has no text, or costs more than the limits allow.
         """
         make = self._library.LLMatcher
-        text = grammar.text
+        read = {
+            "json": partial(
+                make.grammar_from_json_schema, overrides={"whitespace_flexible": False}
+            ),
+            "regex": make.grammar_from_regex,
+            "lark": make.grammar_from_lark,
+        }
         try:
-            if grammar.format == "json":
-                text = make.grammar_from_json_schema(
-                    text, overrides={"whitespace_flexible": False}
-                )
-            elif grammar.format == "regex":
-                text = make.grammar_from_regex(text)
-            else:
-                text = make.grammar_from_lark(text)
+            text = read[grammar.format](grammar.text)
             matcher = make(self._tokens, text, log_level=0, limits=self._limits)
             # The first step finds what no reading does: rules that never end.
             if not matcher.is_stopped():
@@ -224,25 +216,10 @@ class Compiled:
         """Of the vocabulary."""
         return self._vocabulary.mark
 
-    def guide(
-        self,
-        vocab_size: int,
-        *,
-        start: int = 0,
-        stop_ids: Sequence[int] = (),
-        forcing: bool = True,
-        patience_s: float = math.inf,
-    ) -> Guide:
+    def guide(self, vocab_size: int, **options: Any) -> Guide:
         """Return a :class:`Guide` through it, whose arguments these are."""
-        return Guide(
-            self._matcher.deep_copy(),
-            vocab_size,
-            self._vocabulary.size,
-            start,
-            stop_ids,
-            forcing=forcing,
-            patience_s=patience_s,
-        )
+        matcher = self._matcher.deep_copy()
+        return Guide(matcher, self._vocabulary.size, vocab_size, **options)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ class Guide:
 
     Args:
         matcher: Of llguidance, at the beginning; it becomes the guide's own.
-        vocab_size: Ids are below this.
         known: Ids that the tokenizer knows are below this.
+        vocab_size: Ids of the sequence are below this.
         start: The text stands behind so many ids of the sequence.
         stop_ids: Ids that end a text.
         forcing: Say what is forced; otherwise nothing is.
@@ -50,20 +50,20 @@ class Guide:
     def __init__(
         self,
         matcher: Any,
-        vocab_size: int,
         known: int,
-        start: int,
-        stop_ids: Sequence[int],
+        vocab_size: int,
         *,
-        forcing: bool,
+        start: int = 0,
+        stop_ids: Sequence[int] = (),
+        forcing: bool = True,
         patience_s: float = math.inf,
     ) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._known = min(known, vocab_size)  # the others are padding rows of a model
         self._start = start
-        self._stops = frozenset(i for i in stop_ids if i < vocab_size)
-        self._stop_list = sorted(self._stops)
+        self._stop_list = sorted({i for i in stop_ids if i < vocab_size})
+        self._stops = frozenset(self._stop_list)
         self._forcing = forcing
         self._text: list[int] = []  # that the matcher has taken in
         self._left_s = patience_s

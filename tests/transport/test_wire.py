@@ -107,135 +107,98 @@ DATES = (
 FINAL = (
     "401, 403, 403 with escapes, an incompatible draft, another tokenizer, another version"
 ).split(", ")
-# What happens -> the error's class, words of its sentence.
+CHUNKED, ENDLESS = "Transfer-Encoding: chunked", "Content-Length: 99999999999999999999"
+PORTAL = [http(200, HTML, body=b"<html>sign in"), HANG]
+EVIL = "Location: wss://evil.example/\x1b[2J"
+TOMORROW = frame(BINARY, bytes((0x0A, 3, 1, 99, 4, 30 + 2)) + NASTY[:30].encode())
+NINE = b"this speaks draftwire.v9"
+TOO_LARGE = b"\x82\x7f" + struct.pack(">Q", MAX_FRAME + 1)
+IN_PARTS = frame(BINARY, b"x", fin=False), b"\x00\x7f" + struct.pack(">Q", MAX_FRAME)
+REFUSES, BROKE = "does not answer as a draftwire verifier", "broke the websocket protocol"
+NO_PROTOCOL = "opened a websocket without the subprotocol draftwire.v2"
+ANOTHER = "another version of the protocol (426): this speaks draftwire.v9"
+# The error's class -> what happens -> words of its sentence.
+KINDS = {
+    RefusedError: {
+        "401": ([http(401)], "refuses the token (401)"),
+        "403": ([http(403, PLAIN, body=b"not you")], "(403): not you"),
+        "403 with escapes": (
+            [http(403, PLAIN, body=NASTY.encode())],
+            "(403): no [31mred [0m xxx",
+        ),
+    },
+    BusyError: {
+        "408": ([http(408)], "(408)"),
+        "425": ([http(425)], "(425)"),
+        "429": ([http(429, "retry-after: 7")], "(429)"),
+        "500": ([http(500)], "(500)"),
+        "502 whose body never ends": (
+            [http(502, CHUNKED, body=b"5\r\nhello"), HANG],
+            "(502)",
+        ),
+        "503": ([http(503, *DATES)], "takes no new devices now (503)"),
+        "504 of HTTP/1.0": ([http(504, version="1.0"), HANG], "(504)"),
+        "an endless body": ([http(504, ENDLESS)], "(504)"),
+        "busy": ([upgrade, refuses("busy")], "the verifier says: because"),
+        "draining": ([upgrade, refuses("draining")], "because"),
+        "limit": ([upgrade, refuses("limit")], "because"),
+    },
+    TransportError: {
+        "404": ([http(404)], "status 404"),
+        "407": ([http(407)], "status 407"),
+        "a redirect": ([http(307, EVIL)], "redirects (307) to wss://evil.example/"),
+        "a captive portal": (PORTAL, "answers with a page (200)"),
+        "FIN": ([FIN], "dropped it (the upgrade)"),
+        "RST": ([RST], "dropped it (the upgrade)"),
+        "101 and FIN": ([upgrade, FIN], "dropped it (the greeting)"),
+        "101, close and FIN": (
+            [lambda r: upgrade(r) + frame(CLOSE, b"\x03\xe8bye"), FIN],
+            "closed the connection (1000: bye)",
+        ),
+        "an empty close": ([upgrade, frame(CLOSE), FIN], "(1005)"),
+        "a close with escapes": (
+            [upgrade, frame(CLOSE, struct.pack(">H", 1011) + b"a\x1b[2Jb")],
+            "(1011: a [2Jb)",
+        ),
+        "an error of tomorrow": ([upgrade, TOMORROW], "no [31mred [0m"),
+        "FIN in mid-stream": ([*GREETING, BYE, FIN], "is gone"),
+        "RST in mid-stream": ([*GREETING, BYE, RST], "is gone"),
+    },
+    ProtocolError: {
+        "another service": ([b"SSH-2.0-x\r\n", HANG], "no HTTP"),
+        "TLS": ([b"\x15\x03\x01\x00\x02\x02\x46", HANG], "no HTTP"),
+        "endless headers": ([b"HTTP/1.1 101 x\r\n" + b"a: b\r\n" * 9999, HANG], "headers"),
+        "a status that is none": ([b"HTTP/1.1 abc\r\n\r\n"], "abc"),
+        "a wrong key": ([lambda _: upgrade(b"Sec-WebSocket-Key: x")], REFUSES),
+        "no upgrade": ([http(101), HANG], "does not answer as"),
+        "no subprotocol": ([lambda r: upgrade(r, None), HANG], NO_PROTOCOL),
+        "another subprotocol": ([lambda r: upgrade(r, "x")], "x"),
+        "a text frame": ([upgrade, frame(TEXT, b"hi")], "text frame"),
+        "a garbage frame": ([upgrade, b"\xff" * 99, HANG], "websocket"),
+        "a masked frame": ([upgrade, b"\x82\x81abcdx", HANG], BROKE),
+        "an oversize frame": ([upgrade, TOO_LARGE, HANG], BROKE),
+        "an oversize message": ([upgrade, *IN_PARTS, HANG], BROKE),
+        "an unknown message": ([upgrade, frame(BINARY, b"\x0f")], "kind 15"),
+        "an empty message": ([upgrade, frame(BINARY)], ""),
+        "no welcome": ([upgrade, BYE], "Bye instead of a welcome"),
+        "a vocabulary too large": ([upgrade, other(vocab_size=257)], "a vocabulary of 257"),
+        "text in mid-stream": ([*GREETING, BYE, frame(TEXT, b"x")], "text frame"),
+    },
+    VerifierError: {"internal": ([upgrade, refuses("internal")], "because")},
+    ConfigError: {"no such target": ([upgrade, refuses("target")], "because")},
+    IncompatibleError: {
+        "an incompatible draft": ([upgrade, refuses("tokenizer")], "because"),
+        "another version": ([http(426, PLAIN, body=NINE)], ANOTHER),
+        "another tokenizer": (
+            [upgrade, other(tokenizer=b"u" * 32)],
+            "the tokenizer of target 'tiny'",
+        ),
+    },
+}
 OUTCOMES = {
-    "401": ([http(401)], RefusedError, "refuses the token (401)"),
-    "403": ([http(403, PLAIN, body=b"not you")], RefusedError, "(403): not you"),
-    "403 with escapes": (
-        [http(403, PLAIN, body=NASTY.encode())],
-        RefusedError,
-        "(403): no [31mred [0m xxx",
-    ),
-    "404": ([http(404)], TransportError, "status 404"),
-    "407": ([http(407)], TransportError, "status 407"),
-    "408": ([http(408)], BusyError, "(408)"),
-    "425": ([http(425)], BusyError, "(425)"),
-    "429": ([http(429, "retry-after: 7")], BusyError, "(429)"),
-    "500": ([http(500)], BusyError, "(500)"),
-    "502 whose body never ends": (
-        [http(502, "Transfer-Encoding: chunked", body=b"5\r\nhello"), HANG],
-        BusyError,
-        "(502)",
-    ),
-    "503": ([http(503, *DATES)], BusyError, "takes no new devices now (503)"),
-    "504 of HTTP/1.0": ([http(504, version="1.0"), HANG], BusyError, "(504)"),
-    "an endless body": (
-        [http(504, "Content-Length: 99999999999999999999")],
-        BusyError,
-        "(504)",
-    ),
-    "a redirect": (
-        [http(307, "Location: wss://evil.example/\x1b[2J")],
-        TransportError,
-        "redirects (307) to wss://evil.example/",
-    ),
-    "a captive portal": (
-        [http(200, HTML, body=b"<html>sign in"), HANG],
-        TransportError,
-        "answers with a page (200)",
-    ),
-    "another service": ([b"SSH-2.0-x\r\n", HANG], ProtocolError, "no HTTP"),
-    "TLS": ([b"\x15\x03\x01\x00\x02\x02\x46", HANG], ProtocolError, "no HTTP"),
-    "endless headers": (
-        [b"HTTP/1.1 101 x\r\n" + b"a: b\r\n" * 9999, HANG],
-        ProtocolError,
-        "headers",
-    ),
-    "a status that is none": ([b"HTTP/1.1 abc\r\n\r\n"], ProtocolError, "abc"),
-    "a wrong key": (
-        [lambda _: upgrade(b"Sec-WebSocket-Key: x")],
-        ProtocolError,
-        "does not answer as a draftwire verifier",
-    ),
-    "no upgrade": ([http(101), HANG], ProtocolError, "does not answer as"),
-    "FIN": ([FIN], TransportError, "dropped it (the upgrade)"),
-    "RST": ([RST], TransportError, "dropped it (the upgrade)"),
-    "101 and FIN": ([upgrade, FIN], TransportError, "dropped it (the greeting)"),
-    "101, close and FIN": (
-        [lambda r: upgrade(r) + frame(CLOSE, b"\x03\xe8bye"), FIN],
-        TransportError,
-        "closed the connection (1000: bye)",
-    ),
-    "an empty close": ([upgrade, frame(CLOSE), FIN], TransportError, "(1005)"),
-    "a close with escapes": (
-        [upgrade, frame(CLOSE, struct.pack(">H", 1011) + b"a\x1b[2Jb")],
-        TransportError,
-        "(1011: a [2Jb)",
-    ),
-    "no subprotocol": (
-        [lambda r: upgrade(r, None), HANG],
-        ProtocolError,
-        "opened a websocket without the subprotocol draftwire.v2",
-    ),
-    "another subprotocol": ([lambda r: upgrade(r, "x")], ProtocolError, "x"),
-    "a text frame": ([upgrade, frame(TEXT, b"hi")], ProtocolError, "text frame"),
-    "a garbage frame": ([upgrade, b"\xff" * 99, HANG], ProtocolError, "websocket"),
-    "a masked frame": (
-        [upgrade, b"\x82\x81abcdx", HANG],
-        ProtocolError,
-        "broke the websocket protocol",
-    ),
-    "an oversize frame": (
-        [upgrade, b"\x82\x7f" + struct.pack(">Q", MAX_FRAME + 1), HANG],
-        ProtocolError,
-        "broke the websocket protocol",
-    ),
-    "an oversize message": (
-        [upgrade, frame(BINARY, b"x", fin=False)]
-        + [b"\x00\x7f" + struct.pack(">Q", MAX_FRAME), HANG],
-        ProtocolError,
-        "broke the websocket protocol",
-    ),
-    "an unknown message": ([upgrade, frame(BINARY, b"\x0f")], ProtocolError, "kind 15"),
-    "an empty message": ([upgrade, frame(BINARY)], ProtocolError, ""),
-    "no welcome": ([upgrade, BYE], ProtocolError, "Bye instead of a welcome"),
-    "busy": ([upgrade, refuses("busy")], BusyError, "the verifier says: because"),
-    "draining": ([upgrade, refuses("draining")], BusyError, "because"),
-    "limit": ([upgrade, refuses("limit")], BusyError, "because"),
-    "internal": ([upgrade, refuses("internal")], VerifierError, "because"),
-    "an error of tomorrow": (
-        [upgrade, frame(BINARY, bytes((0x0A, 3, 1, 99, 4, 30 + 2)) + NASTY[:30].encode())],
-        TransportError,
-        "no [31mred [0m",
-    ),
-    "no such target": ([upgrade, refuses("target")], ConfigError, "because"),
-    "an incompatible draft": (
-        [upgrade, refuses("tokenizer")],
-        IncompatibleError,
-        "because",
-    ),
-    "another version": (
-        [http(426, PLAIN, body=b"this speaks draftwire.v9")],
-        IncompatibleError,
-        "another version of the protocol (426): this speaks draftwire.v9",
-    ),
-    "a vocabulary too large": (
-        [upgrade, other(vocab_size=257)],
-        ProtocolError,
-        "a vocabulary of 257",
-    ),
-    "another tokenizer": (
-        [upgrade, other(tokenizer=b"u" * 32)],
-        IncompatibleError,
-        "the tokenizer of target 'tiny'",
-    ),
-    "FIN in mid-stream": ([*GREETING, BYE, FIN], TransportError, "is gone"),
-    "RST in mid-stream": ([*GREETING, BYE, RST], TransportError, "is gone"),
-    "text in mid-stream": (
-        [*GREETING, BYE, frame(TEXT, b"x")],
-        ProtocolError,
-        "text frame",
-    ),
+    name: (steps, kind, words)
+    for kind, cases in KINDS.items()
+    for name, (steps, words) in cases.items()
 }
 
 

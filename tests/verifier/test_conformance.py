@@ -137,8 +137,8 @@ def service_with(session=None, connection=None, dialogue=None, **wrong):
     return Faulty
 
 
-def logits(change):
-    """A session that judges other logits: ``change(session, row, place, draft)``."""
+def logits(winner):
+    """A session whose target says ``winner(session, row, place, draft)``, if any."""
 
     def judge(self, work, rows):
         if work.prefill:
@@ -146,43 +146,28 @@ def logits(change):
         rows, drafts = rows.copy(), [*work.drafts, None]
         at = work.start + len(work.tokens) - work.drafted - self._prompt
         for i, (row, draft) in enumerate(zip(rows, drafts)):
-            change(self, row, at + i, draft)
+            token = winner(self, row, at + i, draft)
+            if token is not None:
+                row[token] = 99
         return TargetSession.judge(self, work, rows)
 
     return {"session": {"judge": judge}}
 
 
-def eleventh(self, row, place, draft):
-    if draft is not None and place % 11 == 10:
-        row[draft] = 99
-
-
 def near(self, row, place, draft):
-    if draft is not None and row[draft] >= row.max() - 0.25:
-        row[draft] = 99
+    return draft if draft is not None and row[draft] >= row.max() - 0.25 else None
 
 
-def after_60(self, row, place, draft):
-    if place > 60:
-        row[3] = 99
-
-
-def one_in_a_thousand(self, row, place, draft):
-    if place == 777:
-        row[3] = 99
-
-
-def in_races(self, row, place, draft):
-    if self._racing and place % 8 == 3:
-        row[3] = 99
-
-
-def opens(**changes):
-    """A session that takes an open for another one."""
+def opens(_options=None, **changes):
+    """A session that takes an open for another one, or is made with other limits."""
 
     def init(self, request, **options):
         changed = {k: v(request) if callable(v) else v for k, v in changes.items()}
-        TargetSession.__init__(self, dataclasses.replace(request, **changed), **options)
+        other = {
+            k: v(options[k]) if callable(v) else v for k, v in (_options or {}).items()
+        }
+        request = dataclasses.replace(request, **changed)
+        TargetSession.__init__(self, request, **{**options, **other})
 
     return {"session": {"__init__": init}}
 
@@ -247,16 +232,6 @@ def draws_it(self, **more):
     TargetSession.detach(self, **more)
     self._tokens.append(1)
     self._hash.extend((1,))
-
-
-def opens_with(**changes):
-    """A session that is made with other limits."""
-
-    def init(self, request, **options):
-        more = {k: v(options[k]) if callable(v) else v for k, v in changes.items()}
-        TargetSession.__init__(self, request, **{**options, **more})
-
-    return {"session": {"__init__": init}}
 
 
 def revives(self, block):
@@ -325,10 +300,19 @@ REQUEST = "error request"
 OFTEN = "a text hash at least every 256 tokens"
 # What is changed, and the rows that fail of those that it is shown: SOME and these.
 FAULTS = {
-    "accepts any draft at every 11th place": (logits(eleventh), {GREEDY, RIGHT}),
-    "accepts tokens near the argmax": (logits(near), {GREEDY}),
-    "goes wrong after 60 tokens": (logits(after_60), {GREEDY}),
-    "goes wrong in races": (logits(in_races), {RACE, "a race: drafts change nothing"}),
+    "accepts any draft at every 11th place": (
+        logits(lambda s, row, at, draft: draft if at % 11 == 10 else None),
+        {GREEDY, RIGHT},
+    ),
+    "accepts tokens near the argmax": (
+        logits(near),
+        {GREEDY},
+    ),
+    "goes wrong after 60": (logits(lambda s, _, at, d: 3 if at > 60 else None), {GREEDY}),
+    "goes wrong in races": (
+        logits(lambda s, row, at, d: 3 if s._racing and at % 8 == 3 else None),
+        {RACE, "a race: drafts change nothing"},
+    ),
     "ignores the seed": (opens(seed=0), {COUPLED, SEED}),
     "ignores half of the seed": (opens(seed=lambda r: r.seed % 2**32), {COUPLED, SEED}),
     "ignores the sample": (opens(sample=0), {SEED, "qs: verdicts"}),
@@ -342,7 +326,7 @@ FAULTS = {
     ),
     "ignores credit": (opens(credit=0), {"credit"}),
     "ignores stop ids": (opens(stop_ids=()), {ENDS}),
-    "does not cut at the context": (opens_with(context=lambda c: c + 1), {ENDS, REQUEST}),
+    "does not cut at the context": (opens({"context": lambda c: c + 1}), {ENDS, REQUEST}),
     "says length for stop": (
         says(if_(Commit, finish=lambda m: m.finish and Finish.LENGTH)),
         {ENDS},
@@ -358,10 +342,10 @@ FAULTS = {
         {"gaps, repetitions and corrections that nobody wants"},
     ),
     "does not count waiting drafts": (
-        opens_with(max_waiting=9999),
+        opens({"max_waiting": 9999}),
         {"more waiting drafts than max_waiting"},
     ),
-    "does not measure blocks": (opens_with(max_block=255), {"blocks above max_block"}),
+    "does not measure blocks": (opens({"max_block": 255}), {"blocks above max_block"}),
     "mixes streams up": ({"connection": {"send": mixes}}, {STREAMS, RESUMES}),
     "leaves a bye unanswered": (
         {"dialogue": {"_goodbye": lambda self, n: self._end(n, park=False)}},
@@ -428,7 +412,7 @@ FAULTS = {
         {"qs: verdicts"},
     ),
     "ignores the grammar": (
-        opens_with(grammar=None),
+        opens({"grammar": None}),
         {KEPT, FORCED, INSIDE},
     ),
     "forces nothing": (opens(forced=False), {FORCED, INSIDE}),
@@ -461,7 +445,7 @@ def test_a_fault_shows_in_its_rows(fault):
 
 
 def test_one_token_in_a_thousand_is_enough():
-    wrong = service_with(**logits(one_in_a_thousand))
+    wrong = service_with(**logits(lambda s, row, at, d: 3 if at == 777 else None))
     assert results_of(wrong, only={GREEDY}, long=2000)[0]["fails"] == {GREEDY}
 
 

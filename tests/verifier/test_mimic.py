@@ -193,112 +193,71 @@ BUSY = "busy: not before retry_after_ms"
 ANEW = "a resume that is not granted: the stream is opened anew"
 PROGRESS = "words of progress while nothing is judged"
 LIES = "provisional verdicts that lie"
-# What is changed, the rows that it is shown (with all rules), and those of them that fail.
+WRONG_HASH, WRONG_TEXT = "a wrong text hash", "resumed with another text"
+ELSEWHERE, TOO_MANY = "resumed at another place", "resumed with too many tokens"
+
+
+def limits(block=None, waiting=None):
+    def wrong(self, most, wait, **more):
+        return LIMITS(self, block or most, waiting or wait, **more)
+
+    return EdgeSession, "limits", wrong
+
+
+# What is changed, and the rows that fail. It is shown those, one text, and SMALL where it
+# minds sizes.
 FAULTS = {
-    "keeps its epoch": ((InFlight, "_next", keeps_its_epoch), {TEXT}, {BRANCHES}),
-    "counts branches twice": ((InFlight, "_next", two_epochs), {TEXT}, {BRANCHES}),
-    "leaves gaps": (of(Block, base=lambda m: m.base + (m.base > 9)), {TEXT}, {PLACES}),
-    "begins a place too early": (
-        of(Block, base=lambda m: m.base - (m.base > 9)),
-        {TEXT},
-        {BRANCHES},  # it contradicts the text, and ends its branch without knowing
-    ),
-    "does not measure blocks": (
-        (
-            EdgeSession,
-            "limits",
-            lambda self, block, waiting, **more: LIMITS(self, 255, waiting, **more),
-        ),
-        {TEXT, SMALL},
-        {"no block above max_block"},
-    ),
-    "does not count what waits": (
-        (
-            EdgeSession,
-            "limits",
-            lambda self, block, waiting, **more: LIMITS(self, block, 255, **more),
-        ),
-        {TEXT, SMALL},
-        {"no more waits than max_waiting"},
-    ),
+    "keeps its epoch": ((InFlight, "_next", keeps_its_epoch), {BRANCHES}),
+    "counts branches twice": ((InFlight, "_next", two_epochs), {BRANCHES}),
+    "leaves gaps": (of(Block, base=lambda m: m.base + (m.base > 9)), {PLACES}),
+    # it contradicts the text, and ends its branch without knowing
+    "begins early": (of(Block, base=lambda m: m.base - (m.base > 9)), {BRANCHES}),
+    "does not measure blocks": (limits(block=255), {"no block above max_block"}),
+    "does not count what waits": (limits(waiting=255), {"no more waits than max_waiting"}),
     "sends half of the evidence": (
         of(Block, evidence=lambda m: m.evidence[:-1]),
-        {TEXT},
         {"its evidence can be read"},
     ),
     "sends what verifiers say": (
         sends(lambda _, m: Commit(0, 0, 1) if isinstance(m, Block) else m),
-        {TEXT},
         {"its messages come where they belong"},
     ),
-    "goes on after the end": (
-        (WebsocketWire, "_message", after_the_end),
-        {TEXT},
-        {END},
-    ),
-    "resumes with another secret": (of(Resume, secret=bytes(16)), {TEXT, COMMIT}, {COMMIT}),
-    "resumes at another place": (
-        of(Resume, position=lambda m: m.position - 1),
-        {TEXT, COMMIT},
-        {COMMIT},
-    ),
-    "resumes without a hash": (of(Resume, text_hash=b""), {TEXT, COMMIT}, {COMMIT}),
-    "opens anew without its text": (
-        held(prompt=lambda self, m: self._prompt),
-        {TEXT, ANEW},
-        {ANEW},
-    ),
-    "opens anew for as many tokens": (
-        held(max_new_tokens=lambda self, m: self._limit),
-        {TEXT, ANEW},
-        {ANEW},
-    ),
+    "goes on after the end": ((WebsocketWire, "_message", after_the_end), {END}),
+    "resumes with another secret": (of(Resume, secret=bytes(16)), {COMMIT}),
+    "resumes elsewhere": (of(Resume, position=lambda m: m.position - 1), {COMMIT}),
+    "resumes without a hash": (of(Resume, text_hash=b""), {COMMIT}),
+    "opens anew without its text": (held(prompt=lambda self, m: self._prompt), {ANEW}),
+    "opens anew for all": (held(max_new_tokens=lambda self, m: self._limit), {ANEW}),
     "asks again at once": (
         (Driver, "_hold", lambda self, run, e: HOLD(self, run, BusyError(str(e)))),
-        {TEXT, BUSY},
         {BUSY},
     ),
-    "does not hear progress": (
-        (driver_module, "Progress", type("Never", (), {})),
-        {TEXT, PROGRESS},
-        {PROGRESS},
-    ),
-    "believes hints": (
-        (EdgeSession, "_provisional", believes),
-        {TEXT, LIES},
-        {LIES},
-    ),
+    "does not hear progress": ((driver_module, "Progress", type("No", (), {})), {PROGRESS}),
+    "believes hints": ((EdgeSession, "_provisional", believes), {LIES}),
     "compares no hashes": (
         (EdgeSession, "_compare", lambda self, text_hash: None),
-        {TEXT, "a wrong text hash", "resumed with another text"},
-        {"a wrong text hash", "resumed with another text"},
+        {WRONG_HASH, WRONG_TEXT},
     ),
     "clips what was accepted": (
         (InFlight, "reach", lambda self, e, n: min(n, len(self._marked(e)[1]))),
-        {TEXT, "more accepted than was sent"},
         {"more accepted than was sent"},
     ),
     "goes on from anywhere": (
         (EdgeSession, "_resumed", lambda self, m: RESUMED(self, here(self, m))),
-        {TEXT, "resumed at another place", "resumed with too many tokens"},
-        {"resumed at another place", "resumed with too many tokens"},
+        {ELSEWHERE, TOO_MANY},
     ),
     "skips what it must understand": (
         (Codec, "_field", skips_all),
-        {TEXT, "a field that must be understood"},
         {"a field that must be understood"},
     ),
-    "fills up what is cut": (
-        (Codec, "decode", lenient),
-        {TEXT, "a frame cut short"},
-        {"a frame cut short"},
-    ),
+    "fills up what is cut": ((Codec, "decode", lenient), {"a frame cut short"}),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_shows_in_its_rows(fault, monkeypatch):
-    change, only, rows = FAULTS[fault]
+    change, rows = FAULTS[fault]
+    only = {TEXT} | rows | ({SMALL} if "limits" in change else set())
     monkeypatch.setattr(*change)
     scheme = {"scheme": "qs", "temperature": 0.8, "seed": 4} if "evidence" in fault else {}
     found, results = results_of(only, 1.2, 0.5 * (END in rows), **scheme)

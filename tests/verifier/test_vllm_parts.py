@@ -13,7 +13,7 @@ import pytest
 from draftwire.errors import ConfigError, ModelError
 from draftwire.sampling import SamplingParams, make_decider
 from draftwire.tensors import read_tensors
-from draftwire.verifier.backends.vllm.adapters import empty_adapter, rank_of
+from draftwire.verifier.backends.vllm.loading import empty_adapter, rank_of
 from draftwire.verifier.backends.vllm.wish import Chances, Load
 
 pytestmark = pytest.mark.workstation

@@ -63,14 +63,9 @@ _TRIES, _COINS = 8, 48  # seeds whose tokens, and whose coins, are looked at
 class Engine:
     """The HTTP side: one question, one answer, patience with a server without room.
 
-    Args:
-        url: ``http://HOST:PORT``, or ``https://``.
-        key: Bearer token of the server, or "".
-        timeout_s: For one answer.
-        patience_s: For one question, tries and pauses together.
-
-    Raises:
-        ConfigError: The address is none, or the key would cross the network in the clear.
+    ``key`` is its bearer token, or ""; ``timeout_s`` are for one answer, ``patience_s`` for
+    one question, tries and pauses together. A ConfigError where the address is none, or
+    the key would cross the network in the clear.
     """
 
     def __init__(
@@ -103,12 +98,7 @@ class Engine:
         body: Mapping[str, Any] | None = None,
         given_up: Callable[[], bool] = lambda: False,
     ) -> Any:
-        """Return what the server answers, as read from JSON; blocks.
-
-        Args:
-            path: Such as ``/v1/completions``.
-            body: Is posted; None asks by GET.
-            given_up: Whether nobody waits for it any more.
+        """Return what the server answers to a ``body`` (None: to a GET), as JSON; blocks.
 
         Raises:
             BusyError: It had no room, or was not there, for all of our patience.
@@ -147,68 +137,75 @@ class Engine:
 
 
 class _Dialect(NamedTuple):
-    """How a kind of server is asked for tokens after several prompts."""
+    """How a kind of server is asked for one token after each of several prompts."""
 
     path: str
-    body: Callable[[str, Sequence[Sequence[int]], Mapping[str, Any], str], dict[str, Any]]
-    rows: Callable[[Any], list[Any]]
-    ids: Callable[[Any], Any]
-    noises: tuple[str, ...]  # that its seeded sampling may have
+    prompts: str  # field of the question that holds them
+    fixed: dict[str, Any]  # settings of every question
+    inside: str  # field that holds the settings, "" for the question itself
+    extra: tuple[str, ...]  # fields that it takes beside them: "model", "cache_salt"
+    rows: str  # field of the answer that lists what was said, "" for the answer itself
+    ids: str  # field of a row
+    noises: tuple[str, ...] = ()  # that its seeded sampling may have
 
+    def body(
+        self, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], **extra: str
+    ) -> dict[str, Any]:
+        """Return a question: prompts, how tokens are chosen, model and salt."""
+        settings = {**self.fixed, **how}
+        more = {name: extra[name] for name in self.extra}
+        nested = {self.inside: settings} if self.inside else settings
+        return {self.prompts: list(map(list, prompts)), **nested, **more}
 
-def _completions_body(
-    model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
-) -> dict[str, Any]:
-    # A salt of its own for each stream: nobody learns from the time of an answer what
-    # another one has asked. Source: vLLM, docs/design/prefix_caching, cache isolation.
-    fixed = {"max_tokens": 1, "return_token_ids": True, "ignore_eos": True}
-    return {"model": model, "prompt": prompts, **fixed, "cache_salt": salt, **how}
-
-
-def _llamacpp_body(
-    model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
-) -> dict[str, Any]:
-    # Its other samplers are on by default; what is left out of the list is off.
-    # An answer repeats its settings and its prompt unless it is told not to.
-    fixed = {"n_predict": 1, "return_tokens": True, "cache_prompt": True}
-    lists = {
-        "samplers": ["top_k", "top_p", "temperature"],
-        "response_fields": ["index", "tokens"],
-    }
-    return {"prompt": prompts, **fixed, **lists, **how}
-
-
-def _sglang_body(
-    model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
-) -> dict[str, Any]:
-    params = {"max_new_tokens": 1, "ignore_eos": True, **how}
-    return {"input_ids": prompts, "sampling_params": params, "cache_salt": salt}
-
-
-def _listed(answer: Any) -> list[Any]:
-    return answer if isinstance(answer, list) else [answer]
+    def said(self, answer: Any) -> list[Any]:
+        """Return the rows of an answer."""
+        if self.rows:
+            return list(answer[self.rows])
+        return answer if isinstance(answer, list) else [answer]
 
 
 # By what a server calls itself (`owned_by` of /v1/models); the first is everybody else's.
+# A salt of its own for each stream: nobody learns from the time of an answer what another
+# one has asked (vLLM, docs/design/prefix_caching, cache isolation).
 # Sources: vLLM 0.32 entrypoints/openai (return_token_ids, cache_salt), llama.cpp
 # tools/server/README.md (/completion: return_tokens), SGLang 0.5.23 /generate.
 _DIALECTS = {
     "vllm": _Dialect(
-        "/v1/completions",
-        _completions_body,
-        lambda answer: list(answer["choices"]),
-        lambda row: row["token_ids"],
-        ("philox", "murmur3/vllm"),
+        path="/v1/completions",
+        prompts="prompt",
+        fixed={"max_tokens": 1, "return_token_ids": True, "ignore_eos": True},
+        inside="",
+        extra=("model", "cache_salt"),
+        rows="choices",
+        ids="token_ids",
+        noises=("philox", "murmur3/vllm"),
     ),
     "llamacpp": _Dialect(
-        "/completion", _llamacpp_body, _listed, lambda row: row["tokens"], ()
+        path="/completion",
+        prompts="prompt",
+        # Its other samplers are on by default; what is left out of the list is off.
+        # An answer repeats its settings and its prompt unless it is told not to.
+        fixed={
+            "n_predict": 1,
+            "return_tokens": True,
+            "cache_prompt": True,
+            "samplers": ["top_k", "top_p", "temperature"],
+            "response_fields": ["index", "tokens"],
+        },
+        inside="",
+        extra=(),
+        rows="",
+        ids="tokens",
     ),
     "sglang": _Dialect(
-        "/generate",
-        _sglang_body,
-        _listed,
-        lambda row: row["output_ids"],
-        ("murmur3/sglang",),
+        path="/generate",
+        prompts="input_ids",
+        fixed={"max_new_tokens": 1, "ignore_eos": True},
+        inside="sampling_params",
+        extra=("cache_salt",),
+        rows="",
+        ids="output_ids",
+        noises=("murmur3/sglang",),
     ),
 }
 
@@ -282,9 +279,11 @@ class AttachedTarget:
         self._workers = ThreadPoolExecutor(slots, "draftwire-engine")
         self._prompt = [int(i) for i in words.encode("The quick brown fox jumps over")]
         self._probe()
-        sampled: tuple[str, ...] = ("coupled",) if self._couples() else ("match",)
-        if self.noises != ("philox",):  # devices may not know it
-            sampled += ("match",)
+        # Seeds decide by a noise we know, our processor's or its own, or by none.
+        noise = next((name for name in self._dialect.noises if self._follows(name)), None)
+        sampled: tuple[str, ...] = ("coupled",) if noise else ("match",)
+        if noise and noise != "philox":  # devices may not know it
+            self.noises, sampled = (noise,), ("coupled", "match")
         self.schemes = ("greedy", "argmax", *sampled)
         log.info("%s at %s (%s): %s", self._model, engine.url, owner, sampled)
 
@@ -335,16 +334,16 @@ class AttachedTarget:
         """
         dialect = self._dialect
         how = self._how(params)
-        body = dialect.body(self._model, list(map(list, prompts)), how, salt)
+        body = dialect.body(prompts, how, model=self._model, cache_salt=salt)
         answer = self._engine.ask(dialect.path, body, given_up)
         try:
-            rows = dialect.rows(answer)
+            rows = dialect.said(answer)
             order = [int(row.get("index", n)) for n, row in enumerate(rows)]
             if sorted(order) != list(range(len(prompts))):
                 raise ValueError(f"{len(rows)} answers to {len(prompts)} prompts")
             found = [0] * len(rows)
             for place, row in zip(order, rows):
-                found[place] = self._token(list(dialect.ids(row)))
+                found[place] = self._token(list(row[dialect.ids]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ModelError(
@@ -409,14 +408,6 @@ class AttachedTarget:
                     "--enable-deterministic-inference of SGLang",
                 )
 
-    def _couples(self) -> bool:
-        """Tell whether seeds decide by a noise we know: our processor's or its own."""
-        for noise in self._dialect.noises:
-            if self._follows(noise):
-                self.noises = (noise,)
-                return True
-        return False
-
     def _follows(self, name: str) -> bool:
         """Tell whether hot texts follow this noise, as they do only by it."""
         position, ranked = len(self._prompt), name == "murmur3/sglang"
@@ -455,8 +446,7 @@ class AttachedLoader:
     def __call__(self, path: Path) -> AttachedTarget:
         """Attach to the server; ``path`` holds the tokenizer.
 
-        Raises:
-            ConfigError: See :class:`Engine` and :class:`AttachedTarget`; so do others.
+        Raises as :class:`Engine` and :class:`AttachedTarget`.
         """
         key = ""
         if self.engine_key is not None:

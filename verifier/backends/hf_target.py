@@ -71,11 +71,7 @@ class HFBases:
         self._models: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
 
     def model(self, folder: Path, dtype: str, device: str) -> Any:
-        """Return the model of a checkpoint folder, to be kept so that others find it.
-
-        Raises:
-            ModelError: It does not load.
-        """
+        """Return the model of a checkpoint folder, to be kept so that others find it."""
         files = [file.stat() for file in sorted(folder.glob("*.safetensors"))]
         stamps = tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in files)
         key = folder.resolve(), stamps, dtype, device
@@ -302,14 +298,13 @@ def _load(torch: Any, transformers: Any, path: Path, dtype: str, device: str) ->
         config = transformers.AutoConfig.from_pretrained(str(path), **local)
         _refuse_unfit(transformers, config, path)
         model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        attention = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
         loaded = transformers.AutoModelForCausalLM.from_pretrained(
             str(path),
             config=config,
             use_safetensors=True,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation="sdpa"
-            if getattr(model, "_supports_sdpa", False)
-            else "eager",
+            attn_implementation=attention,
             **local,
         )
         return loaded.to(device).eval().requires_grad_(False)
@@ -322,11 +317,8 @@ def _load(torch: Any, transformers: Any, path: Path, dtype: str, device: str) ->
 
 
 def _layer_kinds(config: Any) -> set[str]:
-    for name in ("layer_types", "layers_block_type"):
-        kinds = getattr(config, name, None)
-        if kinds:
-            return set(kinds)
-    return set()
+    names = ("layer_types", "layers_block_type")
+    return set(next((found for n in names if (found := getattr(config, n, None))), ()))
 
 
 def _refuse_unfit(transformers: Any, config: Any, path: Path) -> None:
@@ -360,16 +352,11 @@ def _context(config: Any, wanted: int | None) -> int:
     # Inside its chunk a layer equals full attention; beyond it a slot cache would need
     # another mask. Inside their first length scaled rotations are fixed.
     limits += [int(getattr(config, "attention_chunk_size", None) or limits[0])]
-    rope = (
-        getattr(config, "rope_parameters", None)
-        or getattr(config, "rope_scaling", None)
-        or {}
-    )
+    known = (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
+    rope: dict[str, Any] = next((found for found in known if found), {})
     if rope.get("rope_type", rope.get("type")) == "longrope":
-        first = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        limits += [int(first or limits[0])]
+        name = "original_max_position_embeddings"
+        limits += [int(rope.get(name) or getattr(config, name, None) or limits[0])]
     limit = min(limits)
     if wanted is not None and not 1 <= wanted <= limit:
         raise ConfigError(f"a context of {wanted} is outside 1..{limit} of this model")
@@ -404,9 +391,7 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
             self.keys, self.values = room(key_states), room(value_states)
             self.is_initialized = True
 
-        def update(
-            self, key_states: Any, value_states: Any, *_: Any, **__: Any
-        ) -> tuple[Any, Any]:
+        def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> Any:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             rows, columns, used = self.owner.rows, self.owner.columns, self.owner.used

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from draftwire.errors import ConfigError
 from draftwire.packages import load_target
@@ -23,44 +23,30 @@ _BESIDE_BYTES = 32 << 20
 
 @dataclass
 class Loader:
-    """Loads targets that run side by side in one process.
+    """Loads targets that run side by side in one process."""
 
-    Attributes:
-        backend: ``"onnx"`` for target packages, ``"hf"`` for checkpoint and adapter
-            folders, ``"auto"`` to look which one a path is; the path ``kit`` is the
-            conformance kit's own target.
-        slots: Sessions of each target at the same time.
-        context: Most tokens of a session; None takes each target's own.
-        threads: Of an engine; None takes its default.
-        device: Torch device, for ``hf``.
-        dtype: Torch dtype, for ``hf``.
-        numerics: ``"exact"``, ``"close"``, or None for what suits the target's dtype.
-        adapters: ``"beside"`` one base, whose tensors all its versions share,
-            ``"merged"``: a whole model for each, or ``"auto"``: beside but for packages
-            so small that it does not pay.
-    """
-
+    # "onnx" for target packages, "hf" for checkpoint and adapter folders, "auto" to look
+    # which one a path is; the path ``kit`` is the conformance kit's own target
     backend: str = "auto"
-    slots: int = 16
-    context: int | None = None
-    threads: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    numerics: str | None = None
+    slots: int = 16  # sessions of each target at the same time
+    context: int | None = None  # most tokens of a session; None takes each target's own
+    threads: int | None = None  # of an engine; None takes its default
+    device: str | None = None  # torch's, for ``hf``
+    dtype: str | None = None  # torch's, for ``hf``
+    numerics: str | None = None  # "exact", "close"; None is what suits the target's dtype
+    # "beside" one base, whose tensors all its versions share, "merged": a whole model for
+    # each, or "auto": beside but for packages so small that it does not pay
     adapters: str = "auto"
     _store: WeightStore = field(default_factory=WeightStore)
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ConfigError(
-                f"unknown backend {self.backend!r}",
-                hint=f"one of {', '.join(BACKENDS)}",
-            )
-        if self.adapters not in ADAPTERS:
-            raise ConfigError(
-                f"unknown way to run adapters {self.adapters!r}",
-                hint=f"one of {', '.join(ADAPTERS)}",
-            )
+        for what, value, known in (
+            ("backend", self.backend, BACKENDS),
+            ("way to run adapters", self.adapters, ADAPTERS),
+        ):
+            if value not in known:
+                hint = f"one of {', '.join(known)}"
+                raise ConfigError(f"unknown {what} {value!r}", hint=hint)
         self._bases: HFBases | None = None
 
     def __call__(self, path: Path) -> TargetBackend:
@@ -72,36 +58,24 @@ class Loader:
             ModelError: It is damaged or unfit to verify drafts.
         """
         kind = self.backend if self.backend != "auto" else _kind(path)
+        shared: dict[str, Any] = {"slots": self.slots, "context": self.context}
         if kind == "kit":
             from draftwire.verifier.kit.target import KitTarget
 
-            return KitTarget(slots=self.slots, context=self.context)
+            return KitTarget(**shared)
+        shared.update(threads=self.threads, numerics=self.numerics)
         if kind == "onnx":
             package = load_target(path)
             file = (package.base or package).files.get("weights.safetensors")
             small = file is not None and file.bytes < _BESIDE_BYTES
-            return OnnxTarget(
-                package,
-                slots=self.slots,
-                context=self.context,
-                threads=self.threads,
-                store=self._store,
-                numerics=self.numerics,
-                beside=self.adapters == "beside" or self.adapters == "auto" and not small,
-            )
+            beside = self.adapters == "beside" or self.adapters == "auto" and not small
+            return OnnxTarget(package, store=self._store, beside=beside, **shared)
         from draftwire.verifier.backends.hf_target import HFBases, HFTarget
 
         if self._bases is None and self.adapters != "merged":
             self._bases = HFBases()
         return HFTarget(
-            path,
-            slots=self.slots,
-            context=self.context,
-            threads=self.threads,
-            device=self.device,
-            dtype=self.dtype,
-            numerics=self.numerics,
-            bases=self._bases,
+            path, device=self.device, dtype=self.dtype, bases=self._bases, **shared
         )
 
 

@@ -52,17 +52,12 @@ class Engine(NamedTuple):
 
 
 class SharedBase:
-    """The weights of a base target, and the engine that it shares with its versions.
-
-    Attributes:
-        weights: By parameter name, float32.
-        engine: Replaced when a version changes layers that none before it has changed;
-            None before the first target needs it.
-    """
+    """The weights of a base target, and the engine that it shares with its versions."""
 
     def __init__(self, package: TargetPackage) -> None:
         base = package.base or package
-        self.weights = read_tensors(base.path / "weights.safetensors")
+        self.weights = read_tensors(base.path / "weights.safetensors")  # float32, by name
+        # Made when a target needs it, and again when a version changes further layers.
         self.engine: Engine | None = None
         self._names: set[str] = set()
         self._lock = threading.Lock()

@@ -37,8 +37,7 @@ class Order(NamedTuple):
     tokens: tuple[int, ...]  # ids of the prompt and, after a lost link, of the text so far
     end: int  # the text, its prompt included, ends when it is so long
     stop_ids: tuple[int, ...]  # it ends with any of these, which belong to it
-    # how tokens are chosen, at absolute positions (``len(tokens)`` is the first)
-    params: SamplingParams
+    params: SamplingParams  # at absolute positions: ``len(tokens)`` is the first
     vocab_size: int  # only ids below it may be
 
 
@@ -71,9 +70,7 @@ class Step(NamedTuple):
     epoch: int = 0  # of the push that they came from
     queue_s: float = 0.0  # seconds that the push waited
     compute_s: float = 0.0  # seconds of the forward
-    # the engine's own number of that forward, shared by all streams in it; 0 where it is
-    # not known
-    forward: int = 0
+    forward: int = 0  # the engine's own number of it, for all streams in it; 0: unknown
 
 
 OnStep = Callable[[Step], None]
@@ -138,11 +135,8 @@ class StreamBackend(Target, Protocol):
     def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> Run:
         """Begin to keep a stream; it goes no further than its first step until a push.
 
-        Args:
-            order: The stream.
-            clock: In whose thread this is called, and calls back.
-            on_step: Called with each step, never inside a call of ours.
-            on_end: Called once when the run ends before its text does.
+        Called, and calling back, in the thread of ``clock``: ``on_step`` with each step,
+        never inside a call of ours, ``on_end`` once when the run ends before its text does.
 
         Raises:
             ConfigError: The order cannot be served.

@@ -32,14 +32,10 @@ CHECKS: list[Row] = [
 
 
 async def prepare(kit: Kit, *, seconds: float = 60.0) -> None:
-    """Greet, see whether the target is the kit's own, and how long texts may be.
+    """Greet; make the kit's ``hello``, ``known``, ``noise`` and ``long`` fit the verifier.
 
-    Args:
-        kit: Its ``hello``, ``known``, ``noise`` and ``long`` are made to fit.
-        seconds: For all rows together; a third of it may go into long texts.
-
-    Raises:
-        TransportError: Nobody answers at all.
+    Of the ``seconds`` for all rows together a third may go into long texts. A
+    TransportError where nobody answers at all.
     """
     try:
         async with kit.greeted() as peer:

@@ -352,24 +352,18 @@ async def _resumed(mimic: Mimic, changes: dict[str, Any]) -> None:
     await stream.ended("that")
 
 
-@row("3", "a frame cut short", lambda link, c, n: link.codec.encode(c, n)[:3])
-@row("3", "a frame of no kind", lambda link, c, n: b"\x0d\x00")
-@row("3", "a text frame", lambda link, c, n: "commit")
-@row(
-    "3",
-    "a field that must be understood",
-    lambda link, c, n: link.codec.encode(c, n) + _MUST,
-)
-@row("3", "an unknown finish", lambda link, c, n: link.codec.encode(c, n) + b"\x03\x01\x09")
-@row(
-    "3",
-    "a message of its own kind",
-    lambda link, c, n: link.codec.encode(Block(0, 0, ()), n),
-)
-async def _torn_frames(mimic: Mimic, frame: Any) -> None:
+@row("3", "a frame cut short", lambda frame: frame[:3])
+@row("3", "a frame of no kind", lambda frame: b"\x0d\x00")
+@row("3", "a text frame", lambda frame: "commit")
+@row("3", "a field that must be understood", lambda frame: frame + _MUST)
+@row("3", "an unknown finish", lambda frame: frame + b"\x03\x01\x09")
+@row("3", "a message of its own kind", None)
+async def _torn_frames(mimic: Mimic, tear: Any) -> None:
     stream = await mimic.stream()
     commit = replace(await _last(stream), finish=Finish.NOT_YET)
-    await stream.link.send(frame(stream.link, commit, stream.number))
+    said = commit if tear else Block(0, 0, ())
+    frame = stream.link.codec.encode(said, stream.number)
+    await stream.link.send(tear(frame) if tear else frame)
     await stream.ended("that")
 
 
@@ -394,12 +388,9 @@ RULES = rules(
 async def try_device(
     mimic: Mimic, told: Callable[[Result], None] = lambda _: None, wanted: str = ""
 ) -> list[Result]:
-    """Try a device, one text a row.
+    """Try a device on a mimic that listens, one text a row; return all results.
 
-    Args:
-        mimic: It is listening.
-        told: Called with each result as it comes.
-        wanted: A part of the names of the rows that are tried; all rules are looked at.
+    Tried are rows whose names hold ``wanted``; all rules are looked at.
     """
     rows = [row for row in EXERCISES if wanted in row.name]
     found = await run_rows(mimic, rows, told, around=mimic.text)

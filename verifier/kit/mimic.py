@@ -159,15 +159,10 @@ class Mimic(Kept):
 
 
 class Link:
-    """One connection of a device.
+    """One connection of a device."""
 
-    Attributes:
-        hello: What it said first.
-        welcome: What was answered.
-    """
-
-    hello: Hello
-    welcome: Welcome
+    hello: Hello  # what it said first
+    welcome: Welcome  # what was answered
 
     def __init__(self, mimic: Mimic, socket: Any) -> None:
         self.mimic, self.socket, self.codec = mimic, socket, Codec()
@@ -185,12 +180,7 @@ class Link:
         self._frames.put_nowait(None)
 
     async def hear(self, patience_s: float | None = None) -> Frame:
-        """Return the next frame.
-
-        Raises:
-            Gone: The device has ended the connection.
-            Failed: It says nothing.
-        """
+        """Return the next frame; Failed where none comes, Gone where none can."""
         if self._back:
             return self._back.pop()
         wait = self.mimic.patience_s if patience_s is None else patience_s
@@ -331,18 +321,13 @@ class Link:
 
 
 class Served:
-    """A stream of the device.
-
-    Attributes:
-        request: Its open.
-        session: The verifier's machine, which holds the blocks to the rules.
-        dead_s: When something was sent that may have ended a branch.
-    """
+    """A stream of the device; its ``session`` holds the blocks to the rules."""
 
     def __init__(self, link: Link, number: int, request: Open) -> None:
         self.link, self.number, self.request = link, number, request
         self.mimic, self.id = link.mimic, bytes((7,) * 7 + (number & 0xFF,))
-        self.dead_s, self.told, self.lag = 0.0, 0, 0.0
+        self.dead_s = 0.0  # when something was sent that may have ended a branch
+        self.told, self.lag = 0, 0.0
         self.began: int | None = None  # the last branch of which drafts came
         self.stale: int | None = None  # the branch of the last block, if it is dead
         self.answer = Resumed(0, 0, ())

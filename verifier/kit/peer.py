@@ -45,10 +45,8 @@ EVIDENCE = ("residual", "qs", "separate", "separate-lossy")  # schemes
 
 
 def direct(url: str) -> dict[str, None]:
-    """Return what keeps ``connect`` from reaching this machine through a proxy.
-
-    From version 15 on websockets takes proxies from the environment by itself.
-    """
+    """Return what keeps ``connect`` from reaching this machine through a proxy."""
+    # From version 15 on websockets takes proxies from the environment by itself.
     knows = "proxy" in inspect.signature(connect).parameters
     return {"proxy": None} if knows and is_loopback(urlsplit(url).hostname or "") else {}
 
@@ -129,13 +127,8 @@ class Kit(Kept):
         blocks, one token at a time: drafts must not change it.
         """
         count = min(count or request.max_new_tokens, request.max_new_tokens)
-        base: dict[str, Any] = {
-            "objective": "cost",
-            "bonus": True,
-            "exits": False,
-            "credit": 0,
-        }
-        key = replace(request, max_new_tokens=1, stop_ids=(), **base)
+        plain = replace(request, objective="cost", bonus=True, exits=False, credit=0)
+        key = replace(plain, max_new_tokens=1, stop_ids=())
         if len(self._texts.get(key, ())) < count:
             if self.known:
                 self._texts[key] = text_of(key, count, self.hello.vocab_size)
@@ -148,13 +141,9 @@ class Kit(Kept):
 
 
 class Peer:
-    """One connection.
+    """One connection."""
 
-    Attributes:
-        welcome: What the verifier answered to the hello.
-    """
-
-    welcome: Welcome
+    welcome: Welcome  # what the verifier answered to the hello
 
     def __init__(self, socket: Any, kit: Kit) -> None:
         self.socket, self.kit, self.codec = socket, kit, Codec()
@@ -234,13 +223,9 @@ class Peer:
         want: Sequence[int] | None = None,
         rules: Rules | None = None,
     ) -> Stream:
-        """Open a stream.
+        """Open a stream; ``want`` is the text that must come of it, if that is known.
 
-        Args:
-            request: What is asked for.
-            number: Of the stream.
-            want: The text that must come of it, if that is known.
-            rules: What the grammar that it names makes of it.
+        ``rules`` are what the grammar that it names makes of it.
         """
         await self.say(request, number)
         opened = must_be(Opened, await self.hear(number))
@@ -270,12 +255,9 @@ class Peer:
     async def refused(
         self, code: str, number: int | None = None, *, close: int = 0
     ) -> None:
-        """Expect an error, and after a fatal one the end of the connection.
+        """Expect an error of a stream, or the connection; one of the words of ``code``.
 
-        Args:
-            code: Its word; several are separated by spaces.
-            number: Of the stream that it ends, None for the connection.
-            close: Websocket close code.
+        Then the end of the connection, where there is a ``close`` code of it.
         """
         while not self._of(number):
             for scope in list(self._heard):
@@ -307,22 +289,7 @@ class Peer:
 
 
 class Stream:
-    """A stream as its device sees it.
-
-    Attributes:
-        text: Committed tokens.
-        ahead: Drafts of the present branch beyond the text.
-        want: What the text must be, or None.
-        epoch: Of the present branch.
-        forwards: Of the target, as the verifier has said.
-        hints: Provisional verdicts heard.
-        finish: Why it has ended.
-        guide: Where its text stands in a grammar, or None.
-        forced: Ids that the grammar left no choice about.
-    """
-
-    guide: Guide | None = None
-    forced = 0
+    """A stream as its device sees it."""
 
     def __init__(
         self,
@@ -333,11 +300,17 @@ class Stream:
         opened: Opened,
     ) -> None:
         self.peer, self.number, self.request = peer, number, request
-        self.want, self.opened = want, opened
-        self.text: list[int] = []
-        self.ahead: list[int] = []
-        self.epoch = self.forwards = self.hints = self._hashed = 0
+        self.want = want  # what the text must be, or None
+        self.opened = opened
+        self.text: list[int] = []  # committed tokens
+        self.ahead: list[int] = []  # drafts of the present branch beyond the text
+        self.epoch = 0  # of the present branch
+        self.forwards = 0  # of the target, as the verifier has said
+        self.hints = 0  # provisional verdicts heard
         self.finish = Finish.NOT_YET
+        self.guide: Guide | None = None  # where its text stands in a grammar
+        self.forced = 0  # ids that the grammar left no choice about
+        self._hashed = 0
         self._past: dict[int, list[int]] = {}  # branches that were given up
 
     def _digest(self, held: int) -> bytes:
@@ -404,13 +377,7 @@ class Stream:
     async def play(self, seed: int, near: dict[int, int], **fields: Any) -> str:
         """Draft to the end of the text: right, near and wrong tokens, blocks of any size.
 
-        Args:
-            seed: Of what is drafted.
-            near: Tokens that the target nearly chose, by their place in the text.
-            **fields: Of the blocks.
-
-        Returns:
-            How much was tried.
+        ``near`` are tokens that the target nearly chose, by their place in the text.
         """
         rng, want, blocks, drafts = random.Random(seed), self.want or (), 0, 0
         vocab = self.peer.welcome.vocab_size

@@ -81,16 +81,11 @@ class Table(List[Row]):
 
 
 class Kept:
-    """Rules that hold in every row; each has a row of its own. For dataclasses.
-
-    Attributes:
-        broken: How each of them was broken first.
-        seen: How often it was looked at.
-    """
+    """Rules that hold in every row; each has a row of its own. For dataclasses."""
 
     def __post_init__(self) -> None:
-        self.broken: dict[str, str] = {}
-        self.seen: dict[str, int] = {}
+        self.broken: dict[str, str] = {}  # how each of them was broken first
+        self.seen: dict[str, int] = {}  # how often it was looked at
 
     def rule(self, name: str, holds: object, complaint: str = "") -> None:
         """Note whether a rule was kept."""
@@ -119,14 +114,10 @@ async def run_rows(
     seconds: float = 1e9,
     around: Callable[[], Any] = contextlib.AsyncExitStack,
 ) -> list[Result]:
-    """Try every row, one after the other.
+    """Try every row on ``kit``, one after the other, ``around`` each a context of its own.
 
-    Args:
-        kit: First argument of each.
-        rows: What to try.
-        told: Called with each result as it comes.
-        seconds: After which the rest is left out.
-        around: Makes a context for each row.
+    ``told`` is called with each result as it comes; after so many seconds the rest is left
+    out.
     """
     results = []
     until = time.monotonic() + seconds

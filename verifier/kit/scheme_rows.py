@@ -27,11 +27,9 @@ class Drafts:
         self.owed: int | None = None
 
     async def judge(self, rows: list[_Row], cut: bool = False) -> tuple[Any, bytes, Commit]:
-        """Send a draft drawn from each row; return drafts, evidence and verdict.
+        """Send a draft drawn from each row of logits; return drafts, evidence and verdict.
 
-        Args:
-            rows: Of the draft's logits.
-            cut: Leave a correction that is owed undrawn.
+        With ``cut`` a correction that is owed stays undrawn.
         """
         stream = self.stream
         drawn: list[Proposal] = []

@@ -114,33 +114,58 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
         expect(found == (epoch, kept, False), f"{commit}; {kept} are right")
 
 
-@ROWS.row("6", "argmax: drafts change nothing", "argmax")
-@ROWS.row("6", "match: drafts change nothing", "match")
-@ROWS.row("6", "coupled, murmur3/sglang: drafts change nothing", "coupled", NOISES[3])
-@ROWS.row("6", "coupled, murmur3/vllm: drafts change nothing", "coupled", NOISES[2])
-@ROWS.row("6", "coupled, sparse: drafts change nothing", "coupled", NOISES[1])
-@ROWS.row("6", "coupled, philox: drafts change nothing", "coupled", NOISES[0])
-@ROWS.row("6", "greedy: drafts change nothing", "greedy")
-async def _unchanged(kit: Kit, scheme: str, noise: str = "philox") -> str:
-    async with kit.greeted() as peer:
-        drawn = scheme != "coupled" or noise in peer.welcome.noise
-        if scheme not in peer.welcome.schemes or not drawn:
-            raise NotTested(f"it does not offer scheme {scheme!r} with {noise!r}")
-        main = scheme in ("greedy", "coupled")
-        count = min(kit.long if main else kit.long // 8, peer.welcome.context - 4)
-        request = kit.request(count, scheme=scheme, noise=noise)
-        if scheme != "greedy":
-            request = replace(request, temperature=0.9, top_p=0.95, seed=2**63 + 5)
+_COUPLED = {"scheme": "coupled", "temperature": 0.9, "top_p": 0.95, "seed": 2**63 + 5}
+_PROCESSED = {
+    "min_p": 0.1,
+    "repetition_penalty": 1.25,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.25,
+    "bad_words": ((1,), (2, 3)),
+    "logit_bias": ((5, 0.75), (7, -100.0)),
+    "text_before": 1,
+}
+_DRAWN = {**_PROCESSED, "scheme": "coupled", "temperature": 0.9, "seed": 7}
+_RACE = {"objective": "latency", "credit": 4}
+
+
+@ROWS.row("3.3", "provisional verdicts", "exits", 2, {"exits": True})
+@ROWS.row("4.2a", "a race: drafts change nothing", "", 2, _RACE)
+@ROWS.row("3.4", "brief blocks: drafts change nothing", "brief", 8, {})
+@ROWS.row("6.1", "processors, coupled: drafts change nothing", "processors", 8, _DRAWN)
+@ROWS.row("6.1", "processors, greedy: drafts change nothing", "processors", 8, _PROCESSED)
+@ROWS.row("6", "argmax: drafts change nothing", "", 8, {**_COUPLED, "scheme": "argmax"})
+@ROWS.row("6", "match: drafts change nothing", "", 8, {**_COUPLED, "scheme": "match"})
+@ROWS.row("6", f"coupled, {NOISES[3]}: drafts change nothing", NOISES[3], 1, _COUPLED)
+@ROWS.row("6", f"coupled, {NOISES[2]}: drafts change nothing", NOISES[2], 1, _COUPLED)
+@ROWS.row("6", f"coupled, {NOISES[1]}: drafts change nothing", NOISES[1], 1, _COUPLED)
+@ROWS.row("6", f"coupled, {NOISES[0]}: drafts change nothing", NOISES[0], 1, _COUPLED)
+@ROWS.row("6", "greedy: drafts change nothing", "", 1, {})
+async def _unchanged(kit: Kit, need: str, part: int, changes: dict[str, Any]) -> str:
+    """Play a text, a part of the longest, that needs a capability or a noise."""
+    noise = need if need in NOISES else "philox"
+    async with kit.greeted("" if need in NOISES else need) as peer:
+        least = 48 if need in ("processors", "brief") else 1
+        count = min(max(least, kit.long // part), peer.welcome.context - 4)
+        request = kit.request(count, noise=noise, **changes)
+        drawn = request.scheme != "coupled" or noise in peer.welcome.noise
+        if request.scheme not in peer.welcome.schemes or not drawn:
+            raise NotTested(f"it does not offer scheme {request.scheme!r} with {noise!r}")
         want = await kit.want(request)
-        if scheme == "match" and not kit.known:
+        expect(need != "processors" or not {1, 7} & {*want}, "a banned id came")
+        if request.scheme == "match" and not kit.known:
             again = await peer.open(request)
             await again.fill(count)
             if again.text != want:
                 raise NotTested("its engine draws with coins of its own, anew each time")
             await again.bye() if not again.finish else None
-        near = await _near(kit, request, want) if main else {}
+        near = await _near(kit, request, want) if part < 8 and need != "exits" else {}
         stream = await peer.open(request, 0, want)
-        return await stream.play(17, near)
+        said = await stream.play(17, near, race=request.objective == "latency")
+    if need != "exits":
+        return said
+    if not stream.hints:
+        raise NotTested("its exits said nothing")
+    return f"{stream.hints} of them"
 
 
 @ROWS.row("6", "seed, sample, temperature, top_k and top_p matter")
@@ -182,40 +207,6 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "logit_bias": {"logit_bias": ((5, 100.0),)},
     "bad_words": {"bad_words": ((1,),)},
 }
-
-
-@ROWS.row("6.1", "processors, coupled: drafts change nothing", "coupled")
-@ROWS.row("6.1", "processors, greedy: drafts change nothing", "greedy")
-async def _processed(kit: Kit, scheme: str) -> str:
-    async with kit.greeted("processors") as peer:
-        if scheme not in peer.welcome.schemes:
-            raise NotTested(f"it does not offer scheme {scheme!r}")
-        count = min(max(48, kit.long // 8), peer.welcome.context - 4)
-        temperature = 0.0 if scheme == "greedy" else 0.9
-        request = kit.request(count, scheme=scheme, temperature=temperature, seed=7)
-        bias = ((5, 0.75), (7, -100.0))
-        request = replace(
-            request,
-            min_p=0.1,
-            repetition_penalty=1.25,
-            presence_penalty=0.5,
-            frequency_penalty=0.25,
-            bad_words=((1,), (2, 3)),
-            logit_bias=bias,
-            text_before=1,
-        )
-        want = await kit.want(request)
-        expect(not {1, 7} & {*want}, "a banned id came")
-        stream = await peer.open(request, 0, want)
-        return await stream.play(17, {})
-
-
-@ROWS.row("3.4", "brief blocks: drafts change nothing")
-async def _(kit: Kit) -> str:
-    async with kit.greeted("brief") as peer:
-        request = kit.request(min(max(48, kit.long // 8), peer.welcome.context - 4))
-        stream = await peer.open(request, 0, await kit.want(request))
-        return await stream.play(17, {})
 
 
 @ROWS.row("3.4", "brief opens: what they leave out is as before, or asked for")
@@ -459,14 +450,6 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
     await peer.silence(QUIET_S)
 
 
-@ROWS.row("4.2a", "a race: drafts change nothing")
-async def _(kit: Kit) -> str:
-    async with kit.greeted() as peer:
-        count = min(kit.long // 2, peer.welcome.context - 4)
-        stream, text = await _known(peer, kit, count, objective="latency", credit=4)
-        return await stream.play(5, await _near(kit, stream.request, text), race=True)
-
-
 @_streamed("4.2a", "credit", objective="latency", credit=8)
 async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
     for goal in (8, 16):
@@ -489,17 +472,6 @@ async def _(kit: Kit) -> None:
             await peer.open(request)
             await peer.say(Block(0, 0, (1,), evidence=b"xyz", race=True))
             await peer.refused("request", 0)
-
-
-@ROWS.row("3.3", "provisional verdicts")
-async def _(kit: Kit) -> str:
-    async with kit.greeted("exits") as peer:
-        count = min(kit.long // 2, peer.welcome.context - 4)
-        stream, _ = await _known(peer, kit, count, exits=True)
-        await stream.play(3, {})
-    if not stream.hints:
-        raise NotTested("its exits said nothing")
-    return f"{stream.hints} of them"
 
 
 # ---- ends

@@ -21,7 +21,7 @@ from draftwire.packages.manifest import Family
 from draftwire.sampling import make_decider, shape_for
 from draftwire.sampling.grammar import Rules
 from draftwire.transport.messages import Hello, Open
-from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
+from draftwire.verifier.backends.base import Frame, SlotTable, SlotTarget, Tell
 from draftwire.verifier.target_session import params_of
 
 NAME = "kit"
@@ -74,11 +74,7 @@ def text_of(
 ) -> list[int]:
     """Return the first ``count`` tokens that the target gives without drafts.
 
-    Args:
-        request: Of the stream.
-        count: At most so many; a grammar may end the text before.
-        vocab_size: Of the stream.
-        rules: What the grammar of the stream makes of it.
+    A grammar, of which ``rules`` are what it makes of the stream, may end the text before.
     """
     decider = decider_of(request, vocab_size)
     ids, begin = list(request.prompt), len(request.prompt)
@@ -100,8 +96,8 @@ def text_of(
     return ids[begin:]
 
 
-class KitTarget:
-    """The target as a backend of our verifier; see ``TargetBackend``."""
+class KitTarget(SlotTarget):
+    """The target as a backend of our verifier."""
 
     id = _fingerprint("target")
     name, version = NAME, "1"
@@ -114,33 +110,18 @@ class KitTarget:
 
     def __init__(self, *, slots: int = 16, context: int | None = None) -> None:
         self.slots, self.context = slots, min(context or CONTEXT, CONTEXT)
-        self._table = SlotTable(slots, self.context, VOCAB)
-        self._held: dict[int, list[int]] = {}
+        self.table = SlotTable(slots, self.context, VOCAB)
 
-    def allocate(self) -> int:
-        """See :class:`~draftwire.verifier.backends.base.TargetBackend`."""
-        slot = self._table.allocate()
-        self._held[slot] = []
-        return slot
-
-    def release(self, slot: int) -> None:
-        """See :class:`~draftwire.verifier.backends.base.TargetBackend`."""
-        self._table.release(slot)
-
-    def forward(
-        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
-    ) -> list[np.ndarray[Any, Any]]:
-        """See :class:`~draftwire.verifier.backends.base.TargetBackend`."""
-        self._table.check(batch)
+    def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
+        """See :class:`~draftwire.verifier.backends.base.SlotTarget`."""
         answers = []
-        for item in batch:
-            held = self._held[item.slot]
-            held[item.start :] = item.tokens.tolist()
-            ends = range(len(held) - item.rows + 1, len(held) + 1)
-            rows = [logits_after(held[max(0, end - 2) : end]) for end in ends]
+        for item in frame.items:
+            before = self.table.tokens[item.slot, max(0, item.start - 1) : item.start]
+            ids = [*before.tolist(), *item.tokens.tolist()]
+            ends = range(len(ids) - item.rows + 1, len(ids) + 1)
+            rows = [logits_after(ids[max(0, end - 2) : end]) for end in ends]
             answers.append(np.stack(rows) if rows else np.zeros((0, VOCAB), np.float32))
-        if on_exit is not None:  # it knows half of the logit
-            on_exit(0, [np.floor(rows / 2) for rows in answers])
+        if tell is not None:  # its exit knows half of the logit
+            tell(0, [np.floor(rows / 2) for rows in answers])
             time.sleep(_EXIT_S)
-        self._table.commit(batch)
         return answers

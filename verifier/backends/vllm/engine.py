@@ -35,7 +35,7 @@ from draftwire.verifier.backends.streaming import (
     Step,
 )
 from draftwire.verifier.backends.vllm import PINNED
-from draftwire.verifier.backends.vllm.adapters import empty_adapter, rank_of
+from draftwire.verifier.backends.vllm.loading import VllmLoader, empty_adapter, rank_of
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -78,46 +78,28 @@ def _import() -> Any:
 class VllmEngine:
     """One vLLM engine for a base checkpoint and the adapters on it; see ``VllmLoader``.
 
-    Attributes:
-        config: Of the model, once it is started.
-        context: Most tokens of a stream.
-        deaths: How often it has died.
-        closed: It takes no more streams.
-        users: Targets on it.
-        rank: The highest of an adapter.
-        runner: Which of vLLM's model runners it has, V1 or V2.
-
     Raises:
         ConfigError: vLLM is missing or unknown.
         ModelError: It does not start.
     """
 
-    def __init__(
-        self,
-        base: Path,
-        slots: int,
-        context: int | None,
-        dtype: str | None,
-        adapters: int,
-        options: dict[str, Any],
-        openai: tuple[str, int] | None,
-    ) -> None:
-        if openai and adapters:
+    def __init__(self, base: Path, settings: VllmLoader, rank: int) -> None:
+        if settings.openai and rank:
             raise ConfigError(
                 "OpenAI's clients are served by an engine without adapters only",
                 hint="leave out --openai, or the adapters",
             )
         self._vllm = _import()
-        self._openai = openai
+        self._openai = settings.openai
         self._front: tuple[Any, asyncio.Task[None]] | None = None
         self.base = base
-        self.deaths = 0
+        self.deaths = 0  # how often it has died
         self.users = 0  # targets on it
-        self.rank = adapters
-        self._settings = self._arguments(slots, context, dtype, adapters, options)
+        self.rank = rank  # the highest of an adapter
+        self._settings = self._arguments(settings)
         self._adapters: dict[Path, Any] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="draftwire-vllm-")
-        self._empty = empty_adapter(base, Path(self._scratch.name)) if adapters else None
+        self._empty = empty_adapter(base, Path(self._scratch.name)) if rank else None
         self._llm: Any = None  # AsyncLLM, over there
         self._runs: set[_Run] = set()
         self._outbox: dict[str, tuple[Any, ...]] = {}
@@ -136,14 +118,7 @@ class VllmEngine:
             raise
         self.context = int(self.config.max_model_len)
 
-    def _arguments(
-        self,
-        slots: int,
-        context: int | None,
-        dtype: str | None,
-        adapters: int,
-        options: dict[str, Any],
-    ) -> dict[str, Any]:
+    def _arguments(self, settings: VllmLoader) -> dict[str, Any]:
         from vllm.platforms import current_platform
 
         cpu = current_platform.is_cpu()
@@ -153,14 +128,15 @@ class VllmEngine:
             if v2
             else {"method": "custom_class", "model": f"{_HERE}.scheduler.NullProposer"}
         )
-        lora = {"enable_lora": True, "max_loras": min(slots, 8), "max_lora_rank": adapters}
+        slots = settings.slots
+        lora = {"enable_lora": True, "max_loras": min(slots, 8), "max_lora_rank": self.rank}
         return {
             "model": str(self.base),
             "skip_tokenizer_init": self._openai is None,
             "load_format": "safetensors",
-            "dtype": dtype or ("float32" if cpu else "auto"),
+            "dtype": settings.dtype or ("float32" if cpu else "auto"),
             "enforce_eager": cpu,
-            "max_model_len": context,
+            "max_model_len": settings.context,
             "max_num_seqs": slots,
             # A long prompt holds up the others for so much at a time.
             **(
@@ -174,8 +150,8 @@ class VllmEngine:
             "speculative_config": {**drafts, "num_speculative_tokens": _MOST},
             **({"logits_processors": [f"{_HERE}.v2:Processor"]} if v2 else {}),
             **({"block_size": 32} if cpu else {}),
-            **(lora if adapters else {}),
-            **options,
+            **(lora if self.rank else {}),
+            **(settings.engine_args or {}),
         }
 
     # ---- its thread
@@ -202,6 +178,7 @@ class VllmEngine:
 
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._settings))
+            # Which of vLLM's model runners it has, V1 or V2.
             self.runner = (await self._llm.collective_rpc("draftwire_install"))[0]
             await self._llm.engine_core.call_utility_async("draftwire_begin")
         except Exception as error:
@@ -342,9 +319,8 @@ class VllmEngine:
         seen = 0
         while any(run.reads for run in self._runs):
             await asyncio.sleep(0.4)
-            try:
-                step = await self._llm.engine_core.call_utility_async("draftwire_step")
-            except Exception:  # noqa: BLE001 - it is dying: its runs hear it
+            step = await self._asked("draftwire_step")
+            if step is None:
                 return
             for run in tuple(self._runs):
                 if run.reads and step != seen:
@@ -389,11 +365,15 @@ class VllmEngine:
 
     async def _send(self) -> None:
         items, self._outbox = list(self._outbox.items()), {}
-        now = time.monotonic()
+        await self._asked("draftwire_push", items, time.monotonic())
+
+    async def _asked(self, what: str, *args: Any) -> Any:
+        """Call our part of the scheduler; None where that fails."""
         try:
-            await self._llm.engine_core.call_utility_async("draftwire_push", items, now)
+            return await self._llm.engine_core.call_utility_async(what, *args)
         except Exception as error:  # noqa: BLE001 - the engine is dying: its runs hear it
-            log.info("a push failed: %s: %s", type(error).__name__, error)
+            log.info("%s failed: %s: %s", what, type(error).__name__, error)
+            return None
 
     def abort(self, run: _Run) -> None:
         """End a run's request."""

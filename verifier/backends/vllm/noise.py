@@ -191,9 +191,10 @@ def _noise(
     else:
         cells = ids >> 1
     moments = [p.moment(at) for p, at in zip(params, positions)]
+    keys_of_rounds = zip(*(round_keys(p.seed) for p in params))
     rows = [
         [[m & MASK for m in moments], [m >> 32 & MASK for m in moments]],
-        *([list(words) for words in zip(*keys)] for keys in zip(*map(_keys, params))),
+        *([list(words) for words in zip(*keys)] for keys in keys_of_rounds),
     ]
     numbers = torch.tensor(rows, device=device, dtype=torch.int64)[..., None]
     c0, c1 = cells, numbers[0, 0].expand_as(cells)
@@ -214,7 +215,3 @@ def _noise(
         high, low = torch.where(odd, c2, c0), torch.where(odd, c3, c1)
     unit = ((high >> 5).double() * 2.0**26 + (low >> 6).double() + 1.0) * 2.0**-53
     return (-torch.log(unit)).clamp_min(2.0**-54)
-
-
-def _keys(params: SamplingParams) -> list[tuple[int, int]]:
-    return round_keys(params.seed)
