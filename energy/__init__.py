@@ -33,16 +33,14 @@ from typing import Any
 _HOMES = {
     name: home
     for home, names in (
-        ("account.account", "Account Budget"),
-        ("account.measure", "measure"),
-        ("account.meter", "Meter"),
-        ("account.result", "EnergyResult"),
-        ("files.importer", "import_tegrastats"),
+        ("account.account", "Account Budget ModelSource"),
+        ("account.integral", "EnergyResult"),
+        ("account.meter", "Meter measure"),
+        ("files.logs", "import_tegrastats"),
         ("live.adapters", "ZeusLike carbon_row"),
         ("live.marks", "mark"),
         ("rails", "RailTable load_tables"),
         ("sources.choose", "choose_source find_sources open_meter"),
-        ("sources.modelled", "ModelSource"),
     )
     for name in names.split()
 }

@@ -17,8 +17,7 @@ from draftwire.bench.sim.cloud import SimVerifier, TargetModel
 from draftwire.bench.sim.device import VirtualEngine
 from draftwire.bench.sim.network import TwoWays, VirtualNetwork
 from draftwire.clock import Clock
-from draftwire.energy.account.account import Account
-from draftwire.energy.sources.modelled import ModelSource
+from draftwire.energy.account.account import Account, ModelSource
 from draftwire.errors import DraftwireError
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.drafter import Drafter, Model

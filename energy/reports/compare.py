@@ -12,7 +12,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Iterator, Sequence
 
-from draftwire.energy.account.uncertainty import SHARED, t_factor
+from draftwire.energy.account.integral import SHARED, t_factor
 from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError
 from draftwire.io import quantity

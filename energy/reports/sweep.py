@@ -14,7 +14,7 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Any, Callable, Sequence
 
-from draftwire.energy.account.uncertainty import t_factor
+from draftwire.energy.account.integral import t_factor
 from draftwire.energy.live.record import Recorded
 from draftwire.errors import BoardError, ConfigError, DraftwireError
 

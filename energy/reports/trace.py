@@ -8,7 +8,7 @@ from typing import Iterator, Sequence
 
 import numpy as np
 
-from draftwire.energy.account.result import Projector
+from draftwire.energy.account.integral import Projector
 from draftwire.energy.files.recording import Recording
 from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError

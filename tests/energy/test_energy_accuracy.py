@@ -18,18 +18,15 @@ import numpy as np
 import pytest
 
 from draftwire.energy.account.meter import Meter, deadline_ns
-from draftwire.energy.chips import load_chips
-from draftwire.energy.files.importer import import_tegrastats
-from draftwire.energy.files.instruments import read_meter
+from draftwire.energy.files.logs import import_tegrastats
+from draftwire.energy.files.meters import read_meter
 from draftwire.energy.files.recording import Recorder, read_recording
-from draftwire.energy.rails import load_tables
+from draftwire.energy.rails import load_chips, load_tables
 from draftwire.energy.reports.rows import analyse, row_of_recording
 from draftwire.energy.sources.choose import total_of
-from draftwire.energy.sources.counters import BatterySource, RaplSource
+from draftwire.energy.sources.counters import BatterySource, PmicSource, RaplSource
 from draftwire.energy.sources.hwmon import HwmonSource
-from draftwire.energy.sources.jtop import JtopSource
-from draftwire.energy.sources.pmic import PmicSource
-from draftwire.energy.sources.tegrastats import TegrastatsSource
+from draftwire.energy.sources.jetson import JtopSource, TegrastatsSource
 
 TABLES = load_tables()
 CASES = pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.mark.slow)])

@@ -14,8 +14,8 @@ from energy_lab import advance, run, setup, tree, write_recording
 
 from draftwire.energy.account.account import Account
 from draftwire.energy.live.adapters import CARBON, Measurement, ZeusLike, carbon_row
-from draftwire.energy.live.exporter import dashboard, serve
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener, find_listener, mark, send
+from draftwire.energy.live.watch import dashboard, serve
 from draftwire.energy.rails import load_tables
 from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import load_rows

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from draftwire.energy.files.instruments import load_instruments, parse_accuracy, read_meter
+from draftwire.energy.files.meters import load_instruments, parse_accuracy, read_meter
 from draftwire.energy.reports.rows import kind_of, load_rows
 from draftwire.energy.sources.bench import LineMeter, Ppk2Source, parse_line
 from draftwire.errors import ConfigError, SensorError

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from draftwire.energy.files.importer import import_tegrastats, parse_window
-from draftwire.energy.files.tegra_log import read_log
+from draftwire.energy.files.logs import import_tegrastats, parse_window, read_log
 from draftwire.energy.rails import load_tables
 from draftwire.energy.reports.rows import load_rows
-from draftwire.energy.sources.pmic import PmicSource, parse_adc
-from draftwire.energy.sources.tegrastats import parse_sample
+from draftwire.energy.sources.counters import PmicSource, parse_adc
+from draftwire.energy.sources.jetson import parse_sample
 from draftwire.errors import ConfigError
 
 TABLES = load_tables()
@@ -354,7 +353,7 @@ def test_window():
 
 BIG = r"""
 import io, re, sys
-from draftwire.energy.files.importer import import_tegrastats
+from draftwire.energy.files.logs import import_tegrastats
 from draftwire.energy.rails import load_tables
 class Endless(io.RawIOBase):
     def __init__(self, line, count):

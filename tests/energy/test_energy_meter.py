@@ -10,12 +10,11 @@ import pytest
 from energy_lab import CHOICE, Fake, Now, advance, setup
 
 from draftwire import energy
-from draftwire.energy.account.account import Account, Budget
+from draftwire.energy.account.account import Account, Budget, ModelSource
+from draftwire.energy.account.integral import Baseline
 from draftwire.energy.account.meter import Meter, deadline_ns
-from draftwire.energy.account.result import Baseline
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, monotonic_ns
-from draftwire.energy.sources.modelled import ModelSource
 from draftwire.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ import pytest
 from draftwire.energy.account.account import Account
 from draftwire.energy.account.meter import Meter, deadline_ns
 from draftwire.energy.account.phases import PhaseFit, shares
-from draftwire.energy.live.calibrate import fit_response
+from draftwire.energy.live.pulse import fit_response
 from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, Reading, Response
 from draftwire.errors import SensorError

@@ -12,11 +12,16 @@ from energy_lab import mainline, nx_rails, put
 
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.choose import choose_source, find_sources
-from draftwire.energy.sources.counters import BatterySource, RaplSource
-from draftwire.energy.sources.hwmon import GpuSource, HwmonSource
-from draftwire.energy.sources.nvml import NvmlSource
-from draftwire.energy.sources.pmic import PmicSource, parse_adc
-from draftwire.energy.sources.tegrastats import TegrastatsSource
+from draftwire.energy.sources.counters import (
+    BatterySource,
+    GpuSource,
+    NvmlSource,
+    PmicSource,
+    RaplSource,
+    parse_adc,
+)
+from draftwire.energy.sources.hwmon import HwmonSource
+from draftwire.energy.sources.jetson import TegrastatsSource
 from draftwire.errors import ConfigError, SensorError
 
 TABLES = load_tables()

@@ -246,7 +246,7 @@ def sentence(entry: dict[str, Any]) -> str:
 
 def _import(args: argparse.Namespace, log: str) -> int:
     """Examine one log, or one file of a meter."""
-    from draftwire.energy.files.importer import import_tegrastats
+    from draftwire.energy.files.logs import import_tegrastats
     from draftwire.energy.reports.rows import kind_of, rows_of_import
     from draftwire.energy.reports.text import as_table
 
@@ -278,13 +278,13 @@ def _import(args: argparse.Namespace, log: str) -> int:
 
 
 def _window(args: argparse.Namespace) -> tuple[float, float] | None:
-    from draftwire.energy.files.importer import parse_window
+    from draftwire.energy.files.logs import parse_window
 
     return parse_window(args.window) if args.window else None
 
 
 def _import_meter(args: argparse.Namespace, log: Path) -> int:
-    from draftwire.energy.files.instruments import read_meter
+    from draftwire.energy.files.meters import read_meter
     from draftwire.energy.live.pulse import align
     from draftwire.energy.reports.rows import row_of_recording
     from draftwire.energy.reports.text import as_table

@@ -82,7 +82,7 @@ def sources(args: argparse.Namespace) -> int:
 
 
 def _meters(args: argparse.Namespace) -> int:
-    from draftwire.energy.files.instruments import load_instruments
+    from draftwire.energy.files.meters import load_instruments
 
     known = load_instruments().values()
     meters = [vars(one) for one in known]
@@ -99,9 +99,8 @@ def watch(args: argparse.Namespace) -> int:
     """Show watts while they come, or serve them."""
     if args.http is not None or args.dashboard:
         return _export(args)
-    from draftwire.energy.live.exporter import live_metrics
     from draftwire.energy.live.marks import MarkListener
-    from draftwire.energy.live.watch import as_event, frames
+    from draftwire.energy.live.watch import as_event, frames, live_metrics
 
     meter, _ = open_live(args)
     marks = MarkListener()
@@ -136,7 +135,7 @@ def record(args: argparse.Namespace) -> int:
         return _mark(args)
     if args.out is None:
         raise ConfigError("no --out", hint="--out FILE.jsonl takes the recording")
-    from draftwire.energy.account.context import read_context
+    from draftwire.energy.account.meter import read_context
     from draftwire.energy.files.recording import Recorder
     from draftwire.energy.live import record as live
 
@@ -182,7 +181,7 @@ def sweep(args: argparse.Namespace) -> int:
     """Run a command in each of the power modes."""
     from draftwire.boards.system import power_mode
     from draftwire.boards.tree import Tree
-    from draftwire.energy.account.context import mode_name
+    from draftwire.energy.account.meter import mode_name
     from draftwire.energy.live import record as live
     from draftwire.energy.reports.sweep import Point, set_mode
     from draftwire.energy.reports.sweep import sweep as run_modes
@@ -284,7 +283,7 @@ def sweep(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from draftwire.energy.live.calibrate import calibrate, save
+    from draftwire.energy.live.pulse import calibrate, save
 
     seconds = seconds_of(args.seconds) or 40.0
     args.hz = max(args.hz, 50.0)
@@ -318,7 +317,7 @@ def _mark(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from draftwire.energy.live.exporter import dashboard, serve
+    from draftwire.energy.live.watch import dashboard, serve
 
     if args.dashboard:
         write_text(args.dashboard, dashboard())
