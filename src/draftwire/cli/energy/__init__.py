@@ -320,7 +320,7 @@ def _load(args: argparse.Namespace, path: Path) -> list[Row]:
 
 def report(args: argparse.Namespace) -> int:
     """Show files: their rows as a table or in another form, and pictures of them."""
-    from draftwire.energy.reports import page, perfetto, plots, text
+    from draftwire.energy.reports import page, plots, text, trace
 
     if args.imported:
         if len(args.files) > 1:
@@ -340,7 +340,7 @@ def report(args: argparse.Namespace) -> int:
     for path, write in (
         (args.plot, plots.plot),
         (args.html, page.write_page),
-        (args.trace, perfetto.write_trace),
+        (args.trace, trace.write_trace),
     ):
         if path:
             write(rows, path)

@@ -213,6 +213,10 @@ def sweep(args: argparse.Namespace) -> int:
         note = set_mode(mode, number, template=args.set, present=present, agree=agree)
         notes.extend([note] if note else [])
 
+    def settled(mode: str) -> None:
+        enter(mode)
+        time.sleep(settle_s)
+
     def run(mode: str, number: int) -> live.Recorded:
         meter, _ = open_live(args)
         with meter:
@@ -251,10 +255,9 @@ def sweep(args: argparse.Namespace) -> int:
     try:
         points = run_modes(
             modes,
-            enter=enter,
+            enter=settled,
             run=run,
             repeats=args.repeats,
-            settle=lambda: time.sleep(settle_s),
             leave=leave,
             done=keep,
         )
