@@ -1,16 +1,14 @@
 """Which rails make the total, and how exact each of them is.
 
-Summing every rail is wrong by +69 % on a real Xavier NX log and +8 % on a real AGX Orin
-log: parts hang below other rails.  The table comes from the board profiles as data; two
-votes are taken, one from the board and one from the set of rail names alone.  When they
-disagree there is a warning, and when neither knows there is no total: nothing is
-guessed.
+Summing every rail is wrong by +69 % on a real Xavier NX log: parts hang below other rails.
+The table comes from the board profiles as data; two votes are taken, one from the board
+and one from the set of rail names alone.  When they disagree there is a warning, and when
+neither knows there is no total: nothing is guessed.
 
 INA power chips are known by their data sheets (``chips.toml``): limits, not typical
-values, over 40 K around 25 C and 1.7 V around a supply of 3.3 V, added up.  An error of
-the shunt's voltage is the same at any current.  One of the bus voltage is in proportion
-to it, so gains, drift, bus offset at this voltage and the tolerance of the shunt resistor
-make one relative figure.
+values, added up.  An error of the shunt's voltage is the same at any current.  One of the
+bus voltage is in proportion to it, so gains, drift, bus offset at this voltage and the
+tolerance of the shunt resistor make one relative figure.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence, Tuple
 
 from draftwire.errors import ConfigError
 
-_KELVIN, _VOLT = 40.0, 1.7
+_KELVIN, _VOLT = 40.0, 1.7  # around 25 C and a supply of 3.3 V
 SHUNT = 0.01  # of a resistor whose tolerance nobody states
 Offset = Tuple[float, float, float]
 

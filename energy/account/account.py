@@ -1,19 +1,11 @@
 """The runtime's own account: joules by phase and by token of one generation.
 
-How the runtime uses it stands in ``draftwire.energy``.
-
 ``phase`` costs under a microsecond: it appends to a list that the sampler's thread
 folds in, so memory stays bounded for any length.  Phases are words of design.md:
 ``prefill``, ``draft``, ``transmit``, ``wait``, ``verify-wait``, ``idle``; any other
-word works too.
-
-How energy is split: see ``energy.phases``.  The mean power of a phase times its exact
-seconds is its energy; one factor makes the phases sum to the trapezoid's total exactly.
-A phase that the sensor cannot tell from others has no energy, and a reason.
-
-For machines without a sensor there is a stated model: watts per phase.  Nobody measured
-these joules, and everything that shows them says so: the kind is ``modelled`` and the
-source's name starts with ``model:``.
+word works too.  The mean power of a phase (``phases``) times its exact seconds is its
+energy; one factor makes the phases sum to the trapezoid's total exactly.  A phase that
+the sensor cannot tell from others has no energy, and a reason.
 """
 
 from __future__ import annotations

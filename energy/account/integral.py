@@ -4,23 +4,8 @@ One streaming integrator for live windows and logs, each signal for itself: trap
 the true stamps, never on a nominal interval; linear interpolation at the window's edges;
 energy counters are subtracted instead.  Where no sample came for longer than
 ``max_gap_ns`` there is a *hole*: it is bridged by a straight line, its seconds are
-counted, and what it may have hidden goes into the uncertainty.
-
-How wrong the joules can be: a 95 % half-width from stated terms; sensor data sheet, not
-calibrated.  Each is a standard uncertainty; twice the root of the sum of their squares:
-
-- ``offset``: largest constant error of each rail of the total, over the whole time;
-- ``gain``: largest relative error;
-- ``quantisation``: one step, averaged down only as often as the reading changed;
-- ``sampling``: what happens between samples.  Differences of neighbours tell how fast
-  the power moves; for samples that are independent of the load (the meter dithers its
-  deadlines for that reason) the variance of the integral is half the sum of
-  ``(difference x period)^2``, and a single step in an interval errs by less;
-- ``edge``: held values at the ends of the window;
-- ``lag``: a sensor that renews late shifts energy over the edges;
-- ``clock``: time stamps of coarse resolution;
-- ``hole``: energy that nobody saw, as if the power had stood at the run's lowest or
-  highest reading throughout every hole.
+counted, and what it may have hidden goes into the uncertainty.  What makes the 95 %
+half-width, and the flags: docs/energy.md.
 """
 
 from __future__ import annotations

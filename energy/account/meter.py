@@ -10,19 +10,6 @@ golden-ratio sequence spreads more evenly, but ties the weight of a sample to it
         with meter.window("draft") as w:
             work()
         print(w.result.energy_j, w.result.uncertainty_j, w.result.scope)
-
-With a window goes what its figures mean nothing without: power mode, clocks and
-temperatures, read from files, so no root and no tool is needed; mode numbers differ
-between boards and firmware, so modes go by name.  For a piece of other people's code::
-
-    with draftwire.energy.measure("grasp") as m:
-        grasp()
-    print(m.energy_j, m.uncertainty_j, m.scope, m.why_null)
-
-    @draftwire.energy.measure("plan")
-    def plan(): ...
-
-    plan(); print(plan.energy[-1].energy_j)
 """
 
 from __future__ import annotations

@@ -1,19 +1,13 @@
 """Which phase took the power: a fit of the readings on what the device was doing.
 
-A phase of a speculative session lasts 5 to 50 ms.  No sensor shows it alone: a reading
-comes late by a *lag*, averages over a *window*, and is renewed at a moment that is known
-to a *jitter* only.  So a reading is modelled as the sum over phases of the phase's mean
-power times its *share* of the stretch that the reading stands for (the phase's 0-or-1
-signal, folded with the window and the jitter, shifted by the lag), and the mean powers
-are found by least squares over the run.
+No sensor shows a phase of 5 to 50 ms alone: a reading comes late by a *lag*, averages over
+a *window*, and is renewed at a moment that is known to a *jitter* only.  So a reading is
+the sum over phases of the phase's mean power times its *share* of what the reading stands
+for, and the mean powers are found by least squares over the run.  The method, and what
+its intervals span: docs/energy.md.
 
-Their uncertainty comes from the residuals, summed over blocks of neighbouring samples
-(a cluster-robust "sandwich": Liang and Zeger, Biometrika 73, 1986), and from the
-response, which is known to a range only: the interval of a phase spans the fits over
-the corners of that range.  Nor does a load follow its switches at once (clocks,
-capacitors): fits that let each phase's power run on into the next for some milliseconds
-count as well, unless the readings speak against them.  A sensor that cannot tell phases
-apart gives no figure for them, and the reason.
+Source:
+    Liang and Zeger, Biometrika 73, 1986: the cluster-robust "sandwich" over blocks.
 """
 
 from __future__ import annotations

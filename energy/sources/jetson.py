@@ -1,15 +1,14 @@
 """A Jetson's rails through others, where sysfs cannot be read: tegrastats and jtop.
 
-tegrastats: newlines do not count (one real log is 18 samples on a line).  The second
-number of a rail is the mean since that tegrastats started, not a window mean: it is read
-only to find restarts.  Powers can be negative.  ``NC`` can come twice.
+The second number of a rail of tegrastats is the mean since it started, not a window mean:
+it is read only to find restarts.  Powers can be negative.  ``NC`` can come twice.
 
 jtop (jetson-stats), when the user has it: never required, nothing of it copied.  Until
 4.1.5 ``power`` was a tuple ``(total, rails)`` with ``cur`` in mW; from 4.2.0 it is a dict
-with ``rail`` and ``power`` in mW.  The board's input rail (``VDD_IN``, ``POM_5V_IN``, from
-7.2 ``VIN``) is *moved* out of the rails into the total: a dict names it there, the tuple
-does not.  A total without a name is a plain sum, which adds rails twice on AGX Orin, and
-``avg`` is a half-weight filter: neither is used.  A sample carries no sensor time.
+with ``rail`` and ``power``.  The board's input rail (``VDD_IN``, ``POM_5V_IN``, ``VIN``) is
+*moved* out of the rails into the total: a dict names it there, the tuple does not.  A total
+without a name is a plain sum, which adds rails twice on AGX Orin, and ``avg`` is a
+half-weight filter: neither is used.
 """
 
 from __future__ import annotations
