@@ -65,21 +65,14 @@ def test_the_xavier_nx_burn_is_1350_joules():
     assert result.uncertainty_j == pytest.approx(40, abs=2)  # of the chip and its shunt
 
 
-def test_a_board_without_rails_has_no_joules():
+def test_other_real_logs():
     imported = named("no-rails")
     assert imported.energy_j is None
     assert "no power rail" in imported.runs[0].result.why_null
-
-
-def test_two_machines_in_one_file_are_two_runs():
-    imported = named("orin-nano-8g_r36_beszel")
+    imported = named("orin-nano-8g_r36_beszel")  # two machines in one file
     assert len(imported.runs) == 2
     assert {"restart", "several-runs"} <= {f.kind for f in imported.findings}
-
-
-def test_thor_takes_the_module_and_knows_the_board():
-    result = named("agx-thor_r38.4").runs[0].result
-    assert "13.48 W" in result.notes[0]
+    assert "13.48 W" in named("agx-thor_r38.4").runs[0].result.notes[0], "the module"
 
 
 def test_the_pi5_sample_is_7_240_watts():
@@ -112,16 +105,13 @@ DUMP += "VDD_CORE_V volt(15)=1.50000000V\nHDMI_V volt(23)=5.0V\nEXT5V_V volt(24)
     ids=["--interval", "date", "epoch", "journald"],
 )
 def test_dumps_of_a_pi_5_are_a_log(tmp_path, before, each, options):
-    rows = [
-        before.format(s=s, t=1764417600 + s) + each.format(s=s) + line
-        for s in range(30)
-        for line in DUMP.splitlines(keepends=True)
-    ]
-    rows = (
-        rows if each else [before.format(s=s, t=1764417600 + s) + DUMP for s in range(30)]
-    )
     path = tmp_path / "pi.log"
-    path.write_text("".join(rows))
+    dumps = [
+        before.format(s=s, t=1764417600 + s)
+        + "".join(each.format(s=s) + line for line in DUMP.splitlines(keepends=True))
+        for s in range(30)
+    ]
+    path.write_text("".join(dumps))
     options["rails"] = ("VDD_CORE", "HDMI")
     (row,) = load_rows(path, TABLES, **options)
     assert (row.source, row.samples) == ("pmic-log", 30)
@@ -162,18 +152,11 @@ def kinds(imported):
     return [finding.kind for finding in imported.findings]
 
 
-def test_constant_power():
-    imported = read(lines([(5000,)] * 61))
-    assert imported.energy_j == pytest.approx(300.0, rel=1e-6)
+@pytest.mark.parametrize("between", ["\n", " ", ""])
+def test_constant_power_however_lines_are_broken(between):
+    imported = read(between.join(lines([(5000,)] * 18)).encode())
+    assert imported.samples == 18 and imported.energy_j == pytest.approx(85.0, rel=1e-6)
     assert not imported.findings
-
-
-def test_eighteen_samples_on_one_line():
-    one = " ".join(lines([(5000,)] * 18)).encode()
-    assert read(one).samples == 18
-    glued = "".join(lines([(5000,)] * 18)).encode()
-    imported = read(glued)
-    assert imported.samples == 18 and imported.energy_j == pytest.approx(85.0)
 
 
 def test_three_fields_of_r39():
@@ -293,14 +276,11 @@ def test_a_cut_line_is_used_for_what_it_holds():
     assert imported.runs[0].result.energy_j == pytest.approx(5.0 * 19)
 
 
-def test_an_unknown_board_is_asked_for_its_rails():
+def test_no_joules_and_why():
     text = lines([(5000, 3000)] * 20, rails=("VDD_FOO", "VDD_BAR"))
     imported = read(text)
     assert imported.energy_j is None and "--rails" in imported.runs[0].result.why_null
     assert read(text, rails=["VDD_FOO"]).energy_j == pytest.approx(95.0)
-
-
-def test_a_dead_rail_is_no_zero():
     imported = read(lines([(0,)] * 30))
     assert imported.energy_j is None
     assert "0 W throughout" in imported.runs[0].result.why_null
@@ -383,26 +363,16 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-def big(megabytes):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+@needs_proc
+@pytest.mark.parametrize("megabytes", [5, pytest.param(500, marks=pytest.mark.slow)])
+def test_memory_of_a_long_log(megabytes):
     done = subprocess.run(
         [sys.executable, "-c", BIG, str(megabytes * 1_000_000)],
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         stdout=subprocess.PIPE,
         check=True,
     )
-    return int(done.stdout.split()[0])
-
-
-@needs_proc
-def test_memory_of_a_5_mb_log():
-    assert big(5) < 100
-
-
-@pytest.mark.slow
-@needs_proc
-def test_memory_of_a_500_mb_log():
-    assert big(500) < 100
+    assert int(done.stdout.split()[0]) < 100
 
 
 PREFIXES = {
