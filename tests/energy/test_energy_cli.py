@@ -68,9 +68,8 @@ def test_record_a_command_with_marks(tmp_path, capsys):
     assert entry["context"]["start"]["power_mode"] == "25W"
     again, _ = analyse(read_recording(out))
     assert again["joules"] == pytest.approx(entry["joules"], rel=0.02)
-    assert again["seconds_by_phase"]["draft"] == pytest.approx(
-        entry["seconds_by_phase"]["draft"], abs=1e-3
-    )
+    seconds = [found["seconds_by_phase"]["draft"] for found in (again, entry)]
+    assert seconds[0] == pytest.approx(seconds[1], abs=1e-3)
     with pytest.raises(ConfigError, match="exists"):
         run("record", "--out", out, "--for", "1s", *where)
 
@@ -150,22 +149,11 @@ def test_report_html_is_self_contained(recording, tmp_path, capsys):
 
 
 def test_report_of_run_reports(tmp_path, capsys):
-    report = {
-        "schema": "draftwire.report/1",
-        "tokens": 20,
-        "drafted": 30,
-        "accepted": 15,
-        "seconds": {"total": 4.0},
-        "mode": {"objective": "energy"},
-        "energy": {
-            "joules": 20.0,
-            "source": "sysfs-ina3221",
-            "scope": "module",
-            "uncertainty": 0.8,
-            "by_phase": {"draft": 15.0, "wait": 5.0},
-            "why_null": None,
-        },
-    }
+    report = {"schema": "draftwire.report/1", "tokens": 20, "drafted": 30, "accepted": 15}
+    report.update(seconds={"total": 4.0}, mode={"objective": "energy"})
+    known = {"source": "sysfs-ina3221", "scope": "module", "uncertainty": 0.8}
+    known["by_phase"] = {"draft": 15.0, "wait": 5.0}
+    report["energy"] = {"joules": 20.0, **known, "why_null": None}
     null = {**report, "energy": {"joules": None, "why_null": "no sensor"}}
     path = tmp_path / "runs.json"
     path.write_text(json.dumps([report, null]))
@@ -219,9 +207,8 @@ def pulse_edges(begin):
 def test_import_a_meter_and_align_it(tmp_path, capsys):
     edges = pulse_edges(1.0)
     log = meter_file(tmp_path / "meter.csv", edges, shift=2.37)
-    path = write_recording(
-        tmp_path / "run.jsonl", [4.0] * 180, phases=[(7.0, "draft"), (8.0, "wait")]
-    )
+    phases = [(7.0, "draft"), (8.0, "wait")]
+    path = write_recording(tmp_path / "run.jsonl", [4.0] * 180, phases=phases)
     with open(path, "a") as file:
         for i, edge in enumerate(edges):
             mark = "pulse off" if i % 2 else "pulse on"
@@ -259,12 +246,11 @@ def test_compare_one_run_each():
 
 
 def test_compare_shares_what_one_sensor_shares():
-    big = {"offset": 5.0, "gain": 1.0, "sampling": 0.5}
-    one = compare([row(100.0, 10.0, terms=big)], [row(104.0, 10.0, terms=big)])
+    terms = {"offset": 5.0, "gain": 1.0, "sampling": 0.5}
+    a = [row(100.0, 10.0, terms=terms)]
+    one = compare(a, [row(104.0, 10.0, terms=terms)])
     assert one.real, "the same offset on both sides cancels"
-    two = compare(
-        [row(100.0, 10.0, terms=big)], [row(104.0, 10.0, terms=big, source="meter")]
-    )
+    two = compare(a, [row(104.0, 10.0, terms=terms, source="meter")])
     assert not two.real and any("sources differ" in text for text in two.warnings)
 
 
@@ -272,10 +258,8 @@ def test_compare_runs_decides_by_their_spread():
     a = [row(j, 0.2) for j in (100.0, 106.0, 94.0)]
     b = [row(j, 0.2) for j in (103.0, 109.0, 97.0)]
     assert not compare(a, b).real
-    tight = compare(
-        [row(j, 0.2) for j in (100.0, 100.1)], [row(j, 0.2) for j in (103.0, 103.1)]
-    )
-    assert tight.real
+    a, b = ([row(j, 0.2) for j in side] for side in ((100.0, 100.1), (103.0, 103.1)))
+    assert compare(a, b).real
 
 
 def test_compare_refuses_what_cannot_be_compared():

@@ -283,12 +283,9 @@ def test_votes_that_disagree_warn():
     assert any("jetson-agx-orin" in text for text in choice.warnings)
 
 
-def test_vin_sys_alone_is_not_a_total():
+def test_what_is_not_a_total():
     assert choose_total(["VIN_SYS_5V0"], TABLES).total is None
     assert choose_total(["VIN_SYS_5V0"], TABLES, board="jetson-agx-orin").total is None
-
-
-def test_a_board_without_rails_is_no_zero():
     choice = choose_total([], TABLES, board="jetson-nano-2gb")
     assert choice.total is None and "no power rail" in choice.why_none
 
@@ -303,14 +300,8 @@ PMIC = """ 3V3_SYS_A current(1)=0.10000000A
 
 
 def test_pmic_pairs_by_name():
-    assert parse_adc(PMIC) == {
-        "3V3_SYS": pytest.approx(0.33),
-        "VDD_CORE": pytest.approx(1.7),
-    }
+    assert parse_adc(PMIC) == pytest.approx({"3V3_SYS": 0.33, "VDD_CORE": 1.7})
     assert PmicSource(lambda: PMIC).rails == ("3V3_SYS", "VDD_CORE")
-
-
-def test_pmic_that_refuses_is_no_zero():
     with pytest.raises(SensorError, match="VCHI"):
         PmicSource(lambda: "VCHI initialization failed")
 
@@ -330,10 +321,13 @@ def test_rapl_wraps_and_adds_packages_only(tmp_path):
     assert source.rails == ("package-0", "package-1")
     rapl(tmp_path, [400_000, 100_100])
     reading = source.read()
-    assert reading.joules == {
-        "package-0": pytest.approx(0.5),
-        "package-1": pytest.approx(0.1),
-    }
+    assert reading.joules == pytest.approx({"package-0": 0.5, "package-1": 0.1})
+
+
+def test_rapl_set_back_without_a_range_is_no_energy(tmp_path):
+    source = RaplSource(rapl(tmp_path, [900_000], wrap=0))
+    rapl(tmp_path, [100], wrap=0)
+    assert source.read().joules == {}
 
 
 def battery(root, **files):
@@ -413,9 +407,3 @@ def test_nvml_not_supported_is_no_zero():
     with pytest.raises(SensorError, match="NotSupported"):
         NvmlSource(Nvml(3))
     assert NvmlSource(Nvml(0)).read().watts == {"GPU0": pytest.approx(71.234)}
-
-
-def test_rapl_set_back_without_a_range_is_no_energy(tmp_path):
-    source = RaplSource(rapl(tmp_path, [900_000], wrap=0))
-    rapl(tmp_path, [100], wrap=0)
-    assert source.read().joules == {}
