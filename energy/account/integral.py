@@ -145,10 +145,10 @@ class Integrator:
         if beyond_s:
             self._hole(i, beyond_s, watt * beyond_s)
 
-    def finish(self, end_ns: int | None = None) -> None:
-        """Close the window; without ``end_ns`` it ends at the last sample."""
+    def finish(self) -> None:
+        """Close the window; without an end it ends at the last sample."""
         if self.end_ns is None:
-            self.end_ns = self._last_ns if end_ns is None else end_ns
+            self.end_ns = self._last_ns
         if self.start_ns is None:
             return
         for i, seen in enumerate(self.seen):

@@ -21,7 +21,6 @@ import math
 import re
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Sequence, TypeVar
 
@@ -44,7 +43,6 @@ from draftwire.energy.sources.base import (
 from draftwire.errors import ConfigError, SensorError
 
 DEFAULT_HZ = 20.0
-RING = 72_000  # one hour at 20 Hz
 MAX_FAILURES = 50
 KEEP = 1000  # results that a decorated function remembers
 _MASK = (1 << 64) - 1
@@ -55,7 +53,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 log = logging.getLogger("draftwire.energy")
 
 
-class RingSample(NamedTuple):
+class Sample(NamedTuple):
     """One sample as the meter keeps it: total first, then rails, then other totals."""
 
     t_ns: int
@@ -81,7 +79,6 @@ class Meter:
         choice: TotalChoice,
         *,
         hz: float = DEFAULT_HZ,
-        ring: int = RING,
         clock: Clock = monotonic_ns,
         context: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
@@ -98,10 +95,10 @@ class Meter:
         self.broken = ""
         self.baseline: Baseline | None = None
         self.response = source.response
-        self.ring: deque[RingSample] = deque(maxlen=ring)  # for plots
+        self.samples = 0
         self.context = context or dict
         self.lock = threading.RLock()  # held while a sample is taken
-        self.last: RingSample | None = None
+        self.last: Sample | None = None
         self.min_step_w: float | None = None  # smallest change of the total so far
         self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
         self.context_step2 = 0.0  # mean (difference x period)^2 of late
@@ -220,8 +217,8 @@ class Meter:
                 step = change * width_ns * 1e-9
                 if width_ns <= self.max_gap_ns and step == step:
                     self.context_step2 += (step * step - self.context_step2) * 0.02
-            self.last = RingSample(reading.t_ns, watts, joules)
-            self.ring.append(self.last)
+            self.last = Sample(reading.t_ns, watts, joules)
+            self.samples += 1
             for listener in self._listeners:
                 listener(reading.t_ns, watts, joules)
 

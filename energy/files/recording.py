@@ -38,7 +38,8 @@ MAX_LINE = 1 << 20
 class Recorder:
     """Writes samples as they come to a file that does not exist yet, unless ``force``; a
     full disk ends the file (``truncated`` says why) and not the measurement. By ``hz``
-    readers tell a gap from a period. ConfigError: the file cannot be written."""
+    readers tell a gap from a period; ``known``: what else the header has, such as
+    ``board``, ``context``, ``command``. ConfigError: the file cannot be written."""
 
     def __init__(
         self,
@@ -47,10 +48,8 @@ class Recorder:
         projector: Projector,
         *,
         hz: float | None = None,
-        board: str | None = None,
-        context: dict[str, Any] | None = None,
-        extra: dict[str, Any] | None = None,
         force: bool = False,
+        **known: Any,
     ) -> None:
         self.path = path
         self.truncated = ""
@@ -82,15 +81,13 @@ class Recorder:
             why_none=choice.why_none,
             warnings=choice.warnings,
             hz=hz,
-            board=board,
             accuracy={rail: vars(known) for rail, known in accuracy.items()},
             parts=choice.table.parts if choice.table else (),
             update_s=source.update_s,
             response=vars(source.response),
             notes=source.notes,
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            context=context or {},
-            **(extra or {}),
+            **known,
         )
 
     def _put(self, **line: Any) -> None:

@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from draftwire.io import write_text
 # On, off, on, off, on: lengths that have no common period, so one shift fits best.
 PATTERN_S = (1.0, 0.7, 0.5, 1.3, 1.1)
 EDGES = len(PATTERN_S) + 1
+STEP_S = 0.01  # of the grid on which readings and pattern are laid over each other
 LONGEST_S = 0.6  # no lag or window beyond it is looked for
 
 
@@ -43,12 +44,7 @@ class Offset(NamedTuple):
     correlation: float  # 1 for a perfect pattern; below 0.5 nothing is claimed
 
 
-def make_pulse(
-    pattern_s: Sequence[float] = PATTERN_S,
-    *,
-    threads: int = 2,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[int]:
+def make_pulse(pattern_s: Sequence[float] = PATTERN_S, *, threads: int = 2) -> list[int]:
     """Make the load pulse; return the nanoseconds of each switch, on first. Threads share
     a lock that numpy's matrix product lets go."""
     on, done = threading.Event(), threading.Event()
@@ -67,7 +63,7 @@ def make_pulse(
     for place, length in enumerate(pattern_s):
         (on.clear if place % 2 else on.set)()
         edges.append(time.monotonic_ns())
-        sleep(length)
+        time.sleep(length)
     on.clear()
     edges.append(time.monotonic_ns())
     done.set()
@@ -76,12 +72,7 @@ def make_pulse(
     return edges
 
 
-def find_offset(
-    samples: Sequence[tuple[float, float]],
-    edges_s: Sequence[float],
-    *,
-    step_s: float = 0.01,
-) -> Offset:
+def find_offset(samples: Sequence[tuple[float, float]], edges_s: Sequence[float]) -> Offset:
     """Find when the meter (seconds, watts) saw the load switch at ``edges_s`` of our
     clock, on first; a ConfigError where its file does not show the pulse."""
     table = np.asarray(samples, dtype=np.float64)
@@ -91,12 +82,12 @@ def find_offset(
     edges = np.asarray(edges_s, dtype=np.float64)
     length = edges[-1] - edges[0]
     margin = min(1.0, length / 4)
-    n = int((t[-1] - t[0]) / step_s) + 1
-    if n * step_s < length:
+    n = int((t[-1] - t[0]) / STEP_S) + 1
+    if n * STEP_S < length:
         raise ConfigError("the meter's file is shorter than the load pulse")
-    grid = np.interp(t[0] + np.arange(n) * step_s, t, w)
-    m = int((length + 2 * margin) / step_s)
-    places = edges[0] - margin + np.arange(m) * step_s
+    grid = np.interp(t[0] + np.arange(n) * STEP_S, t, w)
+    m = int((length + 2 * margin) / STEP_S)
+    places = edges[0] - margin + np.arange(m) * STEP_S
     pattern = (np.searchsorted(edges, places, side="right") % 2).astype(np.float64)
     pattern -= pattern.mean()
     padded = np.concatenate([np.full(m, grid[0]), grid, np.full(m, grid[-1])])
@@ -114,10 +105,10 @@ def find_offset(
             f"no load pulse in the meter's file (best correlation {correlation:.2f})",
             hint="record with --pulse while the meter logs, with nothing else running",
         )
-    start_meter = t[0] + (best - m) * step_s + margin
+    start_meter = t[0] + (best - m) * STEP_S + margin
     near = np.flatnonzero(score > correlation - 0.02)
-    near = near[np.abs(near - best) < int(0.5 / step_s)]
-    half = max(step_s, float(near.max() - near.min()) * step_s / 2)
+    near = near[np.abs(near - best) < int(0.5 / STEP_S)]
+    half = max(STEP_S, float(near.max() - near.min()) * STEP_S / 2)
     return Offset(float(edges[0] - start_meter), half, correlation)
 
 
@@ -165,14 +156,14 @@ class Calibration:
         return {"schema": "draftwire.energy-calibration/1", **found}
 
 
-def calibrate(meter: Meter, seconds: float = 40.0, *, seed: int = 1) -> Calibration:
+def calibrate(meter: Meter, seconds: float = 40.0) -> Calibration:
     """Load the processor in a pattern and fit the sensor's response.
 
     Others should be at rest; 40 s tell a lag to a few milliseconds. A SensorError where the
     load did not move the reading.
     """
     pattern: list[float] = []
-    rng = random.Random(seed)
+    rng = random.Random(1)
     while sum(pattern) < seconds:
         pattern.append(rng.uniform(0.03, 0.5))
     samples: list[tuple[float, float]] = []

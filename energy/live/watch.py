@@ -16,23 +16,20 @@ from draftwire.energy.live.record import pull
 from draftwire.energy.reports.text import prometheus
 from draftwire.errors import ConfigError
 
+EVERY_S = 0.5
 BAR = 28
 SPARK = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
 def frames(
-    meter: Meter,
-    marks: MarkListener,
-    *,
-    every_s: float = 0.5,
-    seconds: float | None = None,
+    meter: Meter, marks: MarkListener, seconds: float | None = None
 ) -> Iterator[tuple[Account, str]]:
     """Yield the account and the text of each frame until the time (None: for ever) is
     over."""
     account = Account(meter, mirror=False).start("run")
     history: list[float] = []
     while True:
-        time.sleep(every_s)
+        time.sleep(EVERY_S)
         pull(marks, account)
         elapsed_s = (meter.clock() - account.start_ns) * 1e-9
         if meter.last is not None and meter.last.watts[0] == meter.last.watts[0]:

@@ -174,7 +174,7 @@ def analyse(
     period_s = 1.0 / hz if hz else statistics.median(steps) * 1e-9 if steps else 1.0
     origin = now = samples[0].t_ns
     rate = min(1000.0, 1 / max(period_s, 1e-3))
-    meter = Meter(ReplaySource(recording), recording.choice, hz=rate, ring=1)
+    meter = Meter(ReplaySource(recording), recording.choice, hz=rate)
     # What one period may be: the recorded deadlines are dithered, gaps are counted.
     meter.period_ns = int(period_s * 1e9)
     if header.get("baseline_w") is not None:

@@ -142,7 +142,7 @@ def error_of(result, exact):
 
 def fresh(source, now, **choice):
     now.ns = 0
-    return Meter(source, total_of(source, TABLES, **choice), clock=now, ring=4)
+    return Meter(source, total_of(source, TABLES, **choice), clock=now)
 
 
 def trials(cases, seed, now, source, showing, length=20.0, a_s=(0.5, 8.0), b_s=(2.0, 10.0),

@@ -60,7 +60,7 @@ def played(response, hz):
     source = Fake(None, None)
     source.paced, source.response = True, response
     source.accuracy = {"VDD_IN": replace(source.accuracy["VDD_IN"], offset_w=0.0, gain=0.0)}
-    meter = Meter(source, CHOICE, hz=hz, clock=lambda: now[0], ring=1)
+    meter = Meter(source, CHOICE, hz=hz, clock=lambda: now[0])
     return meter, Account(meter, clock=lambda: now[0]), now
 
 

@@ -139,7 +139,7 @@ def record(args: argparse.Namespace) -> int:
     command = _command(args)
     meter, board = open_live(args)
     with meter:
-        extra: dict[str, Any] = {"command": command}
+        known: dict[str, Any] = {"command": command}
         if args.baseline:
             idle = meter.measure_baseline(seconds_of(args.baseline) or 0.0)
             mean = "-" if idle.mean_w is None else f"{idle.mean_w:.3f} W"
@@ -147,7 +147,7 @@ def record(args: argparse.Namespace) -> int:
             if idle.mean_w is None:
                 say(f"warning: no net joules: {idle.why_null}")
         if meter.baseline is not None:
-            extra["baseline_w"], extra["baseline_u_w"] = meter.baseline
+            known["baseline_w"], known["baseline_u_w"] = meter.baseline
         recorder = Recorder(
             args.out,
             meter.source,
@@ -155,8 +155,8 @@ def record(args: argparse.Namespace) -> int:
             hz=meter.hz,
             board=board,
             context=read_context(args.root),
-            extra=extra,
             force=args.force,
+            **known,
         )
         # With --json the document is alone on stdout.
         out = 2 if args.json == "-" else None
