@@ -267,33 +267,26 @@ class EnergyResult:
     """Energy of one window."""
 
     label: str  # what was measured
-    # gross energy, or None: then ``why_null`` says why. Never a silent 0.
-    energy_j: float | None = None
+    energy_j: float | None = None  # gross, or None: then ``why_null`` says why
     source: str = "none"  # name of the source
     kind: str = "measured"  # or ``"modelled"``
     scope: str | None = None  # what the joules cover: ``module``, ``board``, ...
     rails: tuple[str, ...] = ()  # the rails that were added up
     duration_s: float = 0.0  # length of the window
     samples: int = 0  # samples inside it
-    # share of the window that samples cover; what lies between is bridged, and the
-    # uncertainty has the most that it may hide
-    coverage: float | None = None
+    coverage: float | None = None  # share of the window that samples cover
     mean_w: float | None = None  # mean power over the whole window, holes bridged
     max_w: float | None = None  # largest sample
     step_w: float | None = None  # smallest change that the sensor can show
-    # 95 % half-width and its terms; None with ``energy_j``
-    uncertainty: Uncertainty | None = None
+    uncertainty: Uncertainty | None = None  # None with ``energy_j``
     baseline_w: float | None = None  # idle power that ``net_j`` was taken against
-    # gross minus baseline; None when smaller than one step of the sensor
-    net_j: float | None = None
+    net_j: float | None = None  # gross minus baseline; None below one step of the sensor
     # 95 % half-width of it: the offset cancels, the baseline's own noise does not
     net_uncertainty_j: float | None = None
     # joules of each rail; parts are inside the total, never beside it
     by_rail: Mapping[str, float] = field(default_factory=dict)
-    # joules of other totals of the board
-    by_scope: Mapping[str, float] = field(default_factory=dict)
-    # ``coarse``, ``gaps``, ``stuck``, ``throttled``, ``mode changed``, ...
-    flags: tuple[str, ...] = ()
+    by_scope: Mapping[str, float] = field(default_factory=dict)  # of the other totals
+    flags: tuple[str, ...] = ()  # ``coarse``, ``gaps``, ``stuck``, ...: docs/energy.md
     why_null: str = ""  # one sentence
     notes: tuple[str, ...] = ()  # sentences about source and total
     # power mode, clocks and temperatures at start and end

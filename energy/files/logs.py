@@ -10,6 +10,7 @@ stamps jump each side is fitted alone.
 from __future__ import annotations
 
 import calendar
+import contextlib
 import re
 from array import array
 from dataclasses import dataclass, field
@@ -357,11 +358,8 @@ def _seconds(stamp: tuple[int, ...] | None) -> int | None:
 def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
     """Read a log and tell what is odd; a ConfigError where it holds no sample at all."""
     log = Log(str(path))
-    if file is None:
-        with open_bytes(path) as opened:
-            _read(opened, log)
-    else:
-        _read(file, log)
+    with open_bytes(path) if file is None else contextlib.nullcontext(file) as opened:
+        _read(opened, log)
     if not log.samples:
         hint = (
             "a sample starts with `RAM n/nMB`, one of a Pi 5 is what `vcgencmd "

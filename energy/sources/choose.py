@@ -107,7 +107,7 @@ def choose_source(
 
 
 def _best(root: Path) -> tuple[PowerSource, str]:
-    passed, remedies = [], []
+    whys, hint = [], ""
     for name, (opened, why) in _SOURCES.items():
         try:
             if name in _LOOK and why:
@@ -115,11 +115,12 @@ def _best(root: Path) -> tuple[PowerSource, str]:
             if why:
                 return opened(root), why
         except SensorError as exc:
-            passed.append(f"{name}: {exc}")
-            remedies += [exc.hint] if exc.hint else []
-    remedies.append("use a USB meter and `draftwire energy report`")
-    whys = "; ".join(passed)
-    raise SensorError(f"no power source on this machine: {whys}", hint=remedies[0])
+            whys.append(f"{name}: {exc}")
+            hint = hint or exc.hint
+    raise SensorError(
+        f"no power source on this machine: {'; '.join(whys)}",
+        hint=hint or "use a USB meter and `draftwire energy report`",
+    )
 
 
 def _named(kind: str, rest: str) -> PowerSource:
