@@ -90,12 +90,9 @@ class Meter:
         self.period_ns = int(1e9 / hz)
         self.projector = Projector(source.rails, choice)
         self.failed_reads = 0  # reads that gave nothing
-        self.late = 0  # deadlines that were missed by more than a period
-        self.cpu_s = 0.0  # processor time of the sampler
         self.broken = ""
         self.baseline: Baseline | None = None
         self.response = source.response
-        self.samples = 0
         self.context = context or dict
         self.lock = threading.RLock()  # held while a sample is taken
         self.last: Sample | None = None
@@ -218,7 +215,6 @@ class Meter:
                 if width_ns <= self.max_gap_ns and step == step:
                     self.context_step2 += (step * step - self.context_step2) * 0.02
             self.last = Sample(reading.t_ns, watts, joules)
-            self.samples += 1
             for listener in self._listeners:
                 listener(reading.t_ns, watts, joules)
 
@@ -230,7 +226,6 @@ class Meter:
                 k += 1
                 wait_ns = begin + deadline_ns(k, self.period_ns) - self.clock()
                 if wait_ns < -self.period_ns:  # starved, or suspended: go on from now
-                    self.late += 1
                     k = (self.clock() - begin) // self.period_ns
                 if wait_ns > 0 and self._stop.wait(wait_ns * 1e-9):
                     return
@@ -238,7 +233,6 @@ class Meter:
             if failures > MAX_FAILURES:
                 log.warning("energy: the source failed for good: %s", self.broken)
                 return
-            self.cpu_s = time.thread_time()
 
 
 class Window:

@@ -210,6 +210,7 @@ def test_phases_sum_to_the_total_exactly():
         6.1,
     )
     assert sum(entry["by_phase"].values()) == entry["joules"]
+    assert entry["joules"] == pytest.approx(account.integral.joules[0], rel=1e-12)
     for name, half in entry["uncertainty_by_phase"].items():
         offset = 2 * 0.08 * entry["seconds_by_phase"][name] / math.sqrt(3)
         assert half > offset, "a phase has its part of the sensor's offset"
