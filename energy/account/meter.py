@@ -385,6 +385,7 @@ class measure:  # noqa: N801 - used like a function
         self._choice: dict[str, Any] = {"board": board, "rails": rails, "hz": hz}
         self._choice.update(name=source, root=root)
         self._exit = contextlib.ExitStack()
+        self._window: Window | None = None
 
     def __enter__(self) -> measure:
         from draftwire.energy.sources.choose import open_meter
@@ -397,13 +398,13 @@ class measure:  # noqa: N801 - used like a function
         except SensorError as exc:
             self.result = EnergyResult(self.label, why_null=str(exc))
             return self
-        window = meter.window(self.label)
-        self._exit.callback(lambda: vars(self).update(result=window.result))
-        self._exit.enter_context(window)
+        self._window = self._exit.enter_context(meter.window(self.label))
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._exit.close()
+        if self._window is not None:
+            self.result, self._window = self._window.result, None
 
     def __call__(self, function: Function) -> Function:
         """Decorate a function; its results are in ``function.energy``."""

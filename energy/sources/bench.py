@@ -130,7 +130,6 @@ class Ppk2Source(_Bench):
             self._kit.start_measuring()
         except (OSError, ValueError, AttributeError) as exc:
             raise SensorError(f"the PPK2 at {path} does not answer: {exc}") from exc
-        self.close = self._kit.stop_measuring  # type: ignore[method-assign]
 
     def read(self) -> Reading:
         """Return the mean over what came since the last read."""
@@ -143,6 +142,9 @@ class Ppk2Source(_Bench):
                 return Reading(self._clock(), {RAIL: amp * self._volt})
             threading.Event().wait(0.01)
         raise SensorError("the PPK2 was silent for 5 s")
+
+    def close(self) -> None:
+        self._kit.stop_measuring()
 
 
 class JoulescopeSource(_Bench):
@@ -158,12 +160,11 @@ class JoulescopeSource(_Bench):
         self._new = threading.Condition()
         self._queue: deque[Reading] = deque(maxlen=100)
         try:
-            device = joulescope.scan_require_one(config="auto")
-            device.open()
-            device.statistics_callback_register(self._statistics, "sensor")
+            self._device = joulescope.scan_require_one(config="auto")
+            self._device.open()
+            self._device.statistics_callback_register(self._statistics, "sensor")
         except (RuntimeError, OSError, ValueError) as exc:
             raise SensorError(f"no Joulescope: {exc}") from exc
-        self.close = device.close  # type: ignore[method-assign]
 
     def _statistics(self, found: Mapping[str, Any]) -> None:
         watt = float(found["signals"]["power"]["\u00b5"]["value"])
@@ -177,3 +178,6 @@ class JoulescopeSource(_Bench):
             if not self._new.wait_for(lambda: bool(self._queue), _SILENT_S):
                 raise SensorError("the Joulescope was silent for 5 s")
             return self._queue.popleft()
+
+    def close(self) -> None:
+        self._device.close()

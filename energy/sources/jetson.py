@@ -56,9 +56,7 @@ def parse_sample(text: bytes) -> Sample | None:
         return None
     fields = _RAIL.findall(_SKIP.sub(b"", text))
     third = all(f[3] for f in fields) and bool(fields)
-    now, mean, most = (
-        tuple(int(f[i]) for f in fields if i < 3 or third) for i in (1, 2, 3)
-    )
+    now, mean, most = (tuple(int(f[i]) for f in fields if f[i]) for i in (1, 2, 3))
     stamp = None if start.group(1) is None else tuple(int(part) for part in start.groups())
     return Sample(
         stamp, tuple(f[0].decode() for f in fields), now, mean, most if third else None
