@@ -14,6 +14,7 @@ import io
 import itertools
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -258,51 +259,49 @@ def test_battery(tmp_path, cases):
     trials(cases, 5, now, BatterySource(tmp_path, clock=now), showing, **spans)
 
 
-class JtopClient:
-    """Renews each half second and some, as the service does."""
+def paced(cases, seed, length, now, source, say, times_of):
+    """Judge a source that paces itself: ``say`` brings it a reading at each time."""
+    rng = np.random.default_rng(seed)
+    errors = []
+    for _ in range(cases):
+        wave, sensor = Wave(rng, length), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
+        meter = fresh(source, now)
+        times, a, b = times_of(rng)
+        window, late = meter.window(), [t for t in times if t >= a]
 
-    def __init__(self, now):
-        self.now = now
-        self.power = {"rail": {"VDD_IN": {"power": 5000}}}
-        self.wave = self.sensor = None
-        self.next_s = 0.0
-        self.rng = np.random.default_rng(60)
+        def go(times, wave=wave, sensor=sensor, meter=meter):
+            for t in times:
+                now.ns = int(t * 1e9)
+                say(sensor(wave.at(t)))
+                meter._take()
 
-    def ok(self):
-        t = self.next_s
-        self.next_s += 0.5 + self.rng.uniform(0.0, 0.03)
-        self.now.ns = int(t * 1e9)
-        milli = round(self.sensor(self.wave.at(t)) * 1000)
-        self.power = {"rail": {"VDD_IN": {"power": milli}}}
-        return True
-
-    def close(self):
-        pass
+        go(t for t in times if t < a)
+        now.ns = int(a * 1e9)
+        with window:
+            go(late)
+            now.ns = int(b * 1e9)
+        errors.append(error_of(window.result, wave.joules(a, b)))
+    judge(errors)
 
 
 @CASES
 def test_jtop(cases):
-    rng = np.random.default_rng(6)
-    errors = []
-    now = Now()
-    client = JtopClient(now)
-    source = JtopSource(client, clock=now)
-    for _ in range(cases):
-        wave = client.wave = Wave(rng, 90.0)
-        client.sensor = Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
-        client.next_s = rng.uniform(0.0, 0.5)
-        meter = fresh(source, now)
-        a = rng.uniform(1.0, 8.0)
+    """Renews each half second and some, as the service does."""
+    now, jitter = Now(), np.random.default_rng(60)
+    client = SimpleNamespace(ok=lambda: True, power={"rail": {"VDD_IN": {"power": 5000}}})
+
+    def say(watt):
+        client.power = {"rail": {"VDD_IN": {"power": round(watt * 1000)}}}
+
+    def times_of(rng):
+        t, a, times = rng.uniform(0.0, 0.5), rng.uniform(1.0, 8.0), []
         b = a + rng.uniform(20.0, 70.0)
-        while client.next_s < a:
-            meter._take()
-        now.ns = int(a * 1e9)
-        with meter.window() as window:
-            while client.next_s < b:
-                meter._take()
-            now.ns = int(b * 1e9)
-        errors.append(error_of(window.result, wave.joules(a, b)))
-    judge(errors)
+        while t < b:
+            times.append(t)
+            t += 0.5 + jitter.uniform(0.0, 0.03)
+        return times, a, b
+
+    paced(cases, 6, 90.0, now, JtopSource(client, clock=now), say, times_of)
 
 
 def line_of(watt, stamp="", mean=None):
@@ -314,37 +313,25 @@ def line_of(watt, stamp="", mean=None):
 @CASES
 def test_tegrastats_live(tmp_path, cases):
     """One process for all waveforms, lines through a real pipe, a virtual clock."""
-    fifo = tmp_path / "lines"
+    fifo, script = tmp_path / "lines", tmp_path / "tegrastats"
     os.mkfifo(fifo)
-    script = tmp_path / "tegrastats"
     script.write_text(f"#!/bin/sh\nexec cat {fifo}\n")
     script.chmod(0o755)
-    rng = np.random.default_rng(7)
-    now = Now()
-    keeper = os.open(fifo, os.O_RDWR)  # opens before the reader does
+    now, keeper = Now(), os.open(fifo, os.O_RDWR)  # opens before the reader does
     os.write(keeper, line_of(5.0))
     source = TegrastatsSource(100, command=[str(script)], clock=now)
-    errors = []
-    for _ in range(cases):
-        wave, sensor = Wave(rng, 12.0), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
-        meter = fresh(source, now)
+
+    def times_of(rng):
         times = np.cumsum(rng.uniform(0.102, 0.112, 100))
         a, b = times[2] + 0.03, times[rng.integers(40, 90)] + 0.05
-        inside = None
-        for t in times[times < b]:
-            if inside is None and t > a:
-                now.ns = int(a * 1e9)
-                inside = meter.window()
-                inside.__enter__()
-            now.ns = int(t * 1e9)
-            os.write(keeper, line_of(sensor(wave.at(t))))
-            meter._take()
-        now.ns = int(b * 1e9)
-        inside.__exit__(None, None, None)
-        errors.append(error_of(inside.result, wave.joules(a, b)))
-    source.close()
-    os.close(keeper)
-    judge(errors)
+        return times[times < b], a, b
+
+    try:
+        say = lambda watt: os.write(keeper, line_of(watt))  # noqa: E731
+        paced(cases, 7, 12.0, now, source, say, times_of)
+    finally:
+        source.close()
+        os.close(keeper)
 
 
 @CASES
