@@ -1,14 +1,7 @@
-"""Energy: every joule with its source, its scope and its uncertainty.
+"""Energy: every joule with its source, its scope and its uncertainty (docs/energy.md).
 
-For other people's code::
-
-    with draftwire.energy.measure("grasp") as m:
-        grasp()
-    print(m.energy_j, m.uncertainty_j, m.scope, m.source, m.why_null)
-
-For a runtime that accounts for itself (see ``account`` for the whole story)::
-
-    from draftwire import energy
+For other people's code: ``with energy.measure("grasp") as m: ...``.  For a runtime that
+accounts for itself::
 
     try:
         meter = energy.open_meter(energy.load_tables(), board="jetson-orin-nano")
@@ -22,7 +15,7 @@ For a runtime that accounts for itself (see ``account`` for the whole story)::
     report["energy"] = account.result()         # the "energy" key of the run report
 
 What was not measured is None with a reason, never 0.  This package imports none of the
-others; the rail tables reach it as data.
+others but ``boards``, whose profiles have the rail tables.
 """
 
 from __future__ import annotations
@@ -33,16 +26,14 @@ from typing import Any
 _HOMES = {
     name: home
     for home, names in (
-        ("account.account", "Account Budget"),
-        ("account.measure", "measure"),
-        ("account.meter", "Meter"),
-        ("account.result", "EnergyResult"),
-        ("files.importer", "import_tegrastats"),
+        ("account.account", "Account Budget ModelSource"),
+        ("account.integral", "EnergyResult"),
+        ("account.meter", "Meter measure"),
+        ("files.logs", "import_tegrastats"),
         ("live.adapters", "ZeusLike carbon_row"),
         ("live.marks", "mark"),
         ("rails", "RailTable load_tables"),
         ("sources.choose", "choose_source find_sources open_meter"),
-        ("sources.modelled", "ModelSource"),
     )
     for name in names.split()
 }

@@ -1,31 +1,88 @@
 """Which rails make the total, and how exact each of them is.
 
-Summing every rail is wrong by +69 % on a real Xavier NX log and +8 % on a real AGX Orin
-log: parts hang below other rails.  The table comes from the board profiles as data; two
-votes are taken, one from the board and one from the set of rail names alone.  When they
-disagree there is a warning, and when neither knows there is no total: nothing is
-guessed.
+Summing every rail is wrong by +69 % on a real Xavier NX log: parts hang below other rails.
+The table comes from the board profiles as data; two votes are taken, one from the board
+and one from the set of rail names alone.  When they disagree there is a warning, and when
+neither knows there is no total: nothing is guessed.
+
+INA power chips are known by their data sheets (``chips.toml``): limits, not typical
+values, added up.  An error of the shunt's voltage is the same at any current.  One of the
+bus voltage is in proportion to it, so gains, drift, bus offset at this voltage and the
+tolerance of the shunt resistor make one relative figure.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence, Tuple
 
-from draftwire.energy.chips import load_chips
 from draftwire.errors import ConfigError
+
+_KELVIN, _VOLT = 40.0, 1.7  # around 25 C and a supply of 3.3 V
+SHUNT = 0.01  # of a resistor whose tolerance nobody states
+Offset = Tuple[float, float, float]
+
+
+class Chip(NamedTuple):
+    """One chip; the fields are those of ``chips.toml``."""
+
+    sheet: str = ""
+    lsb_uv: float = 0.0
+    shunt_uv: Offset = (0.0, 0.0, 0.0)
+    bus_mv: Offset = (0.0, 0.0, 0.0)
+    gain: float = 0.0
+    drift: float = 0.0
+    power_v: float = 0.0
+    own_ohm: float = 0.0
+    window_s: float | None = None
+    label: str = ""
+    bus: int | None = None
+
+    def limits(self, ohm: float) -> tuple[float, float, float]:
+        """Return the largest error of current (A), of voltage (V), and relative."""
+        shunt, bus = (
+            at + kelvin * _KELVIN + volt * _VOLT
+            for at, kelvin, volt in (self.shunt_uv, self.bus_mv)
+        )
+        tolerance = 0.0 if self.own_ohm else SHUNT
+        gain = 2 * (self.gain + self.drift * _KELVIN) + tolerance
+        return shunt * 1e-6 / ohm, bus * 1e-3, gain
+
+    def figures(
+        self, ohm: float, volt: float, power: bool = False
+    ) -> tuple[float, float, float, str]:
+        """Return step and offset of power in watts, its relative error, and the source, at
+        a shunt and a bus voltage; ``power``: the chip's register of power is read."""
+        amp, bus, gain = self.limits(ohm)
+        step = self.lsb_uv * 1e-6 / ohm * max(volt, self.power_v if power else 0.0)
+        shunt = f"{ohm * 1e3:.3g} mohm, " + ("its own" if self.own_ohm else "taken as 1 %")
+        return step, amp * volt, gain + bus / volt, f"TI {self.sheet}; shunt {shunt}"
+
+
+@functools.lru_cache(maxsize=1)
+def load_chips() -> dict[str, Chip]:
+    """Return the chips by the names that their drivers give them."""
+    from draftwire.io import read_toml
+
+    raw = read_toml(Path(__file__).with_name("chips.toml"))
+
+    def chip(name: str) -> dict[str, Any]:
+        own = dict(raw[name])
+        return {**(chip(own.pop("like")) if "like" in own else {}), **own}
+
+    return {name: Chip(**chip(name)) for name in raw}
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How exact a rail is, as the data sheet has it, not calibrated."""
+    """How exact a rail is, as the data sheet has it, not calibrated; None: not known."""
 
-    # smallest change that the sensor can show, watts, or None if unknown
-    step_w: float | None = None
-    offset_w: float | None = None  # largest constant error, watts, or None if unknown
-    gain: float | None = None  # largest relative error, or None if unknown
+    step_w: float | None = None  # smallest change that the sensor can show, watts
+    offset_w: float | None = None  # largest constant error, watts
+    gain: float | None = None  # largest relative error
     source: str = ""  # where the figures come from
 
 
@@ -87,6 +144,10 @@ class RailTable:
         names = {rail for total in self.totals for rail in total.rails}
         return names | set(self.parts) | set(self.unused)
 
+    def complete(self, names: set[str]) -> tuple[Total, ...]:
+        """Return the totals whose rails are all among the names."""
+        return tuple(total for total in self.totals if set(total.rails) <= names)
+
 
 @dataclass(frozen=True)
 class TotalChoice:
@@ -126,58 +187,54 @@ def choose_total(
     """
     names = {name.split("#")[0] for name in rails} - {"NC"}
     listed = ", ".join(sorted(names))
-    voters = [t for t in tables if names <= t.known_rails() and _complete(t, names)]
-    by_board = next((t for t in tables if t.board == board), None)
+    voters = [t for t in tables if names <= t.known_rails() and t.complete(names)]
+    ours = next((t for t in tables if t.board == board), None)
     if user_rails:
         missing = [rail for rail in user_rails if rail not in names]
         if missing:
             raise ConfigError(f"no rail {missing[0]!r}", hint=f"rails here: {listed}")
         # Naming rails by hand says nothing new of how exact they are.
-        known = by_board or _least_exact(voters or tables, user_rails)
+        known = ours or _least_exact(voters or tables, user_rails)
         chosen = Total(scope or "user-chosen", tuple(user_rails))
         told = tuple(_overlaps(known, set(user_rails)))
         return TotalChoice(chosen, how="user", warnings=told, table=known)
     if not names:
         return TotalChoice(None, why_none="the source has no power rail at all")
 
-    board_totals = _complete(by_board, names)
-    sets = {tuple(sorted(_complete(table, names)[0].rails)) for table in voters}
-    name_totals = _complete(voters[0], names) if len(sets) == 1 else ()
-    warnings = []
-    if by_board is not None and board_totals:
-        table, totals, how = by_board, board_totals, "board"
-        odd = sorted(names - by_board.known_rails())
-        if name_totals:
-            how = "board and rail names"
-            ours, theirs = (" + ".join(t[0].rails) for t in (board_totals, name_totals))
-            if set(board_totals[0].rails) != set(name_totals[0].rails):
-                how = "board, against the rail names"
-                warnings.append(
-                    f"the board {board} makes its total of {ours}, but the rail names look "
-                    f"like {voters[0].board} ({theirs}); the board's table was used"
-                )
-        elif odd:
-            warnings.append(f"rails that the profile of {board} lacks: {', '.join(odd)}")
-    elif name_totals:
-        table, totals, how = _least_exact(voters, names), name_totals, "rail names"
-        if by_board is not None:
-            warnings.append(
-                f"the rails are not those of {board}; they look like {voters[0].board}"
+    by_board = () if ours is None else ours.complete(names)
+    sets = {tuple(sorted(voter.complete(names)[0].rails)) for voter in voters}
+    by_name = voters[0].complete(names) if len(sets) == 1 else ()
+    warning = ""
+    if ours is not None and by_board:
+        table, totals, how = ours, by_board, "board and rail names" if by_name else "board"
+        odd = sorted(names - ours.known_rails())
+        if by_name and set(by_board[0].rails) != set(by_name[0].rails):
+            how = "board, against the rail names"
+            mine, theirs = (" + ".join(t[0].rails) for t in (by_board, by_name))
+            warning = (
+                f"the board {board} makes its total of {mine}, but the rail names look "
+                f"like {voters[0].board} ({theirs}); the board's table was used"
             )
+        elif odd and not by_name:
+            warning = f"rails that the profile of {board} lacks: {', '.join(odd)}"
+    elif by_name:
+        table, totals, how = _least_exact(voters, names), by_name, "rail names"
+        if ours is not None:
+            likely = voters[0].board
+            warning = f"the rails are not those of {board}; they look like {likely}"
     else:
-        lacks = ""
-        if by_board is not None and by_board.totals:
-            absent = sorted(set(by_board.totals[0].rails) - names)
-            lacks = f" ({board} needs {', '.join(absent)})"
-        why = f"no known board makes its total of these rails: {listed}{lacks}"
-        why += "; name them with --rails"
-        return TotalChoice(None, why_none=why, table=by_board)
+        why = f"no known board makes its total of these rails: {listed}"
+        if ours is not None and ours.totals:
+            absent = sorted(set(ours.totals[0].rails) - names)
+            why += f" ({board} needs {', '.join(absent)})"
+        return TotalChoice(None, why_none=f"{why}; name them with --rails", table=ours)
     if scope is not None:
         if scope not in [total.scope for total in totals]:
             have = ", ".join(total.scope for total in totals)
             raise ConfigError(f"no scope {scope!r} here", hint=f"there is: {have}")
         totals = tuple(sorted(totals, key=lambda total: total.scope != scope))
-    return TotalChoice(totals[0], totals[1:], how, warnings=tuple(warnings), table=table)
+    warnings = (warning,) if warning else ()
+    return TotalChoice(totals[0], totals[1:], how, warnings=warnings, table=table)
 
 
 def _overlaps(known: RailTable, named: set[str]) -> Iterator[str]:
@@ -221,9 +278,3 @@ def _least_exact(tables: Sequence[RailTable], rails: Iterable[str]) -> RailTable
     first = tables[0] if tables else RailTable("unknown")
     names = " or ".join(sorted(table.board for table in tables))
     return replace(first, accuracy=accuracy, board=names)
-
-
-def _complete(table: RailTable | None, names: set[str]) -> tuple[Total, ...]:
-    if table is None:
-        return ()
-    return tuple(total for total in table.totals if set(total.rails) <= names)

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Union, cast
 from draftwire.errors import BoardError, ConfigError
 
 if TYPE_CHECKING:
-    from draftwire.energy.account.account import Account
+    from draftwire.energy.account.account import Account, ModelSource
     from draftwire.energy.account.meter import Meter
-    from draftwire.energy.sources.modelled import ModelSource
 
 __all__ = ["EnergyChoice", "PowerMeter", "StreamAccount"]
 
@@ -138,7 +137,7 @@ class StreamAccount:
 
 
 def _parse_model(choice: str) -> ModelSource:
-    from draftwire.energy.sources.modelled import ModelSource
+    from draftwire.energy.account.account import ModelSource
 
     watts = {}
     for part in choice[len("model:") :].split(","):

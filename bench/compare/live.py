@@ -25,7 +25,7 @@ from draftwire.bench.sim.run import Plan, RealJob
 from draftwire.bench.sim.schemes import Scheme, carried_sizes
 from draftwire.bench.sim.simulate import simulate, tuned
 from draftwire.bench.sim.texts import PlayedDraft, Text, played_texts
-from draftwire.energy.sources.modelled import ModelSource
+from draftwire.energy.account.account import ModelSource
 from draftwire.errors import ConfigError
 from draftwire.packages import load_draft, load_target, load_tokenizer
 from draftwire.runtime.drafter import Model

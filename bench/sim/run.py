@@ -21,8 +21,7 @@ from draftwire.bench.sim.network import TwoWays, VirtualNetwork
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Source, Synthetic, Text, TextDraft, parse_luck
 from draftwire.clock import VirtualClock
-from draftwire.energy.account.account import Account
-from draftwire.energy.sources.modelled import ModelSource
+from draftwire.energy.account.account import Account, ModelSource
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.packages import Parallel
 from draftwire.runtime.accounting import StreamAccount

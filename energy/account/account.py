@@ -1,15 +1,11 @@
 """The runtime's own account: joules by phase and by token of one generation.
 
-How the runtime uses it stands in ``draftwire.energy``.
-
 ``phase`` costs under a microsecond: it appends to a list that the sampler's thread
 folds in, so memory stays bounded for any length.  Phases are words of design.md:
 ``prefill``, ``draft``, ``transmit``, ``wait``, ``verify-wait``, ``idle``; any other
-word works too.
-
-How energy is split: see ``energy.phases``.  The mean power of a phase times its exact
-seconds is its energy; one factor makes the phases sum to the trapezoid's total exactly.
-A phase that the sensor cannot tell from others has no energy, and a reason.
+word works too.  The mean power of a phase (``phases``) times its exact seconds is its
+energy; one factor makes the phases sum to the trapezoid's total exactly.  A phase that
+the sensor cannot tell from others has no energy, and a reason.
 """
 
 from __future__ import annotations
@@ -18,24 +14,59 @@ import math
 import threading
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Mapping
 
-from draftwire.energy.account.integrate import Integrator, Vector
+from draftwire.energy.account.integral import (
+    SHARED,
+    EnergyResult,
+    Integrator,
+    PhasePower,
+    Uncertainty,
+    Vector,
+)
 from draftwire.energy.account.meter import Meter, Window
-from draftwire.energy.account.result import EnergyResult, null_result
-from draftwire.energy.account.uncertainty import SHARED
 from draftwire.energy.live import marks
 from draftwire.energy.sources.base import Clock, monotonic_ns
-from draftwire.energy.sources.modelled import ModelSource
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
-    from draftwire.energy.account.phases import PhaseFit, PhasePower
+    from draftwire.energy.account.phases import PhaseFit
 
 COUNTS = ("drafted", "accepted", "emitted", "requests")
 NO_SOURCE = "no power source on this machine: see `draftwire energy sources`"
 STEERING = 0.25  # half-width, relative, up to which watts by phase steer pacing
 AFRESH = 32  # samples before they are worked out, and again when there are half more
+# Phases that a short model leaves out, and what they are most like.
+ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle": "wait"}
+
+
+class ModelSource:
+    """Watts per phase that somebody stated, with a relative half-width or None."""
+
+    kind = scope = "modelled"
+
+    def __init__(
+        self,
+        name: str,
+        watts: Mapping[str, float],
+        *,
+        uncertainty: float | None = None,
+        origin: str = "",
+    ) -> None:
+        for phase, watt in watts.items():
+            if not (isinstance(watt, (int, float)) and watt >= 0):
+                raise ConfigError(f"model {name}: {watt!r} W in phase {phase}")
+        if not watts:
+            raise ConfigError(f"model {name} has no phase")
+        self.name = f"model:{name}"
+        lent = {p: q for p, q in ALIKE.items() if p not in watts and q in watts}
+        self.watts = {phase: float(watt) for phase, watt in watts.items()}
+        self.watts.update({phase: self.watts[other] for phase, other in lent.items()})
+        self.uncertainty = uncertainty
+        self.notes = (
+            f"modelled, not measured ({origin or 'origin not stated'})",
+            *(f"phase {phase} not stated: taken as {q}" for phase, q in lent.items()),
+        )
 
 
 class Account:
@@ -54,7 +85,7 @@ class Account:
     ) -> None:
         self._mirror = mirror and clock is monotonic_ns and marks.sending()
         self.meter = meter
-        self.model = model
+        self.model = model if meter is None else None
         self._why = why
         self._clock = clock
         self._lock = threading.Lock()
@@ -113,36 +144,31 @@ class Account:
         """Set the right edge to this moment."""
         self.close_at(self._clock())
 
-    def count(
-        self, *, drafted: int = 0, accepted: int = 0, emitted: int = 0, requests: int = 0
-    ) -> None:
-        """Add tokens, for joules per token."""
-        tokens = self._tokens
-        tokens["requests"] += requests
-        tokens["drafted"] += drafted
-        tokens["accepted"] += accepted
-        tokens["emitted"] += emitted
+    def count(self, **tokens: int) -> None:
+        """Add tokens, for joules per token: ``drafted``, ``accepted``, ``emitted``, and
+        ``requests``."""
+        for kind, count in tokens.items():
+            self._tokens[kind] += count
 
     def joules(self) -> float | None:
         """Return what was spent so far, up to now; None when nothing measures."""
-        if self.model is not None and self.meter is None:
+        if self.model is not None:
             with self._lock:
                 self._fold(self._clock())
                 return self._modelled()[0]
-        integral = self.integral
-        if integral is None or not integral.seen[0]:
+        integral, meter = self.integral, self.meter
+        if integral is None or meter is None or not integral.seen[0]:
             return None
-        ahead = max(0, self._clock() - max(self._t, self.start_ns)) * 1e-9
-        assert self.meter is not None
-        if ahead * 1e9 > 4 * self.meter.max_gap_ns or self._w != self._w:
+        ahead_ns = max(0, self._clock() - max(self._t, self.start_ns))
+        if ahead_ns > 4 * meter.max_gap_ns or self._w != self._w:
             return None  # the sensor went away: a budget must not run on old news
-        return integral.joules[0] + self._w * ahead
+        return integral.joules[0] + self._w * (ahead_ns * 1e-9)
 
     def watts_by_phase(self) -> dict[str, float | None]:
         """Return mean watts so far, for pacing; empty until every phase is known to a
         quarter: what cannot tell phases apart steers nothing."""
         with self._lock:
-            if self.model is not None and self.meter is None:
+            if self.model is not None:
                 self._fold(self._clock())
                 return {name: self.model.watts.get(name) for name in self._seconds}
             if self._fit is None or self._n < AFRESH:
@@ -150,10 +176,8 @@ class Account:
             if not self._powers or self._n >= 1.5 * self._powers_at:
                 self._powers_at = self._n
                 self._powers = self._fit.solve((self._folded - self.start_ns) * 1e-9)
-            for power in self._powers.values():
-                if power.watts is None or power.half_w is None:
-                    return {}
-                if power.half_w > STEERING * abs(power.watts):
+            for watts, half_w, _ in self._powers.values():
+                if watts is None or half_w is None or half_w > STEERING * abs(watts):
                     return {}
             return {name: p.watts for name, p in self._powers.items()}
 
@@ -169,25 +193,23 @@ class Account:
         return self._done
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        with self._lock:
-            self._take(t_ns, watts, joules)
-
-    def _take(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        """Take a sample of the meter: it is its listener."""
         integral = self.integral
-        if integral is None or t_ns <= self._t:
-            return
-        integral.add(t_ns, watts, joules)
-        watt, span_s = watts[0], 0.0
-        if joules is not None:  # the mean since the reading before, exactly
-            step, span_s = joules[0] - self._c, (t_ns - self._t) * 1e-9
-            self._c = joules[0]
-            watt = step / span_s
-        end = t_ns if not self.end_ns else min(t_ns, self.end_ns)
-        self._fold(end)
-        if end == t_ns and self._fit is not None:
-            self._fit.sample((t_ns - self.start_ns) * 1e-9, watt, span_s)
-            self._n += 1
-        self._t, self._w = t_ns, watts[0]
+        with self._lock:
+            if integral is None or t_ns <= self._t:
+                return
+            integral.add(t_ns, watts, joules)
+            watt, span_s = watts[0], 0.0
+            if joules is not None:  # the mean since the reading before, exactly
+                step, span_s = joules[0] - self._c, (t_ns - self._t) * 1e-9
+                self._c = joules[0]
+                watt = step / span_s
+            end = t_ns if not self.end_ns else min(t_ns, self.end_ns)
+            self._fold(end)
+            if end == t_ns and self._fit is not None:
+                self._fit.sample((t_ns - self.start_ns) * 1e-9, watt, span_s)
+                self._n += 1
+            self._t, self._w = t_ns, watts[0]
 
     def _fold(self, until: int) -> None:
         """Give the time up to ``until`` to its phases."""
@@ -210,22 +232,50 @@ class Account:
                 self._fit.switch((t_ns - self.start_ns) * 1e-9, self._now)
 
     def _close(self) -> dict[str, Any]:
-        watch = self._watch
-        if watch is None or self.meter is None:
-            with self._lock:
-                self.end_ns = self.end_ns or self._clock()
-                self._fold(self.end_ns)
-                return self._without_meter()
-        self.end_ns = watch.stop(self.end_ns)
+        if self._watch is not None:
+            self.end_ns = self._watch.stop(self.end_ns)
+        self.end_ns = self.end_ns or self._clock()
         with self._lock:
             self._fold(self.end_ns)
-        result = watch.finish()
-        return self._entry(result, self._split(result))
+        seconds = sum(self._seconds.values())
+        if self._watch is not None:
+            result = self._watch.finish()
+            return self._entry(result, self._split(result))
+        if self.model is None:
+            return self._entry(EnergyResult("session", why_null=self._why), {})
+        model, part = self.model, self.model.uncertainty
+        known: dict[str, Any] = {"source": model.name, "kind": model.kind}
+        joules, by_phase, unknown = self._modelled()
+        if joules is None:
+            why = f"the model {model.name} has no watts for phase {', '.join(unknown)}"
+            return self._entry(EnergyResult("session", why_null=why, **known), {})
+        if part is not None:
+            half = part * joules
+            known["uncertainty"] = Uncertainty(half, {"model": half / 2.0}, False)
+        result = EnergyResult(
+            "session",
+            joules,
+            scope=model.scope,
+            rails=("MODEL",),
+            duration_s=seconds,
+            mean_w=joules / seconds if seconds > 0 else None,
+            flags=("modelled",),
+            notes=model.notes,
+            **known,
+        )
+        split = {n: PhasePower(j, part * j if part else None) for n, j in by_phase.items()}
+        return self._entry(result, split)
+
+    def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
+        """Return joules, those of each phase, and the phases that the model lacks."""
+        assert self.model is not None
+        known = self.model.watts
+        unknown = sorted(name for name in self._seconds if name not in known)
+        spent = {n: known[n] * s for n, s in self._seconds.items() if n in known}
+        return (None if unknown else sum(spent.values())), spent, unknown
 
     def _split(self, result: EnergyResult) -> dict[str, PhasePower]:
         """Split the total over the phases; those that are told sum to it exactly."""
-        from draftwire.energy.account.phases import PhasePower
-
         if result.energy_j is None or self._fit is None:
             return {}
         names = [name for name, seconds in self._seconds.items() if seconds > 0]
@@ -241,8 +291,8 @@ class Account:
         whole = sum(raw.values())
         told = len(raw) == len(names) and whole > 0
         scale = result.energy_j / whole if told else 1.0
-        u = result.uncertainty
-        shared = {} if u is None else {k: u.terms.get(k, 0.0) for k in (*SHARED, "hole")}
+        terms = {} if result.uncertainty is None else result.uncertainty.terms
+        offset_j, gain_j, hole_j = (terms.get(k, 0.0) for k in (*SHARED, "hole"))
         split = {}
         for name in names:
             power, seconds = powers[name], self._seconds[name]
@@ -252,39 +302,13 @@ class Account:
             joules = raw[name] * scale
             half = (power.half_w or 0.0) * seconds + abs(joules - raw[name])
             # Its part of what is wrong with the whole: offset by time, gain by energy.
-            offset = shared.get("offset", 0.0) * seconds / (result.duration_s or 1.0)
-            gain = shared.get("gain", 0.0) * joules / (result.energy_j or 1.0)
+            offset = offset_j * seconds / (result.duration_s or 1.0)
+            gain = gain_j * joules / (result.energy_j or 1.0)
             half = math.sqrt(half**2 + 4 * (offset**2 + gain**2))
             # What a hole hides, nobody can say of which phase.
-            half += 2 * shared.get("hole", 0.0) * seconds / (result.duration_s or 1.0)
+            half += 2 * hole_j * seconds / (result.duration_s or 1.0)
             split[name] = PhasePower(joules, half)
         return split
-
-    def _without_meter(self) -> dict[str, Any]:
-        if self.model is None:
-            return self._entry(null_result("session", self._why), {})
-        from draftwire.energy.account.phases import PhasePower
-
-        joules, by_phase, unknown = self._modelled()
-        if joules is None:
-            why = f"the model {self.model.name} has no watts for phase {', '.join(unknown)}"
-            none = null_result("session", why, source=self.model.name, kind="modelled")
-            return self._entry(none, {})
-        result = self.model.result(joules, sum(self._seconds.values()))
-        part = self.model.uncertainty
-        split = {n: PhasePower(j, part * j if part else None) for n, j in by_phase.items()}
-        return self._entry(result, split)
-
-    def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
-        assert self.model is not None
-        known = self.model.watts
-        unknown = sorted(name for name in self._seconds if name not in known)
-        by_phase = {
-            name: known[name] * seconds
-            for name, seconds in self._seconds.items()
-            if name in known
-        }
-        return (None if unknown else sum(by_phase.values())), by_phase, unknown
 
     def _entry(
         self, result: EnergyResult, split: Mapping[str, PhasePower]
@@ -323,8 +347,7 @@ def per_token(
     tokens: Mapping[str, int],
 ) -> dict[str, float | None]:
     """Return joules per token: ``drafted`` of the draft phase, the others of the whole."""
-    draft = None if by_phase is None else by_phase.get("draft")
-    over = {"drafted": draft, "accepted": joules, "emitted": joules}
+    over = {"drafted": (by_phase or {}).get("draft"), "accepted": joules, "emitted": joules}
     return {
         kind: energy / tokens[kind] if energy is not None and tokens.get(kind) else None
         for kind, energy in over.items()
@@ -332,16 +355,10 @@ def per_token(
 
 
 class Budget:
-    """Stops a generation when it has spent its joules (``clock_check`` tells them in
-    tests). ConfigError: nothing measures or models joules, or the limit is not positive."""
+    """Stops a generation when it has spent its joules. ConfigError: nothing measures or
+    models joules, or the limit is not positive."""
 
-    def __init__(
-        self,
-        account: Account,
-        max_joules: float,
-        *,
-        clock_check: Callable[[], float | None] | None = None,
-    ) -> None:
+    def __init__(self, account: Account, max_joules: float) -> None:
         if not max_joules > 0:
             raise ConfigError(f"max_joules is {max_joules}, it must be positive")
         if account.meter is None and account.model is None:
@@ -353,11 +370,11 @@ class Budget:
         if choice is not None and choice.total is None:
             raise ConfigError(f"max_joules needs a total: {choice.why_none}")
         self.max_joules = max_joules
-        self._spent = account.joules if clock_check is None else clock_check
+        self._account = account
 
     def left(self) -> float | None:
         """Return the joules that are left, or None while the sensor is silent."""
-        spent = self._spent()
+        spent = self._account.joules()
         return None if spent is None else self.max_joules - spent
 
     def exceeded(self) -> bool:

@@ -15,43 +15,45 @@ golden-ratio sequence spreads more evenly, but ties the weight of a sample to it
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
+import re
 import threading
 import time
-from collections import deque
-from typing import Any, Callable, NamedTuple, Optional
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional, Sequence, TypeVar
 
-from draftwire.energy.account.integrate import Integrator, Vector
-from draftwire.energy.account.result import (
+from draftwire.energy.account.integral import (
     Baseline,
     EnergyResult,
+    Integrator,
     Projector,
+    Vector,
     build_result,
-    null_result,
 )
-from draftwire.energy.rails import TotalChoice
+from draftwire.energy.rails import RailTable, TotalChoice, load_tables
 from draftwire.energy.sources.base import (
     UNKNOWN_RESPONSE,
     Clock,
     PowerSource,
     Reading,
-    Response,
     monotonic_ns,
 )
 from draftwire.errors import ConfigError, SensorError
 
 DEFAULT_HZ = 20.0
-RING = 72_000  # one hour at 20 Hz
 MAX_FAILURES = 50
+KEEP = 1000  # results that a decorated function remembers
 _MASK = (1 << 64) - 1
 # Gets every sample (t_ns, watts, joules), in the sampler's thread, in order of time.
 Listener = Callable[[int, Vector, Optional[Vector]], None]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 log = logging.getLogger("draftwire.energy")
 
 
-class RingSample(NamedTuple):
+class Sample(NamedTuple):
     """One sample as the meter keeps it: total first, then rails, then other totals."""
 
     t_ns: int
@@ -77,7 +79,6 @@ class Meter:
         choice: TotalChoice,
         *,
         hz: float = DEFAULT_HZ,
-        ring: int = RING,
         clock: Clock = monotonic_ns,
         context: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
@@ -85,21 +86,16 @@ class Meter:
             raise ConfigError(f"sampling rate {hz} Hz", hint="between 0 and 1000 Hz")
         if source.update_s:
             hz = min(hz, 1.0 / source.update_s)
-        self.source = source
-        self.hz = hz
+        self.source, self.hz, self.clock = source, hz, clock
         self.period_ns = int(1e9 / hz)
         self.projector = Projector(source.rails, choice)
         self.failed_reads = 0  # reads that gave nothing
-        self.late = 0  # deadlines that were missed by more than a period
-        self.cpu_s = 0.0  # processor time of the sampler
         self.broken = ""
         self.baseline: Baseline | None = None
-        self.response: Response = getattr(source, "response", UNKNOWN_RESPONSE)
-        self.ring: deque[RingSample] = deque(maxlen=ring)  # for plots
-        self.context = context
-        self.clock = clock
+        self.response = source.response
+        self.context = context or dict
         self.lock = threading.RLock()  # held while a sample is taken
-        self.last: RingSample | None = None
+        self.last: Sample | None = None
         self.min_step_w: float | None = None  # smallest change of the total so far
         self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
         self.context_step2 = 0.0  # mean (difference x period)^2 of late
@@ -137,7 +133,7 @@ class Meter:
     ) -> Window:
         """Return a window, to be used in a ``with`` statement; a listener adds the samples
         to its integral itself."""
-        return Window(self, label, listener, clock)
+        return Window(self, label, listener, clock or self.clock)
 
     def add_listener(self, listener: Listener) -> None:
         """Let somebody else have every sample (accounts, recordings)."""
@@ -185,22 +181,21 @@ class Meter:
 
     def read_now(self) -> bool:
         """Take a sample out of turn; sources that pace themselves are left alone."""
-        if self.source.paced:
-            return False
-        with self.lock:
-            return self._take()
+        return not self.source.paced and self._take()
 
     def _take(self) -> bool:
-        try:
-            reading = self.source.read()
-        except SensorError as exc:
-            self.failed_reads += 1
-            self.broken = str(exc)
-            log.debug("energy: %s", exc)
-            return False
-        self.broken = ""
-        self.push(reading)
-        return True
+        # A source that paces itself waits in its read: others must not wait with it.
+        with self.lock if not self.source.paced else contextlib.nullcontext():
+            try:
+                reading = self.source.read()
+            except SensorError as exc:
+                self.failed_reads += 1
+                self.broken = str(exc)
+                log.debug("energy: %s", exc)
+                return False
+            self.broken = ""
+            self.push(reading)
+            return True
 
     def push(self, reading: Reading) -> None:
         """Take a reading from outside (recordings, tests)."""
@@ -213,14 +208,13 @@ class Meter:
                 self.low_w = min(self.low_w, watts[0])
                 self.high_w = max(self.high_w, watts[0])
             if last is not None:
-                change = watts[0] - last.watts[0]
+                change, width_ns = watts[0] - last.watts[0], reading.t_ns - last.t_ns
                 if 1e-9 < abs(change) < (self.min_step_w or math.inf):
                     self.min_step_w = abs(change)
-                step = change * (reading.t_ns - last.t_ns) * 1e-9
-                if reading.t_ns - last.t_ns <= self.max_gap_ns and step == step:
+                step = change * width_ns * 1e-9
+                if width_ns <= self.max_gap_ns and step == step:
                     self.context_step2 += (step * step - self.context_step2) * 0.02
-            self.last = RingSample(reading.t_ns, watts, joules)
-            self.ring.append(self.last)
+            self.last = Sample(reading.t_ns, watts, joules)
             for listener in self._listeners:
                 listener(reading.t_ns, watts, joules)
 
@@ -228,23 +222,17 @@ class Meter:
         begin = self.clock()
         k = failures = 0
         while not self._stop.is_set():
-            if self.source.paced:
-                good = self._take()
-            else:
+            if not self.source.paced:
                 k += 1
                 wait_ns = begin + deadline_ns(k, self.period_ns) - self.clock()
                 if wait_ns < -self.period_ns:  # starved, or suspended: go on from now
-                    self.late += 1
                     k = (self.clock() - begin) // self.period_ns
                 if wait_ns > 0 and self._stop.wait(wait_ns * 1e-9):
                     return
-                with self.lock:
-                    good = self._take()
-            failures = 0 if good else failures + 1
+            failures = 0 if self._take() else failures + 1
             if failures > MAX_FAILURES:
                 log.warning("energy: the source failed for good: %s", self.broken)
                 return
-            self.cpu_s = time.thread_time()
 
 
 class Window:
@@ -252,20 +240,16 @@ class Window:
     there when it was left."""
 
     def __init__(
-        self,
-        meter: Meter,
-        label: str,
-        listener: Listener | None = None,
-        clock: Clock | None = None,
+        self, meter: Meter, label: str, listener: Listener | None, clock: Clock
     ) -> None:
         self.meter, self.label = meter, label
-        self._listener, self._clock = listener, clock or meter.clock
-        self.result: EnergyResult = null_result(label, "the window is still open")
+        self._listener, self._clock = listener, clock
+        self.result = EnergyResult(label, why_null="the window is still open")
 
     def open(self) -> Window:
         """Begin now."""
         meter = self.meter
-        self._before = {} if meter.context is None else meter.context()
+        self._before = meter.context()
         self._failed = meter.failed_reads
         with meter.lock:
             meter.read_now()
@@ -292,8 +276,7 @@ class Window:
         """Return the result."""
         meter = self.meter
         self.integral.finish()
-        after = {} if meter.context is None else meter.context()
-        context, flags = compare_context(self._before, after)
+        context, flags = compare_context(self._before, meter.context())
         notes = list(meter.source.notes)
         failed = meter.failed_reads - self._failed
         if failed:
@@ -319,18 +302,129 @@ class Window:
         return self.result.source
 
 
+def mode_name(root: Path = Path("/")) -> str | None:
+    """Return the name of the present power mode, or None when there is none."""
+    from draftwire.boards.system import power_mode
+    from draftwire.boards.tree import Tree
+
+    mode = power_mode(Tree(root))
+    if mode is None or (mode.name is None and mode.number is None):
+        return None
+    return mode.name or f"id {mode.number}"
+
+
+def read_context(root: Path = Path("/")) -> dict[str, Any]:
+    """Return power mode, clocks and temperatures; what is not there is left out."""
+    from draftwire.boards.system import heat
+    from draftwire.boards.tree import Tree
+
+    tree = Tree(root)
+    caps, now, governors = [], [], set()
+    for cpu in tree.find("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
+        cap, current, low = (
+            tree.number(f"{cpu}/scaling_{name}_freq") for name in ("max", "cur", "min")
+        )
+        caps += [] if cap is None else [(cap, low)]
+        now += [] if current is None else [current * 1000]
+        governors.add(tree.text(f"{cpu}/scaling_governor") or "")
+    throttled = tree.text("sys/devices/platform/soc/soc:firmware/get_throttled") or ""
+    known = re.fullmatch(r"(0x)?[0-9a-fA-F]+", throttled)
+    found = {
+        "power_mode": mode_name(root),
+        "cpu_cap_hz": max(cap for cap, _ in caps) * 1000 if caps else None,
+        # jetson_clocks sets the lowest clock to the highest.
+        "clocks_locked": all(cap == low for cap, low in caps) if caps else None,
+        "cpu_hz": sorted(now, reverse=True) or None,
+        "governor": "+".join(sorted(filter(None, governors))) or None,
+        "cpus_online": tree.text("sys/devices/system/cpu/online") or None,
+        "heat_c": heat(tree) or None,
+        # The low bits are now; bits 16 and up are since boot and stay set.
+        "throttled": hex(int(throttled, 16) & 0xFFFF) if known else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def compare_context(
     before: dict[str, Any], after: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Put the two looks at the machine together, and flag what changed."""
     if not before and not after:
         return {}, []
-    flags = []
-    if before.get("power_mode") != after.get("power_mode"):
-        flags.append("mode changed")
-    if after.get("throttled") and after["throttled"] not in ("0x0", False):
-        flags.append("throttled")
     cap, cap_now = before.get("cpu_cap_hz"), after.get("cpu_cap_hz")
-    if cap is not None and cap_now is not None and cap_now < cap:
-        flags.append("clocks fell")
-    return {"start": before, "end": after}, flags
+    told = {
+        "mode changed": before.get("power_mode") != after.get("power_mode"),
+        "throttled": (after.get("throttled") or "0x0") != "0x0",
+        "clocks fell": cap is not None and cap_now is not None and cap_now < cap,
+    }
+    return {"start": before, "end": after}, [flag for flag, true in told.items() if true]
+
+
+class measure:  # noqa: N801 - used like a function
+    """Measure a block or a function, with a running ``meter`` or one of its own.
+
+    ``result`` is the whole result once the block is left; its ``energy_j``,
+    ``uncertainty_j``, ``source``, ``scope``, ``why_null`` and so on are attributes here.
+    A machine without a sensor runs the code all the same: ``energy_j`` is then None.
+    """
+
+    def __init__(
+        self,
+        label: str = "",
+        *,
+        meter: Meter | None = None,
+        source: str = "auto",
+        board: str | None = None,
+        rails: Sequence[str] | None = None,
+        hz: float = DEFAULT_HZ,
+        tables: Sequence[RailTable] | None = None,
+        root: Path = Path("/"),
+    ) -> None:
+        self.label = label
+        self.result = EnergyResult(label, why_null="the block has not ended yet")
+        self._shared, self._tables = meter, tables
+        self._choice: dict[str, Any] = {"board": board, "rails": rails, "hz": hz}
+        self._choice.update(name=source, root=root)
+        self._exit = contextlib.ExitStack()
+        self._window: Window | None = None
+
+    def __enter__(self) -> measure:
+        from draftwire.energy.sources.choose import open_meter
+
+        meter = self._shared
+        try:
+            if meter is None:
+                tables = load_tables() if self._tables is None else self._tables
+                meter = self._exit.enter_context(open_meter(tables, **self._choice))
+        except SensorError as exc:
+            self.result = EnergyResult(self.label, why_null=str(exc))
+            return self
+        self._window = self._exit.enter_context(meter.window(self.label))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._exit.close()
+        if self._window is not None:
+            self.result, self._window = self._window.result, None
+
+    def __call__(self, function: Function) -> Function:
+        """Decorate a function; its results are in ``function.energy``."""
+        results: list[EnergyResult] = []
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            label = self.label or function.__name__
+            block = measure(label, meter=self._shared, tables=self._tables)
+            block._choice = self._choice
+            with block:
+                value = function(*args, **kwargs)
+            results.append(block.result)
+            del results[:-KEEP]
+            return value
+
+        wrapper.energy = results  # type: ignore[attr-defined]
+        return wrapper  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "result":  # not there yet: no way round
+            raise AttributeError(name)
+        return getattr(self.result, name)

@@ -1,30 +1,22 @@
 """Which phase took the power: a fit of the readings on what the device was doing.
 
-A phase of a speculative session lasts 5 to 50 ms.  No sensor shows it alone: a reading
-comes late by a *lag*, averages over a *window*, and is renewed at a moment that is known
-to a *jitter* only.  So a reading is modelled as the sum over phases of the phase's mean
-power times its *share* of the stretch that the reading stands for (the phase's 0-or-1
-signal, folded with the window and the jitter, shifted by the lag), and the mean powers
-are found by least squares over the run.
+No sensor shows a phase of 5 to 50 ms alone: a reading comes late by a *lag*, averages over
+a *window*, and is renewed at a moment that is known to a *jitter* only.  So a reading is
+the sum over phases of the phase's mean power times its *share* of what the reading stands
+for, and the mean powers are found by least squares over the run.  The method, and what
+its intervals span: docs/energy.md.
 
-Their uncertainty comes from the residuals, summed over blocks of neighbouring samples
-(a cluster-robust "sandwich": Liang and Zeger, Biometrika 73, 1986), and from the
-response, which is known to a range only: the interval of a phase spans the fits over
-the corners of that range.  Nor does a load follow its switches at once (clocks,
-capacitors): fits that let each phase's power run on into the next for some milliseconds
-count as well, unless the readings speak against them.  A sensor that cannot tell phases
-apart gives no figure for them, and the reason.
+Source:
+    Liang and Zeger, Biometrika 73, 1986: the cluster-robust "sandwich" over blocks.
 """
 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from draftwire.energy.account.uncertainty import t_factor
+from draftwire.energy.account.integral import PhasePower, t_factor
 from draftwire.energy.sources.base import Response
 
 FEW = 5.0  # samples below which nothing is said of a phase
@@ -37,26 +29,12 @@ MOST_WAITING = 4096  # samples of a run of one phase, which nobody asks to split
 _DIRECT_RATIO = 2.0  # a phase must last this much longer than the response is unsure
 
 
-class PhasePower(NamedTuple):
-    """Mean power of a phase."""
-
-    watts: float | None  # watts, or None: then ``why`` says why
-    half_w: float | None  # 95 % half-width, without the sensor's own offset and gain
-    why: str = ""  # one clause, or ""
-
-
-@dataclass
 class _Sums:
     """Normal equations of one response, by block: ``(blocks, k, k)`` and so on."""
 
-    xx: np.ndarray
-    xy: np.ndarray
-    yy: np.ndarray
-    n: np.ndarray
-
-    @classmethod
-    def empty(cls, k: int) -> _Sums:
-        return cls(np.zeros((0, k, k)), np.zeros((0, k)), np.zeros(0), np.zeros(0))
+    def __init__(self) -> None:
+        self.xx, self.xy = np.zeros((0, 1, 1)), np.zeros((0, 1))
+        self.yy, self.n = np.zeros(0), np.zeros(0)
 
     def grow(self, k: int) -> None:
         more = k - self.xy.shape[1]
@@ -65,22 +43,48 @@ class _Sums:
             self.xy = np.pad(self.xy, ((0, 0), (0, more)))
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        edges = np.arange(0, len(y), BLOCK)
-        pad = -len(y) % BLOCK
-        xb = np.pad(x, ((0, pad), (0, 0))).reshape(len(edges), BLOCK, -1)
-        yb = np.pad(y, (0, pad)).reshape(len(edges), BLOCK)
-        self.xx = np.concatenate([self.xx, np.einsum("bik,bil->bkl", xb, xb)])
-        self.xy = np.concatenate([self.xy, np.einsum("bik,bi->bk", xb, yb)])
-        self.yy = np.concatenate([self.yy, (yb * yb).sum(1)])
-        sizes = np.full(len(edges), BLOCK)
+        blocks, pad = -(-len(y) // BLOCK), -len(y) % BLOCK
+        xb = np.pad(x, ((0, pad), (0, 0))).reshape(blocks, BLOCK, -1)
+        yb = np.pad(y, (0, pad)).reshape(blocks, BLOCK)
+        sizes = np.full(blocks, BLOCK)
         sizes[-1] -= pad
-        self.n = np.concatenate([self.n, sizes])
-        while len(self.n) > MOST_BLOCKS:
-            even = len(self.n) // 2 * 2
-            for name in ("xx", "xy", "yy", "n"):
-                whole = getattr(self, name)
+        new = {
+            "xx": np.einsum("bik,bil->bkl", xb, xb),
+            "xy": np.einsum("bik,bi->bk", xb, yb),
+            "yy": (yb * yb).sum(1),
+            "n": sizes,
+        }
+        for name, more in new.items():
+            whole = np.concatenate([getattr(self, name), more])
+            while len(whole) > MOST_BLOCKS:
+                even = len(whole) // 2 * 2
                 joined = whole[0:even:2] + whole[1:even:2]
-                setattr(self, name, np.concatenate([joined, whole[even:]]))
+                whole = np.concatenate([joined, whole[even:]])
+            setattr(self, name, whole)
+
+    def solve(self, spread: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return watts, half-widths, and the sum of squared residuals of readings that
+        differ by ``spread`` at the most."""
+        n, blocks, k = float(self.n.sum()), len(self.n), self.xy.shape[1]
+        if n < 2:
+            return np.zeros(k), np.full(k, np.inf), np.inf
+        xx, xy, yy = self.xx.sum(0), self.xy.sum(0), float(self.yy.sum())
+        mean = xy.sum() / n
+        variance = max(yy / n - mean * mean, 1e-12)
+        # A weak prior keeps phases without samples at the mean, with a wide interval.
+        prior = variance / (4.0 * spread * spread)
+        inverse = np.linalg.inv(xx + prior * np.eye(k))
+        w = inverse @ (xy + prior * mean)
+        rss = max(yy - 2.0 * float(w @ xy) + float(w @ xx @ w), 0.0)
+        freedom = max(n - k, 1.0)
+        plain = np.sqrt(np.maximum(np.diag(inverse), 0.0) * rss / freedom)
+        half = t_factor(freedom) * plain
+        if blocks > 1:
+            scores = self.xy - self.xx @ w
+            meat = scores.T @ scores * (blocks / (blocks - 1.0))
+            robust = np.sqrt(np.maximum(np.diag(inverse @ meat @ inverse), 0.0))
+            half = np.maximum(half, t_factor(max(1.0, blocks - 1.0)) * robust)
+        return w, half, rss
 
 
 class PhaseFit:
@@ -94,14 +98,12 @@ class PhaseFit:
         self._at = array("d", [start_s])  # switches that a kernel may still reach
         self._phase = array("i", [0])
         self._start = start_s
-        self._t = array("d")
-        self._y = array("d")
-        self._span = array("d")
+        self._t, self._y, self._span = array("d"), array("d"), array("d")
         corners = response.corners()
         self._grid = [(lag, window, 0.0) for lag, window in corners]
         self._grid += [(*corners[0], smear) for smear in SMEARS_S]
         self._entries: dict[tuple[int, int], int] = {}
-        self._sums = [_Sums.empty(1) for _ in self._grid]
+        self._sums = [_Sums() for _ in self._grid]
         self._low, self._high = np.inf, -np.inf
 
     def switch(self, t_s: float, name: str) -> None:
@@ -131,30 +133,22 @@ class PhaseFit:
         if len(self._t) >= (_STEP if len(self.names) > 1 else MOST_WAITING):
             self._absorb()
 
-    def end(self, t_s: float) -> dict[str, float]:
-        """Return the seconds of each phase up to a moment."""
-        seconds = dict(zip(self.names, self.seconds))
-        seconds[self.names[self._phase[-1]]] += max(0.0, t_s - self._at[-1])
-        return seconds
-
     def _absorb(self) -> None:
         if not self._t:
             return
-        t, y = np.array(self._t), np.array(self._y)
-        span = np.array(self._span)
+        t, y, span = np.array(self._t), np.array(self._y), np.array(self._span)
         reach = self.response.reach_s + SMEARS_S[-1] + float(span.max())
         keep = t - reach >= self._start
         at, phase = np.array(self._at), np.array(self._phase)
-        t_kept, y_kept, span_kept = t[keep], y[keep], span[keep]
-        if len(t_kept):
-            self._low = min(self._low, float(y_kept.min()))
-            self._high = max(self._high, float(y_kept.max()))
+        if keep.any():
+            self._low = min(self._low, float(y[keep].min()))
+            self._high = max(self._high, float(y[keep].max()))
             for (lag, window, smear), sums in zip(self._grid, self._sums):
-                width = np.maximum(window, span_kept)
+                width = np.maximum(window, span[keep])
                 spread = self.response.jitter_s + smear
-                x = shares(t_kept, at, phase, len(self.names), lag, width, spread)
+                x = shares(t[keep], at, phase, len(self.names), lag, width, spread)
                 sums.grow(len(self.names))
-                sums.add(x, y_kept)
+                sums.add(x, y[keep])
         first = int(np.searchsorted(at, t[-1] - reach, "right")) - 1
         if first > 0:
             del self._at[:first], self._phase[:first]
@@ -163,91 +157,55 @@ class PhaseFit:
     def solve(self, now_s: float) -> dict[str, PhasePower]:
         """Return the mean power of each phase so far."""
         self._absorb()
-        seconds = self.end(now_s)
-        k = len(self.names)
-        fits = []
+        seconds = list(self.seconds)
+        seconds[self._phase[-1]] += max(0.0, now_s - self._at[-1])
+        spread, fits = max(self._high - self._low, 1e-9), []
         for (_, _, smear), sums in zip(self._grid, self._sums):
-            sums.grow(k)
-            w, halves, rss = self._solve(sums)
-            fits.append((self._while_in(w, smear, seconds), halves, rss))
+            sums.grow(len(self.names))
+            w, halves, rss = sums.solve(spread)
+            fits.append((self._while_in(w, smear, seconds), halves, rss, smear))
         best = min(fits, key=lambda fit: fit[2])
         # Neighbouring readings are not independent: a quarter of them counts.
         limit = best[2] * (1.0 + 24.0 / max(float(self._sums[0].n.sum()), 1.0))
-        fits = [
-            fit
-            for fit, (_, _, smear) in zip(fits, self._grid)
-            if not smear or fit[2] <= limit
-        ]
+        fits = [fit for fit in fits if not fit[3] or fit[2] <= limit]
         samples = self._sums[0].xx.sum(0).sum(1)  # how many each phase weighs
         mean_w = float(self._sums[0].xy.sum() / max(1.0, self._sums[0].n.sum()))
-        low = np.min([w - u for w, u, _ in fits], axis=0)
-        high = np.max([w + u for w, u, _ in fits], axis=0)
+        low = np.min([w - u for w, u, _, _ in fits], axis=0)
+        high = np.max([w + u for w, u, _, _ in fits], axis=0)
         powers = {}
         for i, name in enumerate(self.names):
+            watts = float(best[0][i])
             half = float(max(high[i] - best[0][i], best[0][i] - low[i]))
-            if self._blurs(i, seconds[name]):
+            stretch = seconds[i] / max(1, self.stretches[i])
+            # Where a reading covers a good part of a stretch of the phase:
+            width = self.response.window_s[1] + self.response.jitter_s
+            if len(self.names) > 1 and width > 0.5 * stretch:
                 half += SHAPE * float(best[0].max() - best[0].min())
-            why = self._why_not(i, seconds[name], float(samples[i]))
-            if not why and not half <= 0.5 * max(abs(best[0][i]), abs(mean_w)):
+            why = self._why_not(stretch, float(samples[i]))
+            if not why and not half <= 0.5 * max(abs(watts), abs(mean_w)):
                 why = "the readings do not tell it from the other phases"
-            value = PhasePower(float(best[0][i]), half)
-            powers[name] = PhasePower(None, None, why) if why else value
+            powers[name] = PhasePower(None, None, why) if why else PhasePower(watts, half)
         return powers
 
-    def _while_in(
-        self, w: np.ndarray, smear: float, seconds: dict[str, float]
-    ) -> np.ndarray:
+    def _while_in(self, w: np.ndarray, smear: float, seconds: list[float]) -> np.ndarray:
         """Return mean watts while in each phase, when its power comes late by ``smear``."""
         found = w.copy()
         for (place, before), count in self._entries.items():
-            length = seconds[self.names[place]]
+            length = seconds[place]
             part = min(1.0, count * smear / 2.0 / length) if length > 0 else 0.0
             found[place] += part * (w[before] - w[place])
         return found
 
-    def _blurs(self, i: int, seconds: float) -> bool:
-        """Tell whether a reading covers a good part of a stretch of the phase."""
-        width = self.response.window_s[1] + self.response.jitter_s
-        return len(self.names) > 1 and width > 0.5 * seconds / max(1, self.stretches[i])
-
-    def _why_not(self, i: int, seconds: float, samples: float) -> str:
+    def _why_not(self, stretch_s: float, samples: float) -> str:
         if len(self.names) == 1:
             return ""
         unsure = self.response.unsure_s
-        stretch = seconds / max(1, self.stretches[i])
-        if unsure * _DIRECT_RATIO > stretch:
+        if unsure * _DIRECT_RATIO > stretch_s:
             return (
-                f"a stretch of it lasts {1e3 * stretch:.0f} ms, and the sensor's lag and "
+                f"a stretch of it lasts {1e3 * stretch_s:.0f} ms, and the sensor's lag and "
                 f"window are known to {1e3 * unsure:.0f} ms only"
             )
-        if samples < FEW:
-            return f"{samples:.1f} samples fell into it"
-        return ""
-
-    def _solve(self, sums: _Sums) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return watts, half-widths, and the sum of squared residuals."""
-        k = len(self.names)
-        n, blocks = float(sums.n.sum()), len(sums.n)
-        if n < 2:
-            nothing = np.full(k, np.inf)
-            return np.zeros(k), nothing, np.inf
-        xx, xy, yy = sums.xx.sum(0), sums.xy.sum(0), float(sums.yy.sum())
-        mean, spread = xy.sum() / n, max(self._high - self._low, 1e-9)
-        variance = max(yy / n - mean * mean, 1e-12)
-        # A weak prior keeps phases without samples at the mean, with a wide interval.
-        prior = variance / (4.0 * spread * spread)
-        inverse = np.linalg.inv(xx + prior * np.eye(k))
-        w = inverse @ (xy + prior * mean)
-        rss = max(yy - 2.0 * float(w @ xy) + float(w @ xx @ w), 0.0)
-        freedom = max(n - k, 1.0)
-        plain = np.sqrt(np.maximum(np.diag(inverse), 0.0) * rss / freedom)
-        half = t_factor(freedom) * plain
-        if blocks > 1:
-            scores = sums.xy - sums.xx @ w
-            meat = scores.T @ scores * (blocks / (blocks - 1.0))
-            robust = np.sqrt(np.maximum(np.diag(inverse @ meat @ inverse), 0.0))
-            half = np.maximum(half, t_factor(max(1.0, blocks - 1.0)) * robust)
-        return w, half, rss
+        return f"{samples:.1f} samples fell into it" if samples < FEW else ""
 
 
 def shares(
@@ -265,8 +223,7 @@ def shares(
     ``(m,)``, rising, the last goes on for ever. A reading averages over ``window`` seconds
     that end ``lag`` before its stamp, spread evenly over ``jitter``.
     """
-    origin = at[0]
-    begin, t = at - origin, t - origin
+    begin, t = at - at[0], t - at[0]
     least = max(1e-4, 1e-6 * float(t[-1] - t[0]) if len(t) else 0.0)
     window = np.maximum(np.asarray(window, dtype=np.float64), least)
     jitter = max(jitter, least)

@@ -23,14 +23,13 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Iterator, Mapping, Sequence
+from typing import IO, Any, Mapping, Sequence
 
-from draftwire.energy.account.integrate import Vector
-from draftwire.energy.account.result import Projector
-from draftwire.energy.files.unpack import open_bytes, read_head
+from draftwire.energy.account.integral import Projector, Vector
+from draftwire.energy.files import open_bytes, read_head
 from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice
-from draftwire.energy.sources.base import UNKNOWN_RESPONSE, PowerSource, Reading
-from draftwire.errors import ConfigError
+from draftwire.energy.sources.base import PowerSource, Reading, response_of
+from draftwire.errors import ConfigError, SensorError
 
 SCHEMA = "draftwire.energy/1"
 MAX_LINE = 1 << 20
@@ -39,7 +38,8 @@ MAX_LINE = 1 << 20
 class Recorder:
     """Writes samples as they come to a file that does not exist yet, unless ``force``; a
     full disk ends the file (``truncated`` says why) and not the measurement. By ``hz``
-    readers tell a gap from a period. ConfigError: the file cannot be written."""
+    readers tell a gap from a period; ``known``: what else the header has, such as
+    ``board``, ``context``, ``command``. ConfigError: the file cannot be written."""
 
     def __init__(
         self,
@@ -48,10 +48,8 @@ class Recorder:
         projector: Projector,
         *,
         hz: float | None = None,
-        board: str | None = None,
-        context: dict[str, Any] | None = None,
-        extra: dict[str, Any] | None = None,
         force: bool = False,
+        **known: Any,
     ) -> None:
         self.path = path
         self.truncated = ""
@@ -65,39 +63,34 @@ class Recorder:
             raise ConfigError(f"{path} exists", hint="name another, or --force") from exc
         except OSError as exc:
             raise ConfigError(f"cannot write {path}: {exc}") from exc
-        choice, rails = projector.choice, projector.rails
-        wanted = [choice.total] if choice.total else []
-        totals = [{"scope": t.scope, "rails": t.rails} for t in (*wanted, *choice.others)]
-        self._count = len(rails)
+        choice, self._rails = projector.choice, projector.rails
+        totals = [
+            total and {"scope": total.scope, "rails": total.rails}
+            for total in (choice.total, *choice.others)
+        ]
+        accuracy = {r: source.accuracy.get(r) or choice.accuracy(r) for r in self._rails}
         self._put(
-            {
-                "schema": SCHEMA,
-                "kind": "header",
-                "source": source.name,
-                "source_kind": source.kind,
-                "rails": rails,
-                "total": totals.pop(0) if wanted else None,
-                "others": totals,
-                "how": choice.how,
-                "why_none": choice.why_none,
-                "warnings": choice.warnings,
-                "hz": hz,
-                "board": board,
-                "accuracy": {
-                    rail: vars(source.accuracy.get(rail) or choice.accuracy(rail))
-                    for rail in rails
-                },
-                "parts": choice.table.parts if choice.table else (),
-                "update_s": source.update_s,
-                "response": vars(getattr(source, "response", UNKNOWN_RESPONSE)),
-                "notes": source.notes,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "context": context or {},
-                **(extra or {}),
-            }
+            schema=SCHEMA,
+            kind="header",
+            source=source.name,
+            source_kind=source.kind,
+            rails=self._rails,
+            total=totals[0],
+            others=totals[1:],
+            how=choice.how,
+            why_none=choice.why_none,
+            warnings=choice.warnings,
+            hz=hz,
+            accuracy={rail: vars(known) for rail, known in accuracy.items()},
+            parts=choice.table.parts if choice.table else (),
+            update_s=source.update_s,
+            response=vars(source.response),
+            notes=source.notes,
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **known,
         )
 
-    def _put(self, line: dict[str, Any]) -> None:
+    def _put(self, **line: Any) -> None:
         if self._file is None:
             return
         try:
@@ -105,37 +98,40 @@ class Recorder:
         except OSError as exc:
             reason = "the disk is full" if exc.errno == errno.ENOSPC else str(exc)
             self.truncated = f"{self.path} ends early: {reason}"
-            self._abandon()
+            self._close()
 
-    def _abandon(self) -> None:
+    def _close(self) -> None:
         file, self._file = self._file, None
         with contextlib.suppress(OSError):  # a full disk fails once more
             if file is not None:
                 file.close()
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-
-        def clean(vector: Vector) -> list[float | None]:
-            rails = vector[1 : 1 + self._count]
-            return [round(v, 6) if math.isfinite(v) else None for v in rails]
-
-        counters = {} if joules is None else {"c": clean(joules)}
-        self._put({"t": t_ns, "w": clean(watts), **counters})
+        """Write a sample of the projector's signals."""
+        vectors = {"w": watts} if joules is None else {"w": watts, "c": joules}
+        clean = {
+            key: [
+                round(value, 6) if math.isfinite(value) else None
+                for value in vector[1 : 1 + len(self._rails)]
+            ]
+            for key, vector in vectors.items()
+        }
+        self._put(t=t_ns, **clean)
         self.samples += 1
 
     def phase(self, t_ns: int, name: str) -> None:
-        self._put({"t": t_ns, "phase": name})
+        self._put(t=t_ns, phase=name)
 
     def mark(self, t_ns: int, text: str) -> None:
-        self._put({"t": t_ns, "mark": text})
+        self._put(t=t_ns, mark=text)
 
     def tokens(self, **counts: int) -> None:
-        self._put({"tokens": counts})
+        self._put(tokens=counts)
 
     def end(self, t_ns: int, result: dict[str, Any]) -> None:
         """Write the result and close the file."""
-        self._put({"kind": "end", "t": t_ns, "result": result})
-        self._abandon()
+        self._put(kind="end", t=t_ns, result=result)
+        self._close()
 
 
 @dataclass
@@ -166,10 +162,14 @@ class Recording:
     def take(self, line: Mapping[str, Any]) -> None:
         """Take in one line; KeyError, TypeError, ValueError or AttributeError: it is
         damaged."""
+
+        def by_rail(values: Sequence[Any]) -> dict[str, float]:
+            pairs = zip(self.header["rails"], values)
+            return {rail: float(value) for rail, value in pairs if value is not None}
+
         if "w" in line:
-            watts = self._by_rail(line["w"])
-            joules = self._by_rail(line["c"]) if "c" in line else None
-            self.samples.append(Reading(int(line["t"]), watts, joules))
+            joules = by_rail(line["c"]) if "c" in line else None
+            self.samples.append(Reading(int(line["t"]), by_rail(line["w"]), joules))
         elif "phase" in line:
             self.phases.append((int(line["t"]), str(line["phase"])))
         elif "mark" in line:
@@ -181,10 +181,6 @@ class Recording:
             self.end_ns = int(line["t"])
             self.result = dict(line.get("result") or {})
             self.complete = True
-
-    def _by_rail(self, values: Sequence[Any]) -> dict[str, float]:
-        pairs = zip(self.header["rails"], values)
-        return {rail: float(value) for rail, value in pairs if value is not None}
 
 
 def is_recording(path: Path) -> bool:
@@ -199,17 +195,16 @@ def read_recording(path: Path) -> Recording:
     """Read a recording, else a ConfigError; a cut last line is dropped and counted."""
     recording: Recording | None = None
     bad = 0
-    for line in _lines(path):
-        if line is not None and recording is None:
-            recording = _header(path, line)
-            continue
-        try:
-            if line is None:
-                raise ValueError("cut, or rubbish")
-            assert recording is not None
-            recording.take(line)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            bad += 1
+    with open_bytes(path) as file:
+        for text in iter(lambda: file.readline(MAX_LINE), b""):
+            try:
+                line = json.loads(text)
+                if recording is not None:
+                    recording.take(line)
+                else:
+                    recording = _header(path, dict(line))
+            except (KeyError, TypeError, ValueError, AttributeError):
+                bad += 1
     if recording is None:
         raise ConfigError(f"{path} is not a recording of draftwire energy")
     recording.bad_lines = bad
@@ -218,43 +213,69 @@ def read_recording(path: Path) -> Recording:
     return recording
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    with open_bytes(path) as file:
-        for line in iter(lambda: file.readline(MAX_LINE), b""):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            yield value if isinstance(value, dict) else None
-
-
 def _header(path: Path, line: dict[str, Any]) -> Recording:
     if line.get("schema") != SCHEMA or line.get("kind") != "header":
+        why = f"{path} is not a recording of draftwire energy ({SCHEMA})"
         hint = "tegrastats logs and meter files: `draftwire energy report`"
-        raise ConfigError(
-            f"{path} is not a recording of draftwire energy ({SCHEMA})", hint=hint
-        )
+        raise ConfigError(why, hint=hint)
     try:
         known = line.get("accuracy", {})
         accuracy = {rail: Accuracy(**figures) for rail, figures in known.items()}
-        total = line.get("total")
-        totals = [
-            Total(t["scope"], tuple(t["rails"]))
-            for t in ([] if total is None else [total]) + list(line.get("others", ()))
-        ]
+        total, *others = (
+            Total(t["scope"], tuple(t["rails"])) if t else None
+            for t in (line.get("total"), *line.get("others", ()))
+        )
+        parts = tuple(line.get("parts", ()))
         choice = TotalChoice(
-            None if total is None else totals.pop(0),
-            tuple(totals),
+            total,
+            tuple(other for other in others if other),
             str(line.get("how", "")),
             str(line.get("why_none", "")),
             tuple(line.get("warnings", ())),
-            RailTable(
-                str(line.get("board")),
-                parts=tuple(line.get("parts", ())),
-                accuracy=accuracy,
-            ),
+            RailTable(str(line.get("board")), parts=parts, accuracy=accuracy),
         )
         line["rails"] = [str(rail) for rail in line["rails"]]
         return Recording(str(path), line, choice, accuracy)
     except (KeyError, TypeError) as exc:
         raise ConfigError(f"{path}: the header is damaged ({exc!r})") from exc
+
+
+class ReplaySource(PowerSource):
+    """Plays a recording: speed 1 as it was, 10 ten times faster, 0 all at once."""
+
+    paced = True
+
+    def __init__(self, recording: Recording | Path, *, speed: float = 0.0) -> None:
+        super().__init__()
+        if isinstance(recording, Path):
+            recording = read_recording(recording)
+        self.recording = recording
+        header, total = recording.header, recording.choice.total
+        self.name = f"replay:{recording.name}"
+        self.kind = str(header.get("source_kind", "measured"))
+        self.rails = recording.rails
+        self.scope, self.total = (total.scope, total.rails) if total else (None, ())
+        self.accuracy = recording.accuracy
+        self.lag_s: float | None = header.get("update_s")
+        self.update_s = 1.0 / header["hz"] if header.get("hz") else self.lag_s
+        self.response = response_of(header.get("response"))
+        self.notes = tuple(header.get("notes", ()))
+        self._speed = speed
+        self._next, self._begin = 0, 0
+
+    def read(self) -> Reading:
+        """Return the next reading; a SensorError at the end."""
+        samples = self.recording.samples
+        if self._next >= len(samples):
+            raise SensorError(f"{self.recording.path} ended")
+        reading = samples[self._next]
+        self._next += 1
+        if self._speed <= 0:
+            return reading
+        if self._next == 1:
+            self._begin = self._clock()
+        t_ns = self._begin + int((reading.t_ns - samples[0].t_ns) / self._speed)
+        wait_s = (t_ns - self._clock()) * 1e-9
+        if wait_s > 0:
+            time.sleep(wait_s)
+        return Reading(t_ns, reading.watts, reading.joules)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from draftwire.energy.account.integral import EnergyResult
 from draftwire.energy.account.meter import Meter, Window
-from draftwire.energy.account.result import EnergyResult, null_result
 from draftwire.errors import ConfigError, SensorError
 
 # codecarbon 3, output_methods/emissions_data.py, in its order.
@@ -52,17 +52,14 @@ class Measurement:
     def cpu_energy(self) -> dict[int, float] | None:
         return self._of("cpu") or None
 
-    @property
-    def dram_energy(self) -> None:
-        """Nothing here measures it alone."""
-        return None
+    dram_energy: None = None  # nothing here measures it alone
 
     @property
     def soc_energy(self) -> dict[str, float]:
         """Joules of the scope that was measured, by its name."""
         r = self.result
-        alone = r.energy_j is None or r.scope in _PARTS
-        return {} if alone or r.energy_j is None else {str(r.scope): r.energy_j}
+        known = r.energy_j is not None and r.scope not in _PARTS
+        return {str(r.scope): self.total_energy} if known else {}
 
     @property
     def total_energy(self) -> float:
@@ -83,19 +80,20 @@ class ZeusLike:
         """Open a window; a ConfigError if there is one of this name."""
         if key in self._open:
             raise ConfigError(f"the window {key!r} is open already")
-        self._open[key] = self.meter.window(key).__enter__()
+        self._open[key] = self.meter.window(key).open()
 
     def end_window(
         self, key: str, sync_execution: bool = True, cancel: bool = False
     ) -> Measurement:
         """Close a window and return what it took; a ConfigError if there is none."""
-        window = self._open.pop(key, None)
-        if window is None:
+        if key not in self._open:
             raise ConfigError(f"no window {key!r} is open")
-        window.__exit__(None, None, None)
+        window = self._open.pop(key)
+        window.stop()
+        result = window.finish()
         if cancel:
-            return Measurement(0.0, null_result(key, "the window was cancelled"))
-        return Measurement(window.result.duration_s, window.result)
+            result = EnergyResult(key, why_null="the window was cancelled")
+        return Measurement(result.duration_s, result)
 
 
 def carbon_row(

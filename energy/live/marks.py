@@ -35,9 +35,8 @@ def sending() -> bool:
 
 def mark(phase: str | None = None, **tokens: int) -> None:
     """Tell the recorder, if there is one, what happens now."""
-    path = os.environ.get(ENVIRONMENT)
-    if path:
-        send(path, phase, tokens)
+    if sending():
+        send(os.environ[ENVIRONMENT], phase, tokens)
 
 
 def send(
@@ -47,12 +46,11 @@ def send(
     line: dict[str, Any] = {"t": time.monotonic_ns() if t_ns is None else t_ns}
     line.update({} if phase is None else {"phase": phase})
     line.update({"tokens": tokens} if tokens else {})
-    sock = _sockets.get(path)
-    if sock is None:
-        sock = _sockets[path] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        sock.settimeout(0.05)  # never hold the program that is measured
+    if path not in _sockets:
+        _sockets[path] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        _sockets[path].settimeout(0.05)  # never hold the program that is measured
     try:
-        sock.sendto(json.dumps(line).encode(), path)
+        _sockets[path].sendto(json.dumps(line).encode(), path)
     except OSError:
         return False
     return True
@@ -92,23 +90,18 @@ class MarkListener:
         threading.Thread(target=self._run, name="draftwire-marks", daemon=True).start()
 
     def _run(self) -> None:
-        while True:
-            try:
-                data = self._socket.recv(65536)
-            except OSError:
-                return
-            if data == b"end":
-                return
-            try:
-                value = json.loads(data)
-                phase = {"phase": str(value["phase"])} if "phase" in value else {}
-                tokens = {str(k): int(v) for k, v in value.get("tokens", {}).items()}
-                line = {"t": int(value["t"]), **phase, "tokens": tokens}
-            except (ValueError, TypeError, KeyError, AttributeError):
-                self.bad_lines += 1
-                continue
-            with self._lock:
-                self._lines.append(line)
+        with contextlib.suppress(OSError):
+            for data in iter(lambda: self._socket.recv(65536), b"end"):
+                try:
+                    value = json.loads(data)
+                    phase = {"phase": str(value["phase"])} if "phase" in value else {}
+                    tokens = {str(k): int(v) for k, v in value.get("tokens", {}).items()}
+                    line = {"t": int(value["t"]), **phase, "tokens": tokens}
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    self.bad_lines += 1
+                    continue
+                with self._lock:
+                    self._lines.append(line)
 
     def new(self) -> list[dict[str, Any]]:
         """Return the marks since the last call, in the order of their times."""

@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple, Sequence
 
 from draftwire.energy.account.account import COUNTS, Account
-from draftwire.energy.account.integrate import Vector
+from draftwire.energy.account.integral import Vector
 from draftwire.energy.account.meter import Meter
 from draftwire.energy.files.recording import Recorder
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener
@@ -72,7 +72,7 @@ def record(
     exit_code, interrupted = None, False
     try:
         meter.add_listener(tap)
-        if pulse:
+        if recorder is not None and pulse:
             _pulse(recorder)
         account.start("run")
         if recorder is not None:
@@ -89,7 +89,7 @@ def record(
         entry = account.result()
         # The recording has the very edges of the account: read back, it says the same.
         end = account.end_ns
-        if pulse and not interrupted:
+        if recorder is not None and pulse and not interrupted:
             _pulse(recorder)
     finally:
         meter.remove_listener(tap)
@@ -102,10 +102,9 @@ def record(
     return Recorded(entry, exit_code, interrupted, truncated)
 
 
-def _pulse(recorder: Recorder | None) -> None:
+def _pulse(recorder: Recorder) -> None:
     for place, edge in enumerate(make_pulse()):
-        if recorder is not None:
-            recorder.mark(edge, "pulse off" if place % 2 else "pulse on")
+        recorder.mark(edge, "pulse off" if place % 2 else "pulse on")
 
 
 def _run(

@@ -12,7 +12,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Iterator, Sequence
 
-from draftwire.energy.account.uncertainty import SHARED, t_factor
+from draftwire.energy.account.integral import SHARED, t_factor
 from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError
 from draftwire.io import quantity
@@ -74,28 +74,25 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
     if per == "auto":
         per, why = _fitting((*a, *b))
         warnings += [why] if why else []
-    values = [[_value(row, per) for row in side] for side in (a, b)]
-    mean_a, mean_b = (statistics.fmean(side) for side in values)
-    systematic = _systematic(a, b, per)
-    alone = [
-        2.0 * math.sqrt(sum(_random(row, per) ** 2 for row in side)) / len(side)
-        for side in (a, b)
-    ]
-    random = math.hypot(*alone)
+    values_a, values_b = ([_value(row, per) for row in side] for side in (a, b))
+    shared_a, shared_b = _shared(a, per), _shared(b, per)
+    # What the sensor itself makes of the difference.
+    one = len({row.source for row in (*a, *b)}) == 1
+    pairs = [(shared_a[term], shared_b[term]) for term in shared_a]
+    systematic = math.hypot(*(x - y if one else math.hypot(x, y) for x, y in pairs))
+    alone_a, alone_b = _alone(a, per), _alone(b, per)
+    random = math.hypot(alone_a, alone_b)
     if min(len(a), len(b)) >= 2:
-        parts = [statistics.variance(side) / len(side) for side in values]
+        parts = [statistics.variance(side) / len(side) for side in (values_a, values_b)]
         whole = sum(parts)
-        lower = sum(p * p / (len(s) - 1) for p, s in zip(parts, values))
+        lower = sum(p * p / (len(s) - 1) for p, s in zip(parts, (values_a, values_b)))
         freedom = whole * whole / lower if lower > 0 else 1e9
         # Runs that agree by chance are not better than the sensor's own noise.
         random = max(t_factor(freedom) * math.sqrt(whole), random)
     else:
         warnings.append("one run on a side: the spread between runs is not known")
     half = math.hypot(random, 2.0 * systematic)
-    half_a, half_b = (
-        math.hypot(max(own, _spread(v)), 2.0 * math.hypot(*_shared(rows, per).values()))
-        for own, v, rows in zip(alone, values, (a, b))
-    )
+    mean_a, mean_b = statistics.fmean(values_a), statistics.fmean(values_b)
     difference = mean_b - mean_a
     real = abs(difference) > half and difference != 0
     ratio = mean_b / mean_a if mean_a > 0 else None
@@ -107,8 +104,8 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
         per,
         mean_a,
         mean_b,
-        half_a,
-        half_b,
+        math.hypot(max(alone_a, spread(values_a)), 2.0 * math.hypot(*shared_a.values())),
+        math.hypot(max(alone_b, spread(values_b)), 2.0 * math.hypot(*shared_b.values())),
         difference,
         half,
         ratio,
@@ -164,6 +161,11 @@ def _value(row: Row, per: str) -> float:
     return value
 
 
+def _alone(rows: Sequence[Row], per: str) -> float:
+    """Return the 95 % half-width of a side's mean, without what its runs share."""
+    return 2.0 * math.sqrt(sum(_random(row, per) ** 2 for row in rows)) / len(rows)
+
+
 def _random(row: Row, per: str) -> float:
     """Return the standard uncertainty of a run without what it shares with others."""
     if per == "drafted" and row.phase_uncertainty_j.get("draft") is not None:
@@ -183,14 +185,6 @@ def _scale(row: Row, per: str) -> float:
     return abs(_value(row, per) / row.energy_j) if row.energy_j else 1.0
 
 
-def _systematic(a: Sequence[Row], b: Sequence[Row], per: str) -> float:
-    """Return what the sensor itself makes of the difference: a standard uncertainty."""
-    same = len({row.source for row in (*a, *b)}) == 1
-    of_a, of_b = _shared(a, per), _shared(b, per)
-    parts = [of_a[t] - of_b[t] if same else math.hypot(of_a[t], of_b[t]) for t in of_a]
-    return math.hypot(*parts)
-
-
 def _shared(rows: Sequence[Row], per: str) -> dict[str, float]:
     """Return the standard uncertainties of a side's mean that its runs share."""
     return {
@@ -200,7 +194,7 @@ def _shared(rows: Sequence[Row], per: str) -> dict[str, float]:
     }
 
 
-def _spread(values: Sequence[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     """Return the 95 % half-width of the mean of several runs; 0 of one."""
     n = len(values)
     return t_factor(n - 1) * math.sqrt(statistics.variance(values) / n) if n > 1 else 0.0

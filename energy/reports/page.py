@@ -14,7 +14,13 @@ from typing import Iterable, Sequence
 import numpy as np
 
 from draftwire.energy.reports.rows import Row
-from draftwire.energy.reports.text import flat, per_token_text, phase_rows, stated
+from draftwire.energy.reports.text import (
+    flat,
+    per_token_text,
+    phase_rows,
+    phase_whys,
+    stated,
+)
 from draftwire.energy.reports.trace import Trace, colour_of, trace_of_row
 from draftwire.io import quantity, significant, write_text
 
@@ -37,8 +43,7 @@ def write_page(rows: Sequence[Row], path: Path) -> None:
     names = list(dict.fromkeys(Path(row.file).name for row in rows))
     title = _esc(f"Energy: {', '.join(names[:4])}")
     body = [f"<h1>{title}</h1>", _tag("p", "dim", CAVEAT)]
-    if len(rows) > 1:
-        body += _bars(rows)
+    body += _bars(rows) if len(rows) > 1 else []
     body += [_section(row, trace_of_row(row)) for row in rows]
     records = json.dumps([flat(row) for row in rows], allow_nan=False)
     data = records.replace("</", "<\\/")
@@ -58,7 +63,7 @@ def write_page(rows: Sequence[Row], path: Path) -> None:
 
 
 def _section(row: Row, trace: Trace | None) -> str:
-    name = Path(row.file).name
+    name, by_phase = Path(row.file).name, row.by_phase_j or {}
     parts = [f"<h2>{_esc(name)} <span class=dim>{_esc(row.label)}</span></h2>"]
     if row.energy_j is None:
         parts.append(f"<p><b>No joules.</b> {_esc(row.why_null or '')}</p>")
@@ -69,17 +74,15 @@ def _section(row: Row, trace: Trace | None) -> str:
         parts.append(_tag("div", "big", _pm(stated(row.energy_j, row.uncertainty_j, row))))
         parts.append(_tag("div", "dim", f"{_esc(told)} {kind}"))
     parts.append(_cards(row))
-    if trace is not None:
-        parts += [_svg(trace, row), _legend(trace)]
-    if len(row.by_phase_j or {}) > 1:
-        names = trace.phases if trace is not None else list(row.by_phase_j or {})
+    parts += [] if trace is None else [_svg(trace, row), _legend(trace)]
+    if len(by_phase) > 1:
+        names = list(by_phase) if trace is None else trace.phases
         head = ("phase", "joules", "share", "seconds", "mean power")
         lines = [
             (_key(p, names) + _esc(p), *map(_pm, cells)) for p, *cells in phase_rows(row)
         ]
         parts.append(_table(head, lines))
-        whys = [f"{phase} is not told: {why}" for phase, why in row.phase_why.items()]
-        parts += [_tag("p", "dim", _esc(why)) for why in whys]
+        parts += [_tag("p", "dim", _esc(why)) for why in phase_whys(row)]
     parts += [f"<p>{_pm(line)}</p>" for line in per_token_text(row)]
     if row.by_rail_j and row.energy_j is not None:
         parts.append(_rails(row, trace))
@@ -138,7 +141,7 @@ def _spark(trace: Trace, w: np.ndarray | None) -> str:
     for at, power in trace.pieces(w):
         at, power = _thin(at, power, 200)
         x = 200 * (at - t[0]) / (t[-1] - t[0])
-        lines.append(_line(x, 29 - 28 * (power - low) / (high - low)))
+        lines.append(_line(x, 29 - 28 * (power - low) / ((high - low) or 1.0)))
     size = 'viewBox="0 0 200 30" width=200 height=30 style="width:200px"'
     return f"<svg {size}>{''.join(lines)}</svg>"
 
@@ -217,11 +220,11 @@ def _svg(trace: Trace, row: Row) -> str:
         at = f'x="{x(second):.1f}" y={HEIGHT - BOTTOM + 16} text-anchor=middle'
         out.append(f"<text {at}>{second:g}</text>")
     for phase, xs, ys in trace.areas(pieces):
-        edge = _points([x(p) for p in xs], [y(q) for q in ys])
         foot = [f"{x(at):.1f},{y(0):.1f}" for at in (xs[0], xs[-1])]
         fill = f'fill="{colour_of(phase, trace.phases)}" fill-opacity=.55'
+        edge = _points(map(x, xs), map(y, ys))
         out.append(f'<polygon points="{foot[0]} {edge} {foot[1]}" {fill} />')
-    out += [_line([x(a) for a in at], [y(b) for b in power]) for at, power in pieces]
+    out += [_line(map(x, at), map(y, power)) for at, power in pieces]
     out += [HATCH] if trace.holes else []
     for start, stop, least, most in trace.holes:
         out.append(

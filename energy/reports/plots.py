@@ -64,19 +64,21 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
     pieces, shown = trace.pieces(), set()
+
+    def once(label: str, legend: bool = True) -> str | None:
+        new = legend and label not in shown
+        shown.add(label)
+        return label if new else None
+
     for phase, x, y in trace.areas(pieces):
-        label = phase if phase not in shown and len(trace.phases) > 1 else None
-        shown.add(phase)
-        colour = colour_of(phase, trace.phases)
-        axes.fill_between(x, y, color=colour, alpha=0.55, linewidth=0, label=label)
+        look = {"color": colour_of(phase, trace.phases), "alpha": 0.55, "linewidth": 0}
+        axes.fill_between(x, y, label=once(phase, len(trace.phases) > 1), **look)
     for at, watt in pieces:
         axes.plot(at, watt, color=INK, linewidth=0.9)
     for start, end, low, high in trace.holes:
-        label = None if "no sample" in shown else "no sample"
-        shown.add("no sample")
         box = [start, end], [low, low], [high, high]
         look = {"facecolor": "none", "edgecolor": "#999999", "hatch": "////"}
-        axes.fill_between(*box, linewidth=0.4, label=label, **look)
+        axes.fill_between(*box, linewidth=0.4, label=once("no sample"), **look)
     if pieces and row.mean_w is not None:
         axes.axhline(row.mean_w, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         text, place = f"mean\n{row.mean_w:.2f} W", (1.0, row.mean_w)
@@ -87,9 +89,8 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
         for rail, values in trace.rails_w.items():
             axes.plot(trace.t_s, values, linewidth=0.9, label=rail)
         axes.legend(loc="upper right")
-    low = float(np.nanmin(trace.total_w)) if pieces else 0.0
     axes.set_xlim(0, trace.end_s)
-    axes.set_ylim(bottom=min(0.0, low))
+    axes.set_ylim(bottom=min(0.0, float(np.nanmin(trace.total_w)) if pieces else 0.0))
     if pieces:
         axes.set_ylim(top=float(np.nanmax(trace.total_w)) * 1.18)
     axes.set_xlabel("time (s)")
@@ -180,11 +181,11 @@ def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> No
             style = {"ms": 5.5, "capsize": 3, "lw": 1.0, "zorder": 2}
             axes.errorbar(*at, half_j, half_s, fmt=mark, color=colour, **style)
             # By turns to the upper right and the lower left: neighbours keep apart.
-            look: dict[str, Any] = {"xytext": (6, 5), "ha": "left", "va": "bottom"}
-            if place % 2:
-                look = {"xytext": (-6, -5), "ha": "right", "va": "top"}
-            look.update(textcoords="offset points", fontsize=8)
-            axes.annotate(point["mode"], at, **look)
+            side, across, along = (
+                (-1, "right", "top") if place % 2 else (1, "left", "bottom")
+            )
+            look = {"textcoords": "offset points", "fontsize": 8, "ha": across, "va": along}
+            axes.annotate(point["mode"], at, xytext=(6 * side, 5 * side), **look)
         axes.set_xlabel(f"time per {per} (s)")
         axes.set_ylabel(f"energy per {per} (J)")
         axes.margins(x=0.22, y=0.18)

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from draftwire.energy.account.account import COUNTS, Account, per_token
+from draftwire.energy.account.integral import Baseline, EnergyResult
 from draftwire.energy.account.meter import Meter
-from draftwire.energy.account.result import Baseline, EnergyResult
-from draftwire.energy.files.importer import Imported, import_tegrastats, recording_of_run
-from draftwire.energy.files.instruments import read_meter
-from draftwire.energy.files.pmic_log import CURRENT
-from draftwire.energy.files.recording import Recording, is_recording, read_recording
-from draftwire.energy.files.unpack import read_head, read_whole, stem
+from draftwire.energy.files import ends_in, open_text, read_head
+from draftwire.energy.files.logs import DUMP_START, Log, import_tegrastats
+from draftwire.energy.files.meters import read_meter
+from draftwire.energy.files.recording import (
+    Recording,
+    ReplaySource,
+    is_recording,
+    read_recording,
+)
 from draftwire.energy.rails import RailTable
 from draftwire.energy.sources.base import Reading
-from draftwire.energy.sources.replay import ReplaySource
-from draftwire.energy.sources.tegrastats import SAMPLE_START
+from draftwire.energy.sources.jetson import SAMPLE_START
 from draftwire.errors import ConfigError
 
 REPORT = "draftwire.report/1"
@@ -98,12 +101,6 @@ class Row:
         row["flags"], row["notes"] = list(self.flags), list(self.notes)
         return row
 
-    def take(self, result: EnergyResult) -> None:
-        """Take over what only the whole result of a measurement knows."""
-        self.rails, self.max_w = result.rails, result.max_w
-        self.terms = {} if result.uncertainty is None else result.uncertainty.terms
-        self.seconds, self.mean_w = result.duration_s, result.mean_w
-
 
 def load_rows(
     path: Path,
@@ -122,8 +119,8 @@ def load_rows(
     if kind == "reports":
         return list(_rows_of_reports(path))
     if kind == "tegrastats":
-        imported = import_tegrastats(path, tables, window=window, **log_options)
-        return rows_of_import(imported, tokens or {})
+        log = import_tegrastats(path, tables, window=window, **log_options)
+        return rows_of_import(log, tokens or {})
     if kind == "recording":
         recording = read_recording(path)
     else:
@@ -138,31 +135,28 @@ def kind_of(path: Path) -> str:
     if is_recording(path):
         return "recording"
     head = read_head(path, 1 << 18)
-    if SAMPLE_START.search(head) or CURRENT.search(head):
+    if SAMPLE_START.search(head) or DUMP_START.search(head):
         return "tegrastats"
     electric = (b"power", b"volt", b"curr", b"ch1")
     start, words = head.lstrip(), head[:2000].lower()
-    if stem(path).endswith((".csv", ".tsv", ".dat")):
+    if ends_in(path, ".csv", ".tsv", ".dat"):
         return "meter"
-    if stem(path).endswith((".json", ".jsonl")) or start[:1] in (b"[", b"{"):
+    if ends_in(path, ".json", ".jsonl") or start[:1] in (b"[", b"{"):
         words = start.split(b"\n", 1)[0].lower()
         meter = REPORT.encode() not in head and any(w in words for w in electric[:3])
         return "meter" if meter else "reports"
     return "meter" if start and any(w in words for w in electric) else "tegrastats"
 
 
-def rows_of_import(
-    imported: Imported, tokens: Mapping[str, int] | None = None
-) -> list[Row]:
+def rows_of_import(log: Log, tokens: Mapping[str, int] | None = None) -> list[Row]:
     """Return a row for each run in a log."""
     rows = []
-    for run in imported.runs:
+    for run in log.runs:
         entry = run.result.entry()
-        entry["notes"] += [finding.text for finding in imported.findings]
-        row = _row_of_entry(imported.name, entry, tokens or {}, run.result.label)
-        row.take(run.result)
+        entry["notes"] += [finding.text for finding in log.findings]
+        row = _row_of_entry(log.name, entry, tokens or {}, run.result.label, run.result)
         row.board, row.open_ended = run.choice.board, True
-        row.recording = functools.partial(recording_of_run, imported, run.first_sample)
+        row.recording = functools.partial(log.recording, run)
         rows.append(row)
     return rows
 
@@ -180,7 +174,7 @@ def analyse(
     period_s = 1.0 / hz if hz else statistics.median(steps) * 1e-9 if steps else 1.0
     origin = now = samples[0].t_ns
     rate = min(1000.0, 1 / max(period_s, 1e-3))
-    meter = Meter(ReplaySource(recording), recording.choice, hz=rate, ring=1)
+    meter = Meter(ReplaySource(recording), recording.choice, hz=rate)
     # What one period may be: the recorded deadlines are dithered, gaps are counted.
     meter.period_ns = int(period_s * 1e9)
     if header.get("baseline_w") is not None:
@@ -193,29 +187,29 @@ def analyse(
             end = min(end, origin + int(window[1] * 1e9))
     if end <= start:
         raise ConfigError("the window lies outside of the recording")
-    account = Account(meter, clock=lambda: now)
-    current, started = "run", False
+    account, phase = Account(meter, clock=lambda: now), "run"
     events: list[tuple[int, Reading | str]] = [(r.t_ns, r) for r in samples]
-    events += recording.phases
-    for t_ns, event in sorted(events, key=lambda event: event[0]):
-        if not started and t_ns >= start:
-            now = start
-            account.start(current)
-            started = True
-        now = min(t_ns, end)
-        if not isinstance(event, str):
-            if t_ns > end:
-                account.close_at(end)
+    events.extend(recording.phases)
+    events.sort(key=lambda event: event[0])
+    later = sum(t_ns < start for t_ns, _ in events)
+    for _, event in events[:later]:
+        if isinstance(event, str):
+            phase = event
+        else:
             meter.push(event)
-            if t_ns > end:
-                break
-        elif t_ns <= end:
-            current = event
-            if started:
+    now = start
+    account.start(phase)
+    for t_ns, event in events[later:]:
+        now = min(t_ns, end)
+        if isinstance(event, str):
+            if t_ns <= end:
                 account.phase(event)
-    if not started:
-        now = start
-        account.start(current)
+            continue
+        if t_ns > end:
+            account.close_at(end)
+        meter.push(event)
+        if t_ns > end:
+            break
     now = end
     account.close_at(end)
     account.count(**{k: v for k, v in recording.tokens.items() if k in COUNTS})
@@ -231,35 +225,28 @@ def row_of_recording(
     """Return the row of a recording, or of a meter's file."""
     entry, account = analyse(recording, window)
     notes, flags = list(entry["notes"]), list(entry["flags"])
-    header = recording.header
-    recorded = recording.result.get("context") or {}
+    header, recorded = recording.header, recording.result.get("context") or {}
     if not recording.complete:
         flags.append("not closed")
         notes.append("the recording was not closed: power cut, or a full disk")
     if recording.bad_lines:
         notes.append(f"{recording.bad_lines} lines could not be read")
     flags += [str(f) for f in recording.result.get("flags", ()) if f not in flags]
-    command = header.get("command") or ()
-    meter = recording.name.startswith("meter")
-    entry = {
-        **entry,
-        "source": recording.name,
-        "context": {"start": header.get("context") or {}, "end": {}, **recorded},
-        "flags": flags,
-        "notes": notes,
-    }
+    context = {"start": header.get("context") or {}, "end": {}, **recorded}
+    entry = {**entry, "source": recording.name, "context": context}
+    entry.update(flags=flags, notes=notes)
+    command, meter = header.get("command") or (), recording.name.startswith("meter")
     label = " ".join(command) or ("external meter" if meter else "recording")
     counts = {**recording.tokens, **(tokens or {})}
-    row = _row_of_entry(recording.path, entry, counts, label)
-    assert account.energy is not None
-    row.take(account.energy)
+    row = _row_of_entry(recording.path, entry, counts, label, account.energy)
     row.board, row.open_ended = header.get("board"), not command
     row.recording = lambda: recording
     return row
 
 
 def _rows_of_reports(path: Path) -> Iterator[Row]:
-    text = read_whole(path)
+    with open_text(path) as file:
+        text = file.read()
     try:
         value = json.loads(text)
         reports = value if isinstance(value, list) else [value]
@@ -293,42 +280,42 @@ def row_of_report(report: Mapping[str, Any], name: str) -> Row:
     return row
 
 
+# What a row takes from the ``energy`` entry of a report, and what it calls it.
+_TAKEN = {
+    **{name: name for name in (
+        "coverage", "source", "kind", "scope", "samples", "resolution_only", "baseline_w",
+        "flags", "why_null", "notes")},
+    "uncertainty": "uncertainty_j", "net": "net_j", "net_uncertainty": "net_uncertainty_j",
+    "by_phase": "by_phase_j", "uncertainty_by_phase": "phase_uncertainty_j",
+    "why_null_by_phase": "phase_why", "seconds_by_phase": "phase_seconds",
+    "by_rail": "by_rail_j", "by_scope": "by_scope_j",
+}  # fmt: skip
+
+
 def _row_of_entry(
-    file: str, energy: Mapping[str, Any], counts: Mapping[str, int], label: str
+    file: str,
+    energy: Mapping[str, Any],
+    counts: Mapping[str, int],
+    label: str,
+    result: EnergyResult | None = None,
 ) -> Row:
-    """Return the row of what an account says: ``Account.result``."""
-    joules, half = energy.get("joules"), energy.get("uncertainty")
-    by_phase = energy.get("by_phase")
-    by_phase_u = energy.get("uncertainty_by_phase") or {}
-    phase_s = energy.get("seconds_by_phase") or {}
-    seconds = sum(phase_s.values()) or None
+    """Return the row of what an account says (``Account.result``), and of what only the
+    whole ``result`` of a measurement knows."""
+    known = {name: energy.get(key) for key, name in _TAKEN.items()}
+    taken: dict[str, Any] = {n: value for n, value in known.items() if value is not None}
+    row = Row(file, label, energy.get("joules"), tokens=counts, **taken)
+    joules, half = row.energy_j, row.uncertainty_j
     context = energy.get("context") or {}
-    first, last = context.get("start") or {}, context.get("end") or {}
-    heat = [max((look.get("heat_c") or {}).values(), default=0.0) for look in (first, last)]
-    alike = ("coverage", "source", "kind", "scope", "samples", "baseline_w", "why_null")
-    same: dict[str, Any] = {name: energy.get(name) for name in alike}
-    return Row(
-        file,
-        label,
-        joules,
-        half,
-        seconds,
-        mean_w=joules / seconds if joules is not None and seconds else None,
-        resolution_only=bool(energy.get("resolution_only")),
-        net_j=energy.get("net"),
-        net_uncertainty_j=energy.get("net_uncertainty"),
-        by_phase_j=by_phase,
-        phase_uncertainty_j=by_phase_u,
-        phase_why=energy.get("why_null_by_phase") or {},
-        phase_seconds=phase_s,
-        tokens=counts,
-        per_token_j=per_token(joules, by_phase, counts),
-        per_token_uncertainty_j=per_token(half, by_phase_u, counts),
-        by_rail_j=energy.get("by_rail") or {},
-        by_scope_j=energy.get("by_scope") or {},
-        power_mode=first.get("power_mode"),
-        heat_c=(heat[0], heat[1]) if all(heat) else None,
-        flags=energy.get("flags") or (),
-        notes=energy.get("notes") or (),
-        **same,
-    )
+    looks = context.get("start") or {}, context.get("end") or {}
+    heat = [max((look.get("heat_c") or {}).values(), default=0.0) for look in looks]
+    row.power_mode = looks[0].get("power_mode")
+    row.heat_c = (heat[0], heat[1]) if all(heat) else None
+    row.per_token_j = per_token(joules, row.by_phase_j, counts)
+    row.per_token_uncertainty_j = per_token(half, row.phase_uncertainty_j, counts)
+    row.seconds = sum(row.phase_seconds.values()) or None
+    row.mean_w = joules / row.seconds if joules is not None and row.seconds else None
+    if result is not None:
+        row.rails, row.max_w = result.rails, result.max_w
+        row.terms = {} if result.uncertainty is None else result.uncertainty.terms
+        row.seconds, row.mean_w = result.duration_s, result.mean_w
+    return row

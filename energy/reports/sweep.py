@@ -14,8 +14,8 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Any, Callable, Sequence
 
-from draftwire.energy.account.uncertainty import t_factor
 from draftwire.energy.live.record import Recorded
+from draftwire.energy.reports.compare import spread
 from draftwire.errors import BoardError, ConfigError, DraftwireError
 
 
@@ -37,20 +37,30 @@ class Point:
     def add_up(self, per: str = "") -> None:
         """Make the figures from the runs."""
         runs = self.runs
-        if not runs:
-            self.per = per or "run"
-            return
         emitted = [run.get("tokens", {}).get("emitted", 0) for run in runs]
-        self.per = per or ("emitted token" if all(emitted) else "run")
+        self.per = per or ("emitted token" if runs and all(emitted) else "run")
+        if not runs:
+            return
         over = [float(count) if self.per != "run" else 1.0 for count in emitted]
         times = [sum(r["seconds_by_phase"].values()) / n for r, n in zip(runs, over)]
-        self.seconds, self.uncertainty_s = statistics.fmean(times), _spread(times)
+        self.seconds, self.uncertainty_s = statistics.fmean(times), spread(times)
         self.energy_j = self.uncertainty_j = None
         if all(run["joules"] is not None for run in runs):
             joules = [run["joules"] / n for run, n in zip(runs, over)]
             halves = [(r["uncertainty"] or 0.0) / n for r, n in zip(runs, over)]
             self.energy_j = statistics.fmean(joules)
-            self.uncertainty_j = max(statistics.fmean(halves), _spread(joules))
+            self.uncertainty_j = max(statistics.fmean(halves), spread(joules))
+
+    def beats(self, other: Point) -> bool:
+        """Tell whether it is surely both faster and thriftier."""
+        a, b = self, other
+        if a.energy_j is None or b.energy_j is None or a.seconds is None or a is b:
+            return False
+        assert b.seconds is not None
+        joules = ((a.uncertainty_j or 0.0) ** 2 + (b.uncertainty_j or 0.0) ** 2) ** 0.5
+        seconds = (a.uncertainty_s**2 + b.uncertainty_s**2) ** 0.5
+        surely = a.energy_j <= b.energy_j - joules and a.seconds <= b.seconds - seconds
+        return surely and (a.energy_j, a.seconds) != (b.energy_j, b.seconds)
 
 
 def set_mode(
@@ -87,10 +97,9 @@ def set_mode(
     if now is None:
         return f"nobody can tell whether the board is in mode {mode}: the user says so"
     if now != mode:
-        raise BoardError(
-            f"the board is in power mode {now}, not {mode}",
-            hint="some switches need a reboot; see /etc/nvpmodel.conf for the names",
-        )
+        why = f"the board is in power mode {now}, not {mode}"
+        hint = "some switches need a reboot; see /etc/nvpmodel.conf for the names"
+        raise BoardError(why, hint=hint)
     return None
 
 
@@ -100,9 +109,8 @@ def sweep(
     enter: Callable[[str], None],
     run: Callable[[str, int], Recorded],
     repeats: int = 3,
-    settle: Callable[[], None] = lambda: None,
-    leave: Callable[[], None] = lambda: None,
-    done: Callable[[list[Point]], None] = lambda points: None,
+    leave: Callable[[], None],
+    done: Callable[[list[Point]], None],
 ) -> list[Point]:
     """Run in each mode and mark the Pareto front. A mode that fails is noted and the next
     one tried; Ctrl-C keeps what is done. ``leave`` brings the board back on every exit,
@@ -114,7 +122,6 @@ def sweep(
             points.append(point)
             try:
                 enter(mode)
-                settle()
                 for number in range(repeats):
                     recorded = run(mode, number)
                     if recorded.interrupted:  # which ends the command as well
@@ -140,24 +147,8 @@ def sweep(
     return points
 
 
-def _spread(values: Sequence[float]) -> float:
-    """Return the 95 % half-width of a mean, by the spread of its values."""
-    n = len(values)
-    return t_factor(n - 1) * statistics.stdev(values) / n**0.5 if n > 1 else 0.0
-
-
 def pareto(points: Sequence[Point]) -> None:
     """Mark the modes that no other mode surely beats in time and energy together."""
-
-    def beats(a: Point, b: Point) -> bool:
-        if a.energy_j is None or b.energy_j is None or a.seconds is None or a is b:
-            return False
-        assert b.seconds is not None
-        joules = ((a.uncertainty_j or 0.0) ** 2 + (b.uncertainty_j or 0.0) ** 2) ** 0.5
-        seconds = (a.uncertainty_s**2 + b.uncertainty_s**2) ** 0.5
-        surely = a.energy_j <= b.energy_j - joules and a.seconds <= b.seconds - seconds
-        return surely and (a.energy_j, a.seconds) != (b.energy_j, b.seconds)
-
     for point in points:
-        beaten = any(beats(other, point) for other in points)
+        beaten = any(other.beats(point) for other in points)
         point.pareto = point.energy_j is not None and not beaten

@@ -28,21 +28,20 @@ def as_table(
     rows: Sequence[Row], *, battery_wh: float | None = None, g_per_kwh: float | None = None
 ) -> str:
     """Return a table for a terminal, with the details that make it worth defending."""
-    lines = [("file", "energy", "seconds", "covered", "mean power", "scope", "source")]
-    for row in rows:
-        modelled = " (modelled)" if row.kind == "modelled" else ""
-        lines.append(
-            (
-                Path(row.file).name,
-                stated(row.energy_j, row.uncertainty_j, row),
-                "-" if row.seconds is None else f"{row.seconds:.2f}",
-                "-" if row.coverage is None else f"{100 * row.coverage:.0f} %",
-                quantity(row.mean_w, row.mean_uncertainty_w, "W"),
-                row.scope or "-",
-                f"{row.source or '-'}{modelled}",
-            )
+    head = ("file", "energy", "seconds", "covered", "mean power", "scope", "source")
+    lines = [
+        (
+            Path(row.file).name,
+            stated(row.energy_j, row.uncertainty_j, row),
+            "-" if row.seconds is None else f"{row.seconds:.2f}",
+            "-" if row.coverage is None else f"{100 * row.coverage:.0f} %",
+            quantity(row.mean_w, row.mean_uncertainty_w, "W"),
+            row.scope or "-",
+            (row.source or "-") + " (modelled)" * (row.kind == "modelled"),
         )
-    text = [align(lines, left=(0, 5, 6))]
+        for row in rows
+    ]
+    text = [align([head, *lines], left=(0, 5, 6))]
     for row in rows:
         details = "\n".join(_details(row, battery_wh, g_per_kwh))
         title = f"{Path(row.file).name}: {row.label}\n" if len(rows) > 1 else ""
@@ -65,8 +64,7 @@ def _details(row: Row, battery_wh: float | None, g_per_kwh: float | None) -> Ite
     if len(row.by_phase_j or {}) > 1:
         head = ("phase", "energy", "share", "seconds", "mean power")
         yield align([head, *phase_rows(row)])
-        for phase, why in row.phase_why.items():
-            yield f"{phase} is not told: {why}"
+        yield from phase_whys(row)
     yield from per_token_text(row)
     if row.energy_j and row.answers_per_wh is not None:
         if not row.open_ended or row.tokens.get("requests"):
@@ -101,6 +99,11 @@ def phase_rows(row: Row) -> Iterator[tuple[str, str, str, str, str]]:
         yield phase, stated(joules, half, row), share, time, quantity(watt, u, "W")
 
 
+def phase_whys(row: Row) -> list[str]:
+    """Return a sentence for each phase that has no figure."""
+    return [f"{phase} is not told: {why}" for phase, why in row.phase_why.items()]
+
+
 def per_token_text(row: Row) -> list[str]:
     """Return sentences: joules per token, per thousand, tokens per joule."""
     halves = row.per_token_uncertainty_j
@@ -122,15 +125,16 @@ def per_token_text(row: Row) -> list[str]:
     return lines
 
 
+_FLAT = (
+    "file label energy_j uncertainty_j resolution_only seconds coverage mean_w "
+    "mean_uncertainty_w max_w net_j net_uncertainty_j source kind scope board samples "
+    "power_mode requests answers_per_wh why_null"
+).split()
+
+
 def flat(row: Row) -> dict[str, Any]:
     """Return one flat dictionary, for CSV and Parquet; None stays empty."""
-    names = (
-        "file", "label", "energy_j", "uncertainty_j", "resolution_only", "seconds",
-        "coverage", "mean_w", "mean_uncertainty_w", "max_w", "net_j", "net_uncertainty_j",
-        "source", "kind", "scope", "board", "samples", "power_mode", "requests",
-        "answers_per_wh", "why_null",
-    )  # fmt: skip
-    record: dict[str, Any] = {name: getattr(row, name) for name in names}
+    record: dict[str, Any] = {name: getattr(row, name) for name in _FLAT}
     record["flags"] = " ".join(flag.replace(" ", "-") for flag in row.flags)
     for kind in ("drafted", "accepted", "emitted"):
         record[f"{kind}_tokens"] = row.tokens.get(kind)
@@ -182,42 +186,38 @@ def prometheus(metrics: Mapping[str, tuple[str, str, Sequence[Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# Name of the metric, what it says, the field of a row, and the label of its parts.
+_METRICS = (
+    ("energy_joules", "Energy of the run", "energy_j", ""),
+    ("energy_uncertainty_joules", "95 % half-width of the energy", "uncertainty_j", ""),
+    ("energy_net_joules", "Energy above idle", "net_j", ""),
+    ("energy_seconds", "Length of the run", "seconds", ""),
+    ("power_mean_watts", "Mean power", "mean_w", ""),
+    ("energy_coverage_ratio", "Share of time sampled", "coverage", ""),
+    ("energy_phase_joules", "Energy by phase", "by_phase_j", "phase"),
+    ("energy_phase_uncertainty_joules", "95 % half-width of the energy by phase",
+     "phase_uncertainty_j", "phase"),
+    ("energy_per_token_joules", "Energy per token", "per_token_j", "token"),
+)  # fmt: skip
+
+
 def as_prometheus(rows: Sequence[Row]) -> str:
     """Return the Prometheus text format."""
 
-    def labels(row: Row, **more: str) -> dict[str, str]:
-        covers = "resolution" if row.resolution_only else "data sheet"
-        names = {"source": row.source, "kind": row.kind, "scope": row.scope}
-        known = {key: value or "" for key, value in names.items()}
-        return {"file": Path(row.file).name, **known, "covers": covers, **more}
+    def samples(row: Row, name: str, part: str) -> list[tuple[dict[str, str], Any]]:
+        labels = {"file": Path(row.file).name, "source": row.source or ""}
+        labels.update(kind=row.kind or "", scope=row.scope or "")
+        labels["covers"] = "resolution" if row.resolution_only else "data sheet"
+        value = getattr(row, name)
+        if not part:
+            return [(labels, value)]
+        return [({**labels, part: key}, each) for key, each in (value or {}).items()]
 
-    def gauge(text: str, name: str) -> tuple[str, str, Any]:
-        return "gauge", text, [(labels(row), getattr(row, name)) for row in rows]
-
-    def parts(text: str, name: str, values: str) -> tuple[str, str, Any]:
-        found = [
-            (labels(row, **{name: key}), value)
-            for row in rows
-            for key, value in (getattr(row, values) or {}).items()
-        ]
-        return "gauge", text, found
-
-    half, by_phase = "95 % half-width of the energy", "Energy by phase"
-    return prometheus(
-        {
-            "energy_joules": gauge("Energy of the run", "energy_j"),
-            "energy_uncertainty_joules": gauge(half, "uncertainty_j"),
-            "energy_net_joules": gauge("Energy above idle", "net_j"),
-            "energy_seconds": gauge("Length of the run", "seconds"),
-            "power_mean_watts": gauge("Mean power", "mean_w"),
-            "energy_coverage_ratio": gauge("Share of time sampled", "coverage"),
-            "energy_phase_joules": parts(by_phase, "phase", "by_phase_j"),
-            "energy_phase_uncertainty_joules": parts(
-                f"{half} by phase", "phase", "phase_uncertainty_j"
-            ),
-            "energy_per_token_joules": parts("Energy per token", "token", "per_token_j"),
-        }
-    )
+    found = {
+        metric: ("gauge", text, [s for row in rows for s in samples(row, name, part)])
+        for metric, text, name, part in _METRICS
+    }
+    return prometheus(found)
 
 
 def write(rows: Sequence[Row], path: Path, form: str) -> None:
@@ -238,11 +238,8 @@ def _parquet(rows: Sequence[Row], path: Path) -> None:
     records, columns = _records(rows)
     table = pyarrow.table({n: [record.get(n) for record in records] for n in columns})
     # A column without any value would get the null type, which many readers refuse.
-    fields = [
-        pyarrow.field(f.name, pyarrow.float64() if f.type == pyarrow.null() else f.type)
-        for f in table.schema
-    ]
-    parquet.write_table(table.cast(pyarrow.schema(fields)), path)
+    types = [pyarrow.float64() if t == pyarrow.null() else t for t in table.schema.types]
+    parquet.write_table(table.cast(pyarrow.schema(list(zip(columns, types)))), path)
 
 
 FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {

@@ -1,17 +1,23 @@
-"""What a picture of a recording shows: power over time, and the phase at each
-moment."""
+"""What a picture of a recording shows: power over time, and the phase at each moment; and
+the same in the Chrome trace format, for ui.perfetto.dev.
+
+Source:
+    "Trace Event Format", catapult project: complete events (``X``), counters (``C``).
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
-from draftwire.energy.account.result import Projector
-from draftwire.energy.files.recording import Recording
+from draftwire.energy.account.integral import Projector
 from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError
+from draftwire.io import write_text
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 PHASE_COLOURS = {
@@ -29,14 +35,14 @@ BINS = 600  # pieces that phases are shown in: each has the colour of what holds
 
 @dataclass(frozen=True)
 class Trace:
-    """Power over time; NaN where it could not be read, or nobody knows the total."""
+    """Power over time, ``(n,)`` each; NaN where it could not be read."""
 
-    t_s: np.ndarray  # seconds from the first sample, ``(n,)``
-    total_w: np.ndarray  # the total, ``(n,)``; NaN where it could not be read
-    rails_w: dict[str, np.ndarray]  # each rail, ``(n,)``
-    spans: list[tuple[float, float, str]]
+    t_s: np.ndarray  # seconds from the first sample
+    total_w: np.ndarray  # the total; all NaN where nobody knows it
+    rails_w: dict[str, np.ndarray]  # each rail
+    spans: list[tuple[float, float, str]]  # from, to, phase
     phases: list[str]  # in order of appearance
-    scope: str | None  # what the total covers, or None: then ``total_w`` is all NaN
+    scope: str | None  # what the total covers, or None
     holes: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     @property
@@ -61,16 +67,19 @@ class Trace:
             for at, watt in pieces:
                 a, b = max(start, float(at[0])), min(end, float(at[-1]))
                 if b > a:
-                    inside = at[(at > a) & (at < b)]
-                    x = np.concatenate([[a], inside, [b]])
+                    x = np.concatenate([[a], at[(at > a) & (at < b)], [b]])
                     yield phase, x, np.interp(x, at, watt)
 
 
-def trace_of(recording: Recording) -> Trace:
-    """Return the trace of a recording; a ConfigError with fewer than two samples."""
-    samples = recording.samples
-    if len(samples) < 2:
-        raise ConfigError(f"{recording.path} holds too few samples for a picture")
+def trace_of_row(row: Row) -> Trace | None:
+    """Return the trace behind a row; a run report has none, nor a run of one sample."""
+    try:
+        recording = None if row.recording is None else row.recording()
+    except ConfigError:
+        return None
+    if recording is None or len(recording.samples) < 2:
+        return None
+    samples, total = recording.samples, recording.choice.total
     origin = samples[0].t_ns
     t_s = np.array([s.t_ns - origin for s in samples], dtype=np.float64) * 1e-9
     projector = Projector(recording.rails, recording.choice)
@@ -79,21 +88,11 @@ def trace_of(recording: Recording) -> Trace:
     table = np.array([projector.watts(a.watts or b.watts) for a, b in zip(samples, later)])
     rails = {rail: table[:, 1 + i] for i, rail in enumerate(projector.rails)}
     end = max(float(t_s[-1]), (recording.end_ns - origin) * 1e-9)
-    switches = [((t - origin) * 1e-9, name) for t, name in sorted(recording.phases)]
-    spans = _spans(switches, end)
+    spans = _spans([((t - origin) * 1e-9, n) for t, n in sorted(recording.phases)], end)
     names = list(dict.fromkeys(name for _, _, name in spans))
-    total = recording.choice.total
-    scope = None if total is None else total.scope
     holes = _holes(recording.header.get("hz"), t_s, table[:, 0], end)
+    scope = None if total is None else total.scope
     return Trace(t_s, table[:, 0], rails, spans, names, scope, holes)
-
-
-def trace_of_row(row: Row) -> Trace | None:
-    """Return the trace behind a row; a run report has none, nor a run of one sample."""
-    try:
-        return None if row.recording is None else trace_of(row.recording())
-    except ConfigError:
-        return None
 
 
 def _holes(
@@ -119,14 +118,11 @@ def _spans(switches: list[tuple[float, str]], end: float) -> list[tuple[float, f
     for (_, name), low, high in zip(switches, bounds, bounds[1:]):
         # What of each bin is covered: the clipped stretch, differenced over the edges.
         share[names.index(name)] += np.diff(np.clip(edges, low, high))
-    spans: list[tuple[float, float, str]] = []
-    for i, place in enumerate(share.argmax(axis=0)):
-        name = names[int(place)]
-        if spans and spans[-1][2] == name:
-            spans[-1] = (spans[-1][0], float(edges[i + 1]), name)
-        else:
-            spans.append((float(edges[i]), float(edges[i + 1]), name))
-    return spans
+    most = share.argmax(axis=0)
+    cuts = [0, *(np.flatnonzero(np.diff(most)) + 1), BINS]
+    return [
+        (float(edges[a]), float(edges[b]), names[most[a]]) for a, b in zip(cuts, cuts[1:])
+    ]
 
 
 def colour_of(phase: str, phases: list[str]) -> str:
@@ -135,3 +131,29 @@ def colour_of(phase: str, phases: list[str]) -> str:
         return PHASE_COLOURS[phase]
     others = [name for name in phases if name not in PHASE_COLOURS]
     return _MORE[others.index(phase) % len(_MORE)] if phase in others else "#666666"
+
+
+def write_trace(rows: Sequence[Row], path: Path) -> None:
+    """Write rails as counters and phases as slices, one process for each row."""
+    events: list[dict[str, Any]] = []
+    for pid, row in enumerate(rows, 1):
+        if row.recording is None:
+            continue
+        found = row.recording()
+        origin, total = found.samples[0].t_ns, found.choice.total
+        name = {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": row.file}}
+        events.append(name)
+        for sample in found.samples:
+            at = {"ph": "C", "pid": pid, "ts": (sample.t_ns - origin) / 1e3}
+            watts = dict(sample.watts)
+            if total is not None and set(total.rails) <= set(watts):
+                watts[total.scope] = sum(watts[rail] for rail in total.rails)
+            for rail, watt in watts.items():
+                events.append({**at, "name": f"{rail} (W)", "args": {"W": watt}})
+        ends = [t for t, _ in found.phases[1:]] + [found.end_ns]
+        for (start, phase), end in zip(found.phases, ends):
+            at = {"ph": "X", "pid": pid, "tid": 1, "ts": (start - origin) / 1e3}
+            events.append({**at, "name": phase, "dur": max(0, end - start) / 1e3})
+    if not events:
+        raise ConfigError("a run report has no trace", hint="give it a recording")
+    write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

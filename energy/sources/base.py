@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from draftwire.energy.rails import Accuracy
 from draftwire.errors import SensorError
@@ -28,12 +28,11 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Response:
-    """How a sensor sees a changing power: what phases shorter than it can be told by."""
+    """How a sensor sees a changing power: what phases shorter than it can be told by.
+    Ranges are least and most seconds."""
 
-    # least and most seconds from the end of what a reading averages over to its stamp
-    lag_s: tuple[float, float] = (0.0, 0.0)
-    # least and most seconds that a reading averages over
-    window_s: tuple[float, float] = (0.0, 0.0)
+    lag_s: tuple[float, float] = (0.0, 0.0)  # from the end of what it averages to its stamp
+    window_s: tuple[float, float] = (0.0, 0.0)  # that a reading averages over
     # the moment of a reading is spread over so many seconds: a sensor that renews each 7 ms
     # and is read at any moment
     jitter_s: float = 0.0
@@ -56,24 +55,24 @@ class Response:
 
     def corners(self) -> list[tuple[float, float]]:
         """Return (lag, window) at the middle and the ends of both ranges."""
-
-        def three(low: float, high: float) -> list[float]:
-            return [low] if high <= low else [(low + high) / 2, low, high]
-
-        return [(a, b) for a in three(*self.lag_s) for b in three(*self.window_s)]
+        lags, windows = (
+            [low] if high <= low else [(low + high) / 2, low, high]
+            for low, high in (self.lag_s, self.window_s)
+        )
+        return [(lag, window) for lag in lags for window in windows]
 
 
 UNKNOWN_RESPONSE = Response((0.0, 0.25), (0.0, 1.0), 0.0, "not known")
 
 
-def response_of(raw: object) -> Response:
+def response_of(raw: Any) -> Response:
     """Return a response from what a recording, a profile or a calibration holds of it."""
-    if not isinstance(raw, Mapping):
-        return UNKNOWN_RESPONSE
     try:
-        (low, high), (short, long) = raw["lag_s"], raw["window_s"]
+        known = dict(raw)
+        (low, high), (short, long) = known["lag_s"], known["window_s"]
         ranges = (float(low), float(high)), (float(short), float(long))
-        return Response(*ranges, float(raw.get("jitter_s", 0.0)), str(raw.get("how", "")))
+        jitter_s, how = float(known.get("jitter_s", 0.0)), str(known.get("how", ""))
+        return Response(*ranges, jitter_s, how)
     except (KeyError, TypeError, ValueError):
         return UNKNOWN_RESPONSE
 
@@ -92,13 +91,16 @@ class PowerSource:
     paced = False  # True when ``read`` itself waits for the next sample
     notes: tuple[str, ...] = ()  # sentences for the report
     problem: Exception | None = None  # why the last rail that failed did
+    # What ``read`` and ``close`` work on, where a source has no more to it than that.
+    reads: Mapping[str, Callable[[], float]] = MappingProxyType({})  # watts by rail
+    files: Mapping[str, SysfsNumber] = MappingProxyType({})
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or monotonic_ns
 
     def read(self) -> Reading:
         """Take one sample; a SensorError where nothing could be read."""
-        raise NotImplementedError
+        return self.gather(self.reads)
 
     def gather(
         self, reads: Mapping[str, Callable[[], float]], t_ns: int | None = None
@@ -112,21 +114,22 @@ class PowerSource:
             except (OSError, ValueError) as exc:
                 self.problem = exc
         if not watts:
-            raise sensor_error("any rail", self.name, self.problem)
+            raise SensorError(
+                f"cannot read any rail at {self.name}: {self.problem}",
+                hint="run `draftwire energy sources`; in a container, mount /sys read-only",
+            )
         return Reading((start + self._clock()) // 2 if t_ns is None else t_ns, watts)
 
     def close(self) -> None:
         """Give everything back; harmless when called twice."""
+        for number in self.files.values():
+            number.close()
 
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:
     """Number repeated names: a dict must not swallow a rail."""
-    count: dict[str, int] = {}
-    found = []
-    for name in names:
-        count[name] = count.get(name, 0) + 1
-        found.append(name if count[name] == 1 else f"{name}#{count[name]}")
-    return tuple(found)
+    before = [names[:place].count(name) for place, name in enumerate(names)]
+    return tuple(f"{name}#{n + 1}" if n else name for name, n in zip(names, before))
 
 
 def read_text(path: Path) -> str | None:
@@ -166,9 +169,3 @@ class SysfsNumber:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def sensor_error(what: str, path: object, exc: object, hint: str = "") -> SensorError:
-    """Build the error for a sensor that cannot be read."""
-    default = "run `draftwire energy sources`; inside a container, mount /sys read-only"
-    return SensorError(f"cannot read {what} at {path}: {exc}", hint=hint or default)

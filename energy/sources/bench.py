@@ -17,13 +17,12 @@ import threading
 from collections import deque
 from typing import Any, Mapping
 
-from draftwire.energy.files.instruments import load_instruments
+from draftwire.energy.files.meters import RAIL, load_instruments
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
-from draftwire.energy.sources.tegrastats import LineFeed
+from draftwire.energy.sources.jetson import LineFeed
 from draftwire.errors import ConfigError, SensorError
 
-RAIL = "METER"
 _FIELD = re.compile(
     r"(?P<name>[A-Za-z_ ]*?)\s*[:=]?\s*(?P<value>-?\d+(?:\.\d+)?)\s*"
     r"(?P<unit>(?:[mu\u00b5])?[VAW])\b"
@@ -86,10 +85,9 @@ class LineMeter(_Bench):
             mode[4] = mode[5] = rate
             termios.tcsetattr(self._fd, termios.TCSANOW, mode)
         except (OSError, termios.error) as exc:
+            why = f"cannot open the serial port {path}: {exc}"
             hint = 'the group dialout may: sudo usermod -aG dialout "$USER"'
-            raise SensorError(
-                f"cannot open the serial port {path}: {exc}", hint=hint
-            ) from exc
+            raise SensorError(why, hint=hint) from exc
         self._feed = LineFeed(self.name, self._fd, self._clock, _SILENT_S)
         first, last = self.read(), self.read()
         self.update_s = max(1e-3, (last.t_ns - first.t_ns) * 1e-9)
@@ -109,8 +107,7 @@ class LineMeter(_Bench):
 
 
 class Ppk2Source(_Bench):
-    """A PPK2 as an ampere meter, through ``ppk2-api``: ``/dev/ttyACM0,5.0``, with the
-    volts."""
+    """A PPK2 as an ampere meter: ``/dev/ttyACM0,5.0``, with the volts."""
 
     name = "ppk2"
     update_s = 0.05
@@ -120,9 +117,9 @@ class Ppk2Source(_Bench):
         try:
             self._volt = float(volts)
         except ValueError as exc:
-            why, hint = "the PPK2 measures current alone", "name the volts of the supply"
-            hint += ": ppk2:/dev/ttyACM0,5.0"
-            raise ConfigError(f"ppk2:{port}: {why}", hint=hint) from exc
+            why = f"ppk2:{port}: the PPK2 measures current alone"
+            hint = "name the volts of the supply: ppk2:/dev/ttyACM0,5.0"
+            raise ConfigError(why, hint=hint) from exc
         super().__init__(clock, "ppk2", self._volt)
         api = _package("ppk2_api.ppk2_api", "ppk2-api")
         try:
@@ -151,7 +148,7 @@ class Ppk2Source(_Bench):
 
 
 class JoulescopeSource(_Bench):
-    """A Joulescope, through its own package: its energy counter, twice a second."""
+    """A Joulescope: its energy counter, twice a second."""
 
     name = "joulescope"
     update_s = 0.5

@@ -15,32 +15,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from draftwire.energy.account.context import read_context
-from draftwire.energy.account.meter import DEFAULT_HZ, Meter
+from draftwire.energy.account.meter import DEFAULT_HZ, Meter, read_context
+from draftwire.energy.files.recording import ReplaySource
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
-from draftwire.energy.sources import counters, hwmon, jtop, nvml, pmic, tegrastats
+from draftwire.energy.sources import counters, hwmon, jetson
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, PowerSource, response_of
-from draftwire.energy.sources.replay import ReplaySource
 from draftwire.errors import ConfigError, SensorError
 
 # By name: how it is opened, and why it is taken when nobody names one.
 _SOURCES: dict[str, tuple[Callable[[Path], PowerSource], str]] = {
     "sysfs": (hwmon.HwmonSource, "the board's own sensors, read without any other process"),
-    "pmic": (lambda root: pmic.PmicSource(), "the power chip of the Raspberry Pi 5"),
+    "pmic": (lambda _: counters.PmicSource(), "the power chip of the Raspberry Pi 5"),
     "jtop": (
-        lambda root: jtop.JtopSource(),
+        lambda _: jetson.JtopSource(),
         "sysfs has no rail here, but the jtop service answers",
     ),
     "tegrastats": (
-        lambda root: tegrastats.TegrastatsSource(),
+        lambda _: jetson.TegrastatsSource(),
         "sysfs has no rail here, but tegrastats can be started",
     ),
     "rapl": (counters.RaplSource, "no board sensor; the processor's own counters"),
     "battery": (counters.BatterySource, "no sensor but a battery that discharges"),
-    "nvml": (lambda root: nvml.NvmlSource(), ""),
-    "gpu": (hwmon.GpuSource, ""),
+    "nvml": (lambda _: counters.NvmlSource(), ""),
+    "gpu": (counters.GpuSource, ""),
 }
-_LOOK = {"jtop": jtop.look, "tegrastats": tegrastats.look}  # opening them has effects
+# Opening these has effects.
+_LOOK = {"jtop": jetson.find_jtop, "tegrastats": jetson.find_tegrastats}
+_BENCH = ("serial", "ppk2", "joulescope", "replay")
 
 
 @dataclass(frozen=True)
@@ -93,38 +94,48 @@ def choose_source(
     docstring. ConfigError: no such source; SensorError: nothing can be read, and what
     would change that."""
     kind, _, rest = name.partition(":")
-    passed: list[Finding] = []
-    source, why = None, "named by the user"
-    if kind in ("serial", "ppk2", "joulescope", "replay"):
-        source = _named(kind, rest)
+    if kind in _BENCH:
+        source, why = _named(kind, rest), "named by the user"
     elif name in _SOURCES:
-        source = _SOURCES[name][0](root)
-    elif name != "auto":
-        known = (
-            "auto",
-            *_SOURCES,
-            "serial:...",
-            "ppk2:...",
-            "joulescope:...",
-            "replay:...",
-        )
-        hint = f"there is: {', '.join(known)}"
-        raise ConfigError(f"no power source {name!r}", hint=hint)
-    for candidate, (opened, reason) in _SOURCES.items():
-        if source is not None or not reason:
-            break
-        try:
-            if candidate in _LOOK:
-                _LOOK[candidate](root)
-            source, why = opened(root), reason
-        except SensorError as exc:
-            passed.append(Finding(candidate, False, str(exc), exc.hint))
-    if source is None:
-        remedies = [f.remedy for f in passed if f.remedy]
-        remedies += ["use a USB meter and `draftwire energy report`"]
-        whys = "; ".join(f"{f.source}: {f.detail}" for f in passed)
-        raise SensorError(f"no power source on this machine: {whys}", hint=remedies[0])
+        source, why = _SOURCES[name][0](root), "named by the user"
+    elif name == "auto":
+        source, why = _best(root)
+    else:
+        known = ", ".join(("auto", *_SOURCES, *(f"{kind}:..." for kind in _BENCH)))
+        raise ConfigError(f"no power source {name!r}", hint=f"there is: {known}")
     return Chosen(source, total_of(source, tables, board, rails, scope), why)
+
+
+def _best(root: Path) -> tuple[PowerSource, str]:
+    whys, hint = [], ""
+    for name, (opened, why) in _SOURCES.items():
+        try:
+            if name in _LOOK and why:
+                _LOOK[name](root)
+            if why:
+                return opened(root), why
+        except SensorError as exc:
+            whys.append(f"{name}: {exc}")
+            hint = hint or exc.hint
+    raise SensorError(
+        f"no power source on this machine: {'; '.join(whys)}",
+        hint=hint or "use a USB meter and `draftwire energy report`",
+    )
+
+
+def _named(kind: str, rest: str) -> PowerSource:
+    if kind == "replay":
+        path, _, speed = rest.partition(",")
+        try:
+            return ReplaySource(Path(path), speed=float(speed or 1.0))
+        except ValueError as exc:
+            hint = "replay:FILE or replay:FILE,SPEED"
+            raise ConfigError(f"replay:{rest}", hint=hint) from exc
+    from draftwire.energy.sources import bench
+
+    if kind == "serial":
+        return bench.LineMeter(rest)
+    return bench.Ppk2Source(rest) if kind == "ppk2" else bench.JoulescopeSource()
 
 
 def total_of(
@@ -149,29 +160,14 @@ def open_meter(
     root: Path = Path("/"),
     **choice: Any,
 ) -> Meter:
-    """Open the best source; return a meter, not yet started. SensorError: there is none."""
-    from draftwire.energy.live.calibrate import known_response
+    """Open the best source (``choice``: as for ``choose_source``); return a meter, not yet
+    started. SensorError: there is none."""
+    from draftwire.energy.live.pulse import known_response
 
     chosen = choose_source(tables, root=root, **choice)
     source, table = chosen.source, chosen.choice.table
     known = known_response(source.name)
     if known is None and source.response is UNKNOWN_RESPONSE and table is not None:
         known = response_of(table.response)
-    if known is not None:
-        source.response = known
-    return Meter(chosen.source, chosen.choice, hz=hz, context=partial(read_context, root))
-
-
-def _named(kind: str, rest: str) -> PowerSource:
-    if kind == "replay":
-        path, _, speed = rest.partition(",")
-        try:
-            return ReplaySource(Path(path), speed=float(speed or 1.0))
-        except ValueError as exc:
-            hint = "replay:FILE or replay:FILE,SPEED"
-            raise ConfigError(f"replay:{rest}", hint=hint) from exc
-    from draftwire.energy.sources import bench
-
-    if kind == "serial":
-        return bench.LineMeter(rest)
-    return bench.Ppk2Source(rest) if kind == "ppk2" else bench.JoulescopeSource()
+    source.response = known or source.response
+    return Meter(source, chosen.choice, hz=hz, context=partial(read_context, root))

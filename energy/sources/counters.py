@@ -1,19 +1,28 @@
-"""What the kernel itself counts: batteries that discharge, and RAPL of x86 processors.
+"""What kernel, firmware and drivers themselves tell, without the board's power chips:
+batteries that discharge, RAPL of x86 processors, GPUs, the Raspberry Pi 5's ADC.
 
 A battery is usable only while it discharges: on mains it sees none of what the board
 draws.  RAPL's counters wrap at ``max_energy_range_uj``; a package contains its
-sub-zones, so only packages are added up.
+sub-zones, so only packages are added up.  On a Jetson NVIDIA's management library loads
+and every power query answers "not supported": that is not 0 W, it is no source.  The
+ADC's sum misses USB and the 5 V path: ``EXT5V`` has a voltage and no current.
 
 Source:
     Linux, Documentation/ABI/testing/sysfs-class-power (microwatt, microvolt,
-    microampere) and Documentation/power/powercap/powercap.rst.
+    microampere), Documentation/power/powercap/powercap.rst and hwmon/{amdgpu,xe}.rst;
+    nvml.h.
 """
 
 from __future__ import annotations
 
+import ctypes
+import re
+import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any, Callable
 
+from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     Clock,
     PowerSource,
@@ -24,9 +33,13 @@ from draftwire.energy.sources.base import (
     read_text,
     unique,
 )
+from draftwire.energy.sources.hwmon import hwmon_folders
 from draftwire.errors import SensorError
 
-ZONES = "sys/class/powercap/intel-rapl:*"
+GPUS = ("amdgpu", "i915", "xe")
+COMMAND = ("vcgencmd", "pmic_read_adc")
+_ADC = re.compile(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=(-?\d+(?:\.\d+)?)[AV]")
+_NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED
 
 
 class BatterySource(PowerSource):
@@ -38,30 +51,24 @@ class BatterySource(PowerSource):
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
-        self._batteries = {
-            path.name: path
+        self.reads = {
+            path.name: partial(_discharge, path)
             for path in sorted((root / "sys/class/power_supply").glob("*"))
             if read_text(path / "type") == "Battery"
             and read_text(path / "scope") != "Device"  # not a mouse
         }
-        if not self._batteries:
+        if not self.reads:
             raise SensorError("no battery")
-        self.rails = self.total = tuple(self._batteries)
+        self.rails = self.total = tuple(self.reads)
         self.read()
 
-    def read(self) -> Reading:
-        for path in self._batteries.values():
-            status = read_text(path / "status") or "Unknown"
-            if status != "Discharging":
-                raise SensorError(
-                    f"battery {path.name} is {status.lower()}, not discharging",
-                    hint="unplug the supply, or take another source",
-                )
-        return self.gather({n: partial(_watts, p) for n, p in self._batteries.items()})
 
-
-def _watts(path: Path) -> float:
-    """Return the discharge; drivers disagree about the sign, so it is made positive."""
+def _discharge(path: Path) -> float:
+    """Return watts; drivers disagree about the sign, so they are made positive."""
+    status = read_text(path / "status") or "Unknown"
+    if status != "Discharging":
+        why = f"battery {path.name} is {status.lower()}, not discharging"
+        raise SensorError(why, hint="unplug the supply, or take another source")
     micro = read_int(path / "power_now")
     if micro is not None:
         return abs(micro) * 1e-6
@@ -84,35 +91,33 @@ class RaplSource(PowerSource):
     def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         # Top zones only: ``intel-rapl:0``, not its part ``intel-rapl:0:0``.
-        zones = [zone for zone in sorted(root.glob(ZONES)) if zone.name.count(":") == 1]
-        names = unique([read_text(zone / "name") or zone.name for zone in zones])
-        files = {rail: SysfsNumber(z / "energy_uj") for rail, z in zip(names, zones)}
+        zones = sorted(root.glob("sys/class/powercap/intel-rapl:*"))
+        zones = [zone for zone in zones if zone.name.count(":") == 1]
         if not zones:
             raise SensorError("no intel-rapl zone (virtual machines have none)")
-        self._files = files
-        self._wrap = {
-            r: read_int(z / "max_energy_range_uj") or 0 for r, z in zip(names, zones)
-        }
+        names = unique([read_text(zone / "name") or zone.name for zone in zones])
+        self.files = {rail: SysfsNumber(z / "energy_uj") for rail, z in zip(names, zones)}
+        ranges = (read_int(zone / "max_energy_range_uj") or 0 for zone in zones)
+        self._wrap = dict(zip(names, ranges))
+        self.reads = {rail: number.read for rail, number in self.files.items()}
         try:
-            first = self.gather({rail: number.read for rail, number in files.items()})
+            self._then, counts, _ = self.gather(self.reads)
         except SensorError as exc:
-            raise SensorError(
-                "counters are there, but only root may read them (CVE-2020-8694)",
-                hint="sudo chmod a+r /sys/class/powercap/*/energy_uj",
-            ) from exc
-        self._last = {rail: int(count) for rail, count in first.watts.items()}
-        self._joules = dict.fromkeys(self._last, 0.0)
+            why = "counters are there, but only root may read them (CVE-2020-8694)"
+            hint = "sudo chmod a+r /sys/class/powercap/*/energy_uj"
+            raise SensorError(why, hint=hint) from exc
+        self.reads = {rail: self.reads[rail] for rail in counts}
+        self._last = {rail: int(count) for rail, count in counts.items()}
+        self._joules = dict.fromkeys(counts, 0.0)
         self._watts: dict[str, float] = {}
-        self._then = first.t_ns
-        self.rails = tuple(self._last)
+        self.rails = tuple(counts)
         packages = tuple(rail for rail in self.rails if rail.startswith("package"))
         self.total = packages or self.rails
 
     def read(self) -> Reading:
         """Read the counters; power is the mean since the last read."""
-        t_ns, now, _ = self.gather({rail: self._files[rail].read for rail in self.rails})
-        elapsed_s = (t_ns - self._then) * 1e-9
-        seen = {}
+        t_ns, now, _ = self.gather(self.reads)
+        elapsed_s, seen = (t_ns - self._then) * 1e-9, {}
         for rail, value in now.items():
             step = int(value) - self._last[rail]
             self._last[rail] = int(value)
@@ -127,6 +132,132 @@ class RaplSource(PowerSource):
         self._then = t_ns
         return Reading(t_ns, dict(self._watts), seen)
 
+
+class GpuSource(PowerSource):
+    """A GPU's own power or energy, where its driver tells it: amdgpu, i915, xe."""
+
+    name = "gpu-sysfs"
+    scope = "gpu"
+    notes = ("GPU only: no host",)
+
+    def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
+        super().__init__(clock)
+        self.files = {}
+        self._before: dict[str, tuple[int, int]] = {}  # of energy counters
+        for folder in hwmon_folders(root, GPUS):
+            names = ("energy1_input", "power1_average", "power1_input")
+            found = [folder / name for name in names if read_int(folder / name) is not None]
+            if found:
+                rail = f"{read_text(folder / 'name')}{len(self.files)}"
+                self.files[rail] = SysfsNumber(found[0])
+        if not self.files:
+            raise SensorError("no amdgpu, i915 or xe under sysfs")
+        self.rails = self.total = tuple(self.files)
+        self.reads = {rail: number.read for rail, number in self.files.items()}
+
+    def read(self) -> Reading:
+        """Read every GPU; energy counters give the mean power since the last read."""
+        t_ns, found, _ = self.gather(self.reads, self._clock())
+        watts = {}
+        for rail, value in found.items():
+            if not self.files[rail].path.name.startswith("energy"):
+                watts[rail] = value * 1e-6
+                continue
+            then_ns, before = self._before.get(rail, (t_ns, int(value)))
+            if t_ns > then_ns and value >= before:
+                watts[rail] = (value - before) * 1e3 / (t_ns - then_ns)
+            self._before[rail] = t_ns, int(value)
+        return Reading(t_ns, watts)
+
+
+class NvmlSource(PowerSource):
+    """Power of each NVIDIA GPU that tells it; a SensorError where none does. Through
+    ctypes, so nothing has to be installed."""
+
+    name = "nvml"
+    scope = "gpu"
+    update_s = 0.1  # boards renew between 20 and 100 ms; averaged over longer on some
+    notes = ("GPU only: no host, no memory outside the board",)
+
+    def __init__(self, library: Any = None, *, clock: Clock | None = None) -> None:
+        super().__init__(clock)
+        try:
+            self._lib = ctypes.CDLL("libnvidia-ml.so.1") if library is None else library
+        except OSError as exc:
+            raise SensorError("no NVIDIA management library") from exc
+        count, get = ctypes.c_uint(), self._lib.nvmlDeviceGetCount_v2
+        code = self._lib.nvmlInit_v2() or get(ctypes.byref(count))
+        if code:
+            raise SensorError(f"NVML failed with code {code}")
+        self.reads, refused = {}, False
+        for index in range(count.value):
+            handle = ctypes.c_void_p()
+            if self._lib.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
+                continue
+            try:
+                self._power(handle)
+                self.reads[f"GPU{index}"] = partial(self._power, handle)
+            except OSError as exc:
+                refused = refused or exc.errno == _NOT_SUPPORTED
+        if not self.reads:
+            why = "answers NotSupported (as on every Jetson)" if refused else "has no GPU"
+            self.close()
+            raise SensorError(f"NVML is there, but power {why}")
+        self.rails = self.total = tuple(self.reads)
+        # nvml.h: "+/- 5 % of current power draw" for Fermi and later.
+        known = Accuracy(0.001, 0.0, 0.05, "nvml.h, nvmlDeviceGetPowerUsage")
+        self.accuracy = dict.fromkeys(self.rails, known)
+
+    def _power(self, handle: Any) -> float:
+        milli = ctypes.c_uint()
+        code = int(self._lib.nvmlDeviceGetPowerUsage(handle, ctypes.byref(milli)))
+        if code:
+            raise OSError(code, f"NVML code {code}")
+        return milli.value * 1e-3
+
     def close(self) -> None:
-        for number in self._files.values():
-            number.close()
+        self._lib.nvmlShutdown()
+
+
+class PmicSource(PowerSource):
+    """The Pi 5's rails; ``run`` returns the text of one ``vcgencmd pmic_read_adc``."""
+
+    name = "pi5-pmic"
+    update_s = 0.1  # what a subprocess a reading allows
+    notes = ("the PMIC sum misses USB and the 5 V path",)
+
+    def __init__(
+        self, run: Callable[[], str] | None = None, *, clock: Clock | None = None
+    ) -> None:
+        super().__init__(clock)
+        self._run = _vcgencmd if run is None else run
+        self.rails = tuple(self.read().watts)
+
+    def read(self) -> Reading:
+        start, text, end = self._clock(), self._run(), self._clock()
+        watts = parse_adc(text)
+        if not watts:
+            why = "vcgencmd shows no current (not a Raspberry Pi 5?)"
+            hint = 'sudo usermod -aG video "$USER"' if "VCHI" in text else ""
+            raise SensorError(f"{why}: {text.strip()[:80]}", hint=hint)
+        return Reading((start + end) // 2, watts)
+
+
+def parse_adc(text: str) -> dict[str, float]:
+    """Return watts by rail, for rails that have a current and a voltage: they are paired
+    by name, since their numbers differ."""
+    known: dict[str, dict[str, float]] = {"A": {}, "V": {}}
+    for rail, kind, number in _ADC.findall(text):
+        known[kind][rail] = float(number)
+    return {r: amp * known["V"][r] for r, amp in known["A"].items() if r in known["V"]}
+
+
+def _vcgencmd() -> str:
+    out, err = subprocess.PIPE, subprocess.STDOUT
+    try:
+        done = subprocess.run(COMMAND, stdout=out, stderr=err, timeout=5.0, check=False)
+    except FileNotFoundError as exc:
+        raise SensorError("no vcgencmd (not a Raspberry Pi?)") from exc
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise SensorError(f"cannot run {' '.join(COMMAND)}: {exc}") from exc
+    return done.stdout.decode("ascii", "replace")

@@ -1,4 +1,4 @@
-"""Power chips behind sysfs: the rails of Jetson boards, INA boards, Apple's SMC, GPUs.
+"""Power chips behind sysfs: the rails of Jetson boards, INA boards, Apple's SMC.
 
 Three shapes: NVIDIA's own INA3221 driver up to L4T R32 (channels from 0, one power file
 in milliwatt), hwmon with a power file (microwatt), and hwmon with a voltage and a
@@ -6,18 +6,18 @@ current (multiplied).  A rail is its chip, its device and its label: hwmon numbe
 when a driver is bound anew, so each file that is opened again is checked against them.
 
 Source:
-    Linux, Documentation/hwmon/{ina3221,ina238,ina2xx,amdgpu,macsmc-hwmon}.rst and
+    Linux, Documentation/hwmon/{ina3221,ina238,ina2xx,macsmc-hwmon}.rst and
     sysfs-interface.rst; kernel 4.4 of L4T R32, drivers/staging/iio/meter/ina3221.c.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Container
 
-from draftwire.energy.chips import Chip, load_chips
-from draftwire.energy.rails import Accuracy
+from draftwire.energy.rails import Accuracy, Chip, load_chips
 from draftwire.energy.sources.base import (
     UNKNOWN_RESPONSE,
     Clock,
@@ -31,36 +31,29 @@ from draftwire.energy.sources.base import (
 )
 from draftwire.errors import SensorError
 
-GPUS = ("amdgpu", "i915", "xe")
-
 
 @dataclass
 class Channel:
-    """One rail: either a power file, or a voltage and a current file."""
+    """One rail."""
 
     rail: str
     chip: str
     device: str
     folder: Path
     label: Path | None
-    power: SysfsNumber | None
-    power_scale: float = 1e-6
+    files: tuple[SysfsNumber, ...]  # power, or current and voltage
+    scale: float = 1e-6  # of their product, to watts
     voltage: SysfsNumber | None = None
-    current: SysfsNumber | None = None
     shunt_ohm: float | None = None
     update_s: float | None = None
     averages: int | None = None
 
     def read(self) -> float:
         """Return watts; an OSError where the kernel says no, or another rail lies here."""
-        first = self.power or self.current
-        if first is not None and first.fd < 0 and not self._still_here():
+        if self.files[0].fd < 0 and not self._still_here():
             raise FileNotFoundError(f"{self.rail} is no longer at {self.folder}")
         try:
-            if self.power is not None:
-                return self.power.read() * self.power_scale
-            assert self.voltage is not None and self.current is not None
-            return self.voltage.read() * self.current.read() * 1e-6  # mV x mA
+            return math.prod(number.read() for number in self.files) * self.scale
         except (OSError, ValueError):
             self.close()
             raise
@@ -80,13 +73,12 @@ class Channel:
             return None
         if not chip.lsb_uv or not ohm or volt <= 0:
             return None
-        return Accuracy(*chip.figures(ohm, volt, self.power is not None))
+        return Accuracy(*chip.figures(ohm, volt, len(self.files) == 1))
 
     def response(self) -> Response:
         """Return how late and how blurred its readings are."""
-        window_s = load_chips().get(self.chip, Chip()).window_s
-        if self.update_s is not None and self.update_s <= 0.2:
-            u = self.update_s
+        window_s, u = load_chips().get(self.chip, Chip()).window_s, self.update_s
+        if u is not None and u <= 0.2:
             how = f"update_interval of {self.chip}, {1e3 * u:.3g} ms"
             # Not averaged, a cycle is a shunt and a bus conversion of 1 to 3 channels,
             # and the current is that of its shunt's; averaged, it is all of the cycle.
@@ -94,15 +86,13 @@ class Channel:
             window = (u / 6, u / 2) if single else (u / 2, u)
             return Response((0.0, 0.002), window, u, how)
         if window_s is not None:
-            window = 0.95 * window_s, 1.05 * window_s
             how = f"default of the {self.chip} driver"
-            return Response((0.0, 0.002), window, 0.003, how)
+            return Response((0.0, 0.002), (0.95 * window_s, 1.05 * window_s), 0.003, how)
         return UNKNOWN_RESPONSE
 
     def close(self) -> None:
-        for number in (self.power, self.voltage, self.current):
-            if number is not None:
-                number.close()
+        for number in (*self.files, *([self.voltage] if self.voltage else [])):
+            number.close()
 
 
 class HwmonSource(PowerSource):
@@ -112,28 +102,24 @@ class HwmonSource(PowerSource):
         super().__init__(clock)
         self._root = root
         good: list[Channel] = []
-        skipped: list[str] = []
         channels = find_channels(root)
         for channel in channels:
             try:
                 channel.read()
                 good.append(channel)
             except (OSError, ValueError) as exc:
-                skipped.append(f"rail {channel.rail} left out: {exc}")
+                self.notes += (f"rail {channel.rail} left out: {exc}",)
         if not channels:
             raise SensorError("no INA3221 or other power chip with a rail")
         if not good:
             folder = channels[0].folder
-            raise SensorError(
-                f"rails are there, but {folder} cannot be read (permission)",
-                hint=f"sudo chmod -R a+r {folder.resolve()}",
-            )
+            why = f"rails are there, but {folder} cannot be read (permission)"
+            raise SensorError(why, hint=f"sudo chmod -R a+r {folder.resolve()}")
         self._channels = dict(zip(unique([channel.rail for channel in good]), good))
         self.rails = tuple(self._channels)
         self.name = "sysfs-" + "+".join(sorted({channel.chip for channel in good}))
-        self.notes = tuple(skipped)
         times = [c.update_s for c in good if c.update_s is not None]
-        self.update_s = max(times) if times else None
+        self.update_s = max(times, default=None)
         responses = [channel.response() for channel in good]
         self.response = max(responses, key=lambda r: (r.unsure_s, r.reach_s))
         figures = {rail: channel.accuracy() for rail, channel in self._channels.items()}
@@ -164,78 +150,33 @@ class HwmonSource(PowerSource):
             channel.close()
 
 
-class GpuSource(PowerSource):
-    """A GPU's own power or energy, where its driver tells it: amdgpu, i915, xe."""
-
-    name = "gpu-sysfs"
-    scope = "gpu"
-    notes = ("GPU only: no host",)
-
-    def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
-        super().__init__(clock)
-        self._files: dict[str, SysfsNumber] = {}
-        self._before: dict[str, tuple[int, int]] = {}  # of energy counters
-        for folder in _folders(root, GPUS):
-            names = ("energy1_input", "power1_average", "power1_input")
-            found = [folder / name for name in names if read_int(folder / name) is not None]
-            if found:
-                rail = f"{read_text(folder / 'name')}{len(self._files)}"
-                self._files[rail] = SysfsNumber(found[0])
-        if not self._files:
-            raise SensorError("no amdgpu, i915 or xe under sysfs")
-        self.rails = self.total = tuple(self._files)
-
-    def read(self) -> Reading:
-        """Read every GPU; energy counters give the mean power since the last read."""
-        reads = {rail: number.read for rail, number in self._files.items()}
-        t_ns, found, _ = self.gather(reads, self._clock())
-        watts = {}
-        for rail, value in found.items():
-            if not self._files[rail].path.name.startswith("energy"):
-                watts[rail] = value * 1e-6
-                continue
-            then_ns, before = self._before.get(rail, (t_ns, int(value)))
-            if t_ns > then_ns and value >= before:
-                watts[rail] = (value - before) * 1e3 / (t_ns - then_ns)
-            self._before[rail] = t_ns, int(value)
-        return Reading(t_ns, watts)
-
-    def close(self) -> None:
-        for number in self._files.values():
-            number.close()
-
-
-def _folders(root: Path, chips: Container[str]) -> list[Path]:
+def hwmon_folders(root: Path, chips: Container[str]) -> list[Path]:
     """Return the hwmon folders of some chips, each once, in the order of the numbers."""
 
     def by_number(path: Path) -> tuple[str, int]:
         return str(path.parent), int("0" + "".join(filter(str.isdigit, path.name)))
 
-    found, seen = [], set()
+    found: dict[Path, Path] = {}
     for pattern in ("sys/class/hwmon/hwmon*", "sys/bus/i2c/drivers/ina*/*/hwmon/hwmon*"):
         for folder in sorted(root.glob(pattern), key=by_number):
-            real = folder.resolve()
-            if real not in seen and (read_text(folder / "name") or "") in chips:
-                seen.add(real)
-                found.append(folder)
-    return found
+            if (read_text(folder / "name") or "") in chips:
+                found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def find_channels(root: Path) -> list[Channel]:
     """Return every rail, readable or not, in the order of the chips."""
-    channels = [c for folder in _folders(root, load_chips()) for c in _hwmon(folder)]
+    channels = [c for folder in hwmon_folders(root, load_chips()) for c in _hwmon(folder)]
     if channels:
         return channels
     for folder in sorted(root.glob("sys/bus/i2c/drivers/ina3221x/*/iio:device*")):
         for number in (0, 1, 2):
             label = folder / f"rail_name_{number}"
-            rail = read_text(label)
+            rail, device = read_text(label), folder.parent.name
             if rail and rail != "NC":
-                power = SysfsNumber(folder / f"in_power{number}_input")
-                device = folder.parent.name
-                channels.append(
-                    Channel(rail, "ina3221x", device, folder, label, power, 1e-3)
-                )
+                power = (SysfsNumber(folder / f"in_power{number}_input"),)
+                one = Channel(rail, "ina3221x", device, folder, label, power, 1e-3)
+                channels.append(one)
     return channels
 
 
@@ -260,6 +201,9 @@ def _hwmon(folder: Path) -> list[Channel]:
             continue
         shunts = (folder / f"shunt{n}_resistor", folder / "shunt_resistor")
         shunt = next((ohm for ohm in map(read_int, shunts) if ohm), None)
+        voltage = SysfsNumber(volt) if not whole or volt.exists() else None
+        files = [SysfsNumber(power if whole else amp)]
+        files += [voltage] if voltage and not whole else []
         channels.append(
             Channel(
                 rail or chip,
@@ -267,9 +211,8 @@ def _hwmon(folder: Path) -> list[Channel]:
                 device,
                 folder,
                 label,
-                SysfsNumber(power) if whole else None,
-                voltage=SysfsNumber(volt) if not whole or volt.exists() else None,
-                current=None if whole else SysfsNumber(amp),
+                tuple(files),
+                voltage=voltage,
                 shunt_ohm=shunt * 1e-6 if shunt else None,
                 update_s=update_ms * 1e-3 if update_ms else None,
                 averages=read_int(folder / "samples"),

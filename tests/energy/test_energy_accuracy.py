@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import bisect
 import io
+import itertools
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from energy_lab import Now
 
 from draftwire.energy.account.meter import Meter, deadline_ns
-from draftwire.energy.chips import load_chips
-from draftwire.energy.files.importer import import_tegrastats
-from draftwire.energy.files.instruments import read_meter
+from draftwire.energy.files.logs import import_tegrastats
+from draftwire.energy.files.meters import read_meter
 from draftwire.energy.files.recording import Recorder, read_recording
-from draftwire.energy.rails import load_tables
+from draftwire.energy.rails import load_chips, load_tables
 from draftwire.energy.reports.rows import analyse, row_of_recording
 from draftwire.energy.sources.choose import total_of
-from draftwire.energy.sources.counters import BatterySource, RaplSource
+from draftwire.energy.sources.counters import BatterySource, PmicSource, RaplSource
 from draftwire.energy.sources.hwmon import HwmonSource
-from draftwire.energy.sources.jtop import JtopSource
-from draftwire.energy.sources.pmic import PmicSource
-from draftwire.energy.sources.tegrastats import TegrastatsSource
+from draftwire.energy.sources.jetson import JtopSource, TegrastatsSource
 
 TABLES = load_tables()
 CASES = pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.mark.slow)])
@@ -100,14 +100,6 @@ class Sensor:
         return round((watt * self.gain + self.offset) / self.step) * self.step
 
 
-class Now:
-    def __init__(self):
-        self.ns = 0
-
-    def __call__(self):
-        return self.ns
-
-
 def judge(errors, widest=0.15):
     """Check the share of cases inside the stated half-width."""
     # A reading that never changed, at an unknown resolution, states no uncertainty.
@@ -122,255 +114,194 @@ def judge(errors, widest=0.15):
     assert width < widest, "an uncertainty that covers everything says nothing"
 
 
-def drive(meter, now, wave, show, a, b, period_ns):
+def drive(meter, now, wave, show, a, b):
     """Run a window from a to b on a virtual clock, with the meter's own deadlines."""
+
+    def go(t_ns, read=True):
+        now.ns = t_ns
+        show(t_ns * 1e-9)
+        if read:
+            meter.read_now()
+
     for t in (a - 0.4, a - 0.3, a - 0.2, a - 0.1):  # the meter has been running before
-        now.ns = int(t * 1e9)
-        show(t)
-        meter.read_now()
-    now.ns = int(a * 1e9)
-    show(a)
+        go(int(t * 1e9))
+    go(int(a * 1e9), read=False)
     with meter.window() as window:
-        k = 0
-        while True:
-            k += 1
-            t_ns = int(a * 1e9) + deadline_ns(k, period_ns)
+        for k in itertools.count(1):
+            t_ns = int(a * 1e9) + deadline_ns(k, meter.period_ns)
             if t_ns >= b * 1e9:
                 break
-            now.ns = t_ns
-            show(t_ns * 1e-9)
-            meter.read_now()
-        now.ns = int(b * 1e9)
-        show(b)
-    result = window.result
+            go(t_ns)
+        go(int(b * 1e9), read=False)
+    return error_of(window.result, wave.joules(a, b))
+
+
+def error_of(result, exact):
     assert result.energy_j is not None, result.why_null
-    exact = wave.joules(a, b)
     return result.energy_j - exact, result.uncertainty_j, exact
 
 
-def fresh(source, now, hz=20.0):
-    choice = total_of(source, TABLES)
-    return Meter(source, choice, hz=hz, clock=now, ring=4)
+def fresh(source, now, **choice):
+    now.ns = 0
+    return Meter(source, total_of(source, TABLES, **choice), clock=now)
 
 
-def write_at(fds, values):
-    for fd, value in zip(fds, values):
-        os.pwrite(fd, b"%-12d" % value, 0)
+def trials(cases, seed, now, source, showing, length=20.0, a_s=(0.5, 8.0), b_s=(2.0, 10.0),
+           widest=0.15, **choice):  # fmt: skip
+    """Judge cases: ``showing`` gives what brings a wave to the source at a time."""
+    rng = np.random.default_rng(seed)
+    errors = []
+    for _ in range(cases):
+        wave = Wave(rng, length)
+        show = showing(rng, wave)
+        meter = fresh(source() if callable(source) else source, now, **choice)
+        a = rng.uniform(*a_s)
+        errors.append(drive(meter, now, wave, show, a, a + rng.uniform(*b_s)))
+    judge(errors, widest)
 
 
-def files(root, texts):
-    """Write a tree; return open files of those that end in a number to change."""
+def files(root, base, texts):
+    """Write a tree; return what writes numbers to the files that are live."""
     fds = []
     for name, text in texts.items():
-        path = root / name
+        path = root / base / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
+        path.write_text(f"{0:<12d}" if text == "live" else f"{text}\n")
         if text == "live":
-            path.write_text(f"{0:<12d}")
             fds.append(os.open(path, os.O_WRONLY))
-    return fds
+
+    def write(*values):
+        for fd, value in zip(fds, values):
+            os.pwrite(fd, b"%-12d" % value, 0)
+
+    return write
 
 
 @CASES
 def test_sysfs_mainline(tmp_path, cases):
     """Three rails of an AGX Orin: 2 mohm at 20 V, 20 V and 5 V."""
-    base = "sys/class/hwmon/hwmon0"
-    texts = {f"{base}/name": "ina3221", f"{base}/update_interval": 7}
+    texts = {"name": "ina3221", "update_interval": 7}
     volts = (20.0, 20.0, 5.0)
     for i, rail in enumerate(("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), 1):
-        texts[f"{base}/in{i}_label"] = rail
-        texts[f"{base}/in{i}_input"] = round(volts[i - 1] * 1000)
-        texts[f"{base}/shunt{i}_resistor"] = 2000
-        texts[f"{base}/curr{i}_input"] = "live"
-    fds = files(tmp_path, texts)
-    rng = np.random.default_rng(1)
-    errors = []
-    now = Now()
-    source = HwmonSource(tmp_path, clock=now)
-    for _ in range(cases):
-        wave = Wave(rng, 20.0)
+        texts.update({f"in{i}_label": rail, f"in{i}_input": round(volts[i - 1] * 1000)})
+        texts.update({f"shunt{i}_resistor": 2000, f"curr{i}_input": "live"})
+    write, now = files(tmp_path, "sys/class/hwmon/hwmon0", texts), Now()
+
+    def showing(rng, wave):
         shares = rng.dirichlet((2, 2, 2))
         sensors = [Sensor(rng, 0.02, 0.1255 / 2, GAIN - 0.003) for _ in volts]  # A
+        return lambda t: write(*(
+            round(sensor(wave.at(t) * share / volt) * 1000)
+            for sensor, share, volt in zip(sensors, shares, volts)
+        ))  # fmt: skip
 
-        def show(t, wave=wave, shares=shares, sensors=sensors):
-            amps = [
-                sensor(wave.at(t) * share / volt) * 1000
-                for sensor, share, volt in zip(sensors, shares, volts)
-            ]
-            write_at(fds, [round(amp) for amp in amps])
-
-        now.ns = 0
-        meter = fresh(source, now)
-        a = rng.uniform(0.5, 8.0)
-        b = a + rng.uniform(2.0, 10.0)
-        errors.append(drive(meter, now, wave, show, a, b, meter.period_ns))
-    judge(errors, widest=0.4)  # two offsets of up to 1.26 W each
+    # Two offsets of up to 1.26 W each.
+    trials(cases, 1, now, HwmonSource(tmp_path, clock=now), showing, widest=0.4)
 
 
 @CASES
 def test_sysfs_r32(tmp_path, cases):
     """One power file in milliwatt, as NVIDIA's old driver has it."""
     base = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
-    fds = files(
-        tmp_path,
-        {f"{base}/rail_name_0": "POM_5V_IN", f"{base}/in_power0_input": "live"},
-    )
-    rng = np.random.default_rng(2)
-    errors = []
-    now = Now()
-    source = HwmonSource(tmp_path, clock=now)
-    for _ in range(cases):
-        wave, sensor = Wave(rng, 20.0), Sensor(rng, 0.038, NX_OFFSET * 0.95, GAIN)
+    texts = {"rail_name_0": "POM_5V_IN", "in_power0_input": "live"}
+    write, now = files(tmp_path, base, texts), Now()
 
-        def show(t, wave=wave, sensor=sensor):
-            write_at(fds, [round(sensor(wave.at(t)) * 1000)])
+    def showing(rng, wave):
+        sensor = Sensor(rng, 0.038, NX_OFFSET * 0.95, GAIN)
+        return lambda t: write(round(sensor(wave.at(t)) * 1000))
 
-        now.ns = 0
-        meter = fresh(source, now)
-        a = rng.uniform(0.5, 8.0)
-        b = a + rng.uniform(2.0, 10.0)
-        errors.append(drive(meter, now, wave, show, a, b, meter.period_ns))
-    judge(errors)
+    trials(cases, 2, now, HwmonSource(tmp_path, clock=now), showing)
 
 
 @CASES
 def test_pmic(cases):
-    rng = np.random.default_rng(3)
-    errors = []
-    now = Now()
-    shown = {"w": 5.0}
+    now, shown = Now(), {"w": 5.0}
 
     def run():
         amp = round(shown["w"] / 0.85 / 0.0097) * 0.0097
         return f"VDD_CORE_A current(7)={amp:.8f}A\nVDD_CORE_V volt(15)=0.85000000V\n"
 
+    def showing(rng, wave):
+        return lambda t: shown.update(w=wave.at(t))
+
+    spans = {"length": 30.0, "b_s": (4.0, 20.0)}
     source = PmicSource(run, clock=now)
-    for _ in range(cases):
-        wave = Wave(rng, 30.0)
-
-        def show(t, wave=wave):
-            shown["w"] = wave.at(t)
-
-        now.ns = 0
-        choice = total_of(source, TABLES, rails=["VDD_CORE"])
-        meter = Meter(source, choice, clock=now, ring=4)
-        assert meter.hz == 10.0
-        a = rng.uniform(0.5, 8.0)
-        b = a + rng.uniform(4.0, 20.0)
-        errors.append(drive(meter, now, wave, show, a, b, meter.period_ns))
-    judge(errors)
+    trials(cases, 3, now, source, showing, rails=["VDD_CORE"], **spans)
+    assert fresh(source, now).hz == 10.0
 
 
 @CASES
 def test_rapl(tmp_path, cases):
-    base = "sys/class/powercap/intel-rapl:0"
     wrap = 40_000_000
-    fds = files(
-        tmp_path,
-        {
-            f"{base}/name": "package-0",
-            f"{base}/energy_uj": "live",
-            f"{base}/max_energy_range_uj": wrap,
-        },
-    )
-    rng = np.random.default_rng(4)
-    errors = []
-    for _ in range(cases):
-        now, wave = Now(), Wave(rng, 20.0)
+    texts = {"name": "package-0", "energy_uj": "live", "max_energy_range_uj": wrap}
+    write, now = files(tmp_path, "sys/class/powercap/intel-rapl:0", texts), Now()
+
+    def showing(rng, wave):
         begin = rng.integers(wrap)
-
-        def show(t, wave=wave, begin=begin):
-            quantum = int(wave.joules(0, t) * 1e6 / 61) * 61  # RAPL counts in 61 uJ
-            write_at(fds, [(begin + quantum) % wrap])
-
+        # RAPL counts in 61 uJ.
+        show = lambda t: write((begin + int(wave.joules(0, t) * 1e6 / 61) * 61) % wrap)  # noqa: E731
+        now.ns = 0
         show(0.0)
-        source = RaplSource(tmp_path, clock=now)
-        meter = fresh(source, now)
-        a = rng.uniform(0.5, 8.0)
-        b = a + rng.uniform(1.0, 10.0)
-        errors.append(drive(meter, now, wave, show, a, b, meter.period_ns))
-        source.close()
-    judge(errors)
+        return show
+
+    trials(cases, 4, now, lambda: RaplSource(tmp_path, clock=now), showing, b_s=(1.0, 10.0))
 
 
 @CASES
 def test_battery(tmp_path, cases):
-    base = "sys/class/power_supply/BAT0"
-    fds = files(
-        tmp_path,
-        {
-            f"{base}/type": "Battery",
-            f"{base}/status": "Discharging",
-            f"{base}/power_now": "live",
-        },
-    )
-    write_at(fds, [5_000_000])
-    rng = np.random.default_rng(5)
+    texts = {"type": "Battery", "status": "Discharging", "power_now": "live"}
+    write, now = files(tmp_path, "sys/class/power_supply/BAT0", texts), Now()
+
+    def showing(rng, wave):
+        return lambda t: write(round(wave.at(t) * 100) * 10_000)
+
+    spans = {"length": 140.0, "a_s": (0.5, 20.0), "b_s": (40.0, 110.0)}
+    trials(cases, 5, now, BatterySource(tmp_path, clock=now), showing, **spans)
+
+
+def paced(cases, seed, length, now, source, say, times_of):
+    """Judge a source that paces itself: ``say`` brings it a reading at each time."""
+    rng = np.random.default_rng(seed)
     errors = []
-    now = Now()
-    source = BatterySource(tmp_path, clock=now)
     for _ in range(cases):
-        wave = Wave(rng, 140.0)
-
-        def show(t, wave=wave):
-            write_at(fds, [round(wave.at(t) * 100) * 10_000])
-
-        now.ns = 0
+        wave, sensor = Wave(rng, length), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
         meter = fresh(source, now)
-        a = rng.uniform(0.5, 20.0)
-        b = a + rng.uniform(40.0, 110.0)
-        errors.append(drive(meter, now, wave, show, a, b, meter.period_ns))
+        times, a, b = times_of(rng)
+        window, late = meter.window(), [t for t in times if t >= a]
+
+        def go(times, wave=wave, sensor=sensor, meter=meter):
+            for t in times:
+                now.ns = int(t * 1e9)
+                say(sensor(wave.at(t)))
+                meter._take()
+
+        go(t for t in times if t < a)
+        now.ns = int(a * 1e9)
+        with window:
+            go(late)
+            now.ns = int(b * 1e9)
+        errors.append(error_of(window.result, wave.joules(a, b)))
     judge(errors)
-
-
-class JtopClient:
-    """Renews each half second and some, as the service does."""
-
-    def __init__(self, now):
-        self.now = now
-        self.power = {"rail": {"VDD_IN": {"power": 5000}}}
-        self.wave = self.sensor = None
-        self.next_s = 0.0
-        self.rng = np.random.default_rng(60)
-
-    def ok(self):
-        t = self.next_s
-        self.next_s += 0.5 + self.rng.uniform(0.0, 0.03)
-        self.now.ns = int(t * 1e9)
-        milli = round(self.sensor(self.wave.at(t)) * 1000)
-        self.power = {"rail": {"VDD_IN": {"power": milli}}}
-        return True
-
-    def close(self):
-        pass
 
 
 @CASES
 def test_jtop(cases):
-    rng = np.random.default_rng(6)
-    errors = []
-    now = Now()
-    client = JtopClient(now)
-    source = JtopSource(client, clock=now)
-    for _ in range(cases):
-        wave = client.wave = Wave(rng, 90.0)
-        client.sensor = Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
-        client.next_s = rng.uniform(0.0, 0.5)
-        now.ns = 0
-        meter = fresh(source, now)
-        a = rng.uniform(1.0, 8.0)
+    """Renews each half second and some, as the service does."""
+    now, jitter = Now(), np.random.default_rng(60)
+    client = SimpleNamespace(ok=lambda: True, power={"rail": {"VDD_IN": {"power": 5000}}})
+
+    def say(watt):
+        client.power = {"rail": {"VDD_IN": {"power": round(watt * 1000)}}}
+
+    def times_of(rng):
+        t, a, times = rng.uniform(0.0, 0.5), rng.uniform(1.0, 8.0), []
         b = a + rng.uniform(20.0, 70.0)
-        while client.next_s < a:
-            meter._take()
-        now.ns = int(a * 1e9)
-        with meter.window() as window:
-            while client.next_s < b:
-                meter._take()
-            now.ns = int(b * 1e9)
-        exact = wave.joules(a, b)
-        result = window.result
-        errors.append((result.energy_j - exact, result.uncertainty_j, exact))
-    judge(errors)
+        while t < b:
+            times.append(t)
+            t += 0.5 + jitter.uniform(0.0, 0.03)
+        return times, a, b
+
+    paced(cases, 6, 90.0, now, JtopSource(client, clock=now), say, times_of)
 
 
 def line_of(watt, stamp="", mean=None):
@@ -382,40 +313,25 @@ def line_of(watt, stamp="", mean=None):
 @CASES
 def test_tegrastats_live(tmp_path, cases):
     """One process for all waveforms, lines through a real pipe, a virtual clock."""
-    fifo = tmp_path / "lines"
+    fifo, script = tmp_path / "lines", tmp_path / "tegrastats"
     os.mkfifo(fifo)
-    script = tmp_path / "tegrastats"
     script.write_text(f"#!/bin/sh\nexec cat {fifo}\n")
     script.chmod(0o755)
-    rng = np.random.default_rng(7)
-    now = Now()
-    keeper = os.open(fifo, os.O_RDWR)  # opens before the reader does
+    now, keeper = Now(), os.open(fifo, os.O_RDWR)  # opens before the reader does
     os.write(keeper, line_of(5.0))
     source = TegrastatsSource(100, command=[str(script)], clock=now)
-    errors = []
-    for _ in range(cases):
-        wave, sensor = Wave(rng, 12.0), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
-        now.ns = 0
-        meter = fresh(source, now)
+
+    def times_of(rng):
         times = np.cumsum(rng.uniform(0.102, 0.112, 100))
         a, b = times[2] + 0.03, times[rng.integers(40, 90)] + 0.05
-        inside = None
-        for t in times[times < b]:
-            if inside is None and t > a:
-                now.ns = int(a * 1e9)
-                inside = meter.window()
-                inside.__enter__()
-            now.ns = int(t * 1e9)
-            os.write(keeper, line_of(sensor(wave.at(t))))
-            meter._take()
-        now.ns = int(b * 1e9)
-        inside.__exit__(None, None, None)
-        exact = wave.joules(a, b)
-        result = inside.result
-        errors.append((result.energy_j - exact, result.uncertainty_j, exact))
-    source.close()
-    os.close(keeper)
-    judge(errors)
+        return times[times < b], a, b
+
+    try:
+        say = lambda watt: os.write(keeper, line_of(watt))  # noqa: E731
+        paced(cases, 7, 12.0, now, source, say, times_of)
+    finally:
+        source.close()
+        os.close(keeper)
 
 
 @CASES
@@ -440,9 +356,7 @@ def test_tegrastats_log(cases):
         assert imported.samples == n
         # The log cannot say where it stands to a fraction of a second, so it is held
         # against the exact energy between its own first and last sample.
-        exact = wave.joules(times[0], times[-1])
-        half = imported.runs[0].result.uncertainty_j
-        errors.append((imported.energy_j - exact, half, exact))
+        errors.append(error_of(imported.runs[0].result, wave.joules(times[0], times[-1])))
     judge(errors)
 
 
@@ -470,11 +384,8 @@ def test_meter_csv(tmp_path, cases):
 def test_recording_and_replay(tmp_path, cases):
     """Through the recorder's file and back: the same joules as live, and as true."""
     base = "sys/bus/i2c/drivers/ina3221x/7-0040/iio:device0"
-    fds = files(
-        tmp_path, {f"{base}/rail_name_0": "VDD_IN", f"{base}/in_power0_input": "live"}
-    )
-    rng = np.random.default_rng(10)
-    now = Now()
+    write = files(tmp_path, base, {"rail_name_0": "VDD_IN", "in_power0_input": "live"})
+    rng, now = np.random.default_rng(10), Now()
     source = HwmonSource(tmp_path, clock=now)
     path = tmp_path / "run.jsonl"
     errors = []
@@ -482,16 +393,15 @@ def test_recording_and_replay(tmp_path, cases):
         wave, sensor = Wave(rng, 14.0), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
 
         def show(t, wave=wave, sensor=sensor):
-            write_at(fds, [round(sensor(wave.at(t)) * 1000)])
+            write(round(sensor(wave.at(t)) * 1000))
 
-        now.ns = 0
         meter = fresh(source, now)
         recorder = Recorder(path, source, meter.projector, hz=meter.hz, force=True)
         meter.add_listener(recorder.sample)
         a = rng.uniform(0.5, 4.0)
         b = a + rng.uniform(3.0, 9.0)
         recorder.phase(int(a * 1e9), "run")
-        live = drive(meter, now, wave, show, a, b, meter.period_ns)
+        live = drive(meter, now, wave, show, a, b)
         recorder.end(int(b * 1e9), {})
         entry, _ = analyse(read_recording(path))
         assert entry["joules"] == pytest.approx(live[0] + live[2], rel=1e-3)

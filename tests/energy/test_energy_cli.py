@@ -28,18 +28,16 @@ from draftwire.errors import BoardError, ConfigError, SensorError
 
 @pytest.fixture
 def recording(tmp_path):
-    watts = [4.0 + 0.04 * (i % 2) for i in range(101)] + [
-        9.0 + 0.04 * (i % 2) for i in range(100)
-    ]
-    return write_recording(
-        tmp_path / "run.jsonl",
-        watts,
-        phases=[(0.0, "prefill"), (5.0, "draft")],
-        tokens={"drafted": 40, "accepted": 20, "emitted": 25},
-    )
+    watts = [(4.0 if i < 101 else 9.0) + 0.04 * ((i - (i > 100)) % 2) for i in range(201)]
+    known = {"phases": [(0.0, "prefill"), (5.0, "draft")]}
+    known["tokens"] = {"drafted": 40, "accepted": 20, "emitted": 25}
+    return write_recording(tmp_path / "run.jsonl", watts, **known)
 
 
-def test_sources_on_a_board(tmp_path, capsys):
+def test_sources(tmp_path, capsys):
+    assert run("sources", "--root", tmp_path) == 3
+    out = capsys.readouterr().out
+    assert "chosen   none" in out and "no   rapl" in out
     assert run("sources", "--root", tree(tmp_path), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["board"]["name"] == "jetson-orin-nano"
@@ -48,12 +46,6 @@ def test_sources_on_a_board(tmp_path, capsys):
     assert found["total_by"] == "board and rail names"
     assert run("sources", "--root", tmp_path) == 0
     assert "scope module" in capsys.readouterr().out
-
-
-def test_sources_without_any(tmp_path, capsys):
-    assert run("sources", "--root", tmp_path) == 3
-    out = capsys.readouterr().out
-    assert "chosen   none" in out and "no   rapl" in out
 
 
 def test_record_a_command_with_marks(tmp_path, capsys):
@@ -76,9 +68,8 @@ def test_record_a_command_with_marks(tmp_path, capsys):
     assert entry["context"]["start"]["power_mode"] == "25W"
     again, _ = analyse(read_recording(out))
     assert again["joules"] == pytest.approx(entry["joules"], rel=0.02)
-    assert again["seconds_by_phase"]["draft"] == pytest.approx(
-        entry["seconds_by_phase"]["draft"], abs=1e-3
-    )
+    seconds = [found["seconds_by_phase"]["draft"] for found in (again, entry)]
+    assert seconds[0] == pytest.approx(seconds[1], abs=1e-3)
     with pytest.raises(ConfigError, match="exists"):
         run("record", "--out", out, "--for", "1s", *where)
 
@@ -94,13 +85,11 @@ def test_record_survives_a_full_disk(tmp_path, capsys):
 
 
 def test_record_returns_the_code_of_the_command(tmp_path, capsys):
-    words = ("--out", tmp_path / "a.jsonl", "--root", tree(tmp_path / "board"))
-    assert run("record", *words, "--", sys.executable, "-c", "raise SystemExit(7)") == 7
-
-
-def test_record_without_a_sensor(tmp_path):
+    words = ("record", "--out", tmp_path / "a.jsonl", "--root")
+    fails = ("--", sys.executable, "-c", "raise SystemExit(7)")
+    assert run(*words, tree(tmp_path / "board"), *fails) == 7
     with pytest.raises(SensorError, match="no power source"):
-        run("record", "--out", tmp_path / "a.jsonl", "--for", "1s", "--root", tmp_path)
+        run(*words, tmp_path / "empty", *fails)
 
 
 def test_a_cut_recording_is_still_worth_something(tmp_path):
@@ -135,11 +124,9 @@ def test_report_formats(recording, tmp_path, capsys):
 
 def test_report_parquet(recording, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    assert (
-        run("report", recording, "--format", "parquet", "--out", tmp_path / "a.parquet")
-        == 0
-    )
-    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    out = tmp_path / "a.parquet"
+    assert run("report", recording, "--format", "parquet", "--out", out) == 0
+    (row,) = parquet.read_table(out).to_pylist()
     assert row["energy_j"] == pytest.approx(65.1, rel=0.01) and row["net_j"] is None
 
 
@@ -162,22 +149,11 @@ def test_report_html_is_self_contained(recording, tmp_path, capsys):
 
 
 def test_report_of_run_reports(tmp_path, capsys):
-    report = {
-        "schema": "draftwire.report/1",
-        "tokens": 20,
-        "drafted": 30,
-        "accepted": 15,
-        "seconds": {"total": 4.0},
-        "mode": {"objective": "energy"},
-        "energy": {
-            "joules": 20.0,
-            "source": "sysfs-ina3221",
-            "scope": "module",
-            "uncertainty": 0.8,
-            "by_phase": {"draft": 15.0, "wait": 5.0},
-            "why_null": None,
-        },
-    }
+    report = {"schema": "draftwire.report/1", "tokens": 20, "drafted": 30, "accepted": 15}
+    report.update(seconds={"total": 4.0}, mode={"objective": "energy"})
+    known = {"source": "sysfs-ina3221", "scope": "module", "uncertainty": 0.8}
+    known["by_phase"] = {"draft": 15.0, "wait": 5.0}
+    report["energy"] = {"joules": 20.0, **known, "why_null": None}
     null = {**report, "energy": {"joules": None, "why_null": "no sensor"}}
     path = tmp_path / "runs.json"
     path.write_text(json.dumps([report, null]))
@@ -190,28 +166,21 @@ def test_report_of_run_reports(tmp_path, capsys):
         run("report", path)
 
 
-def lines(powers, *, rails=("VDD_IN",)):
-    """Write stamped samples with a true running mean."""
-    text, sums = [], [0] * len(rails)
-    for n, values in enumerate(powers, 1):
-        fields = []
-        for i, (rail, value) in enumerate(zip(rails, values)):
-            sums[i] += value
-            fields.append(f"{rail} {value}mW/{int(sums[i] / n)}mW")
-        stamp = f"01-02-2026 03:{n // 60:02d}:{n % 60:02d}"
-        text.append(f"{stamp} RAM 1/2MB CPU [1%@729] tj@50C {' '.join(fields)}")
-    return text
+def log_of(rail):
+    """Write 21 stamped samples of 5 W."""
+    text = "01-02-2026 03:00:{:02d} RAM 1/2MB CPU [1%@729] tj@50C {} 5000mW/5000mW"
+    return "\n".join(text.format(n, rail) for n in range(21))
 
 
 def test_import_tells_what_it_found(tmp_path, capsys):
     log = tmp_path / "tegrastats.log"
-    log.write_text("\n".join(lines([(5000,)] * 21)))
+    log.write_text(log_of("VDD_IN"))
     assert run("import", log) == 0
     out = capsys.readouterr().out
     assert "21 samples" in out and "100.0 +- " in out
     assert run("import", log, "--window", "5:15", "--json") == 0
     assert json.loads(capsys.readouterr().out)["energy_j"] == pytest.approx(50.0)
-    log.write_text("\n".join(lines([(5000,)] * 21, rails=("VDD_FOO",))))
+    log.write_text(log_of("VDD_FOO"))
     assert run("import", log) == 3
     assert "--rails" in capsys.readouterr().out
     assert run("import", log, "--rails", "VDD_FOO") == 0
@@ -238,9 +207,8 @@ def pulse_edges(begin):
 def test_import_a_meter_and_align_it(tmp_path, capsys):
     edges = pulse_edges(1.0)
     log = meter_file(tmp_path / "meter.csv", edges, shift=2.37)
-    path = write_recording(
-        tmp_path / "run.jsonl", [4.0] * 180, phases=[(7.0, "draft"), (8.0, "wait")]
-    )
+    phases = [(7.0, "draft"), (8.0, "wait")]
+    path = write_recording(tmp_path / "run.jsonl", [4.0] * 180, phases=phases)
     with open(path, "a") as file:
         for i, edge in enumerate(edges):
             mark = "pulse off" if i % 2 else "pulse on"
@@ -262,40 +230,10 @@ def test_a_meter_that_does_not_show_the_pulse():
         find_offset(samples, pulse_edges(0.0))
 
 
-@pytest.mark.parametrize(
-    ("head", "line", "watts"),
-    [
-        ("timestamp sample_in_packet voltage_V current_A dp_V", "{t} 0 5.0 0.8 0", 4.0),
-        ("Time (ms);Power (mW)", "{ms};4000", 4.0),
-        ("datetime,power", "2026-01-02T03:04:{t:06.3f},4.0", 4.0),
-        ("elapsed\tvbus\tibus", "00:00:{t:06.3f}\t5.0\t0.8", 4.0),
-    ],
-)
-def test_meter_columns(tmp_path, head, line, watts):
-    path = tmp_path / "meter.csv"
-    rows = [line.format(t=i * 0.1, ms=i * 100) for i in range(50)]
-    path.write_text("# a comment\n" + head + "\n" + "\n".join(rows) + "\nnonsense\n")
-    (row,) = load_rows(path, ())
-    assert row.mean_w == pytest.approx(watts)
-    assert row.seconds == pytest.approx(4.9)
-
-
-def test_a_meter_file_without_power(tmp_path):
-    path = tmp_path / "meter.csv"
-    path.write_text("time,temperature\n0,20\n")
-    with pytest.raises(ConfigError, match="no column for power"):
-        load_rows(path, ())
-
-
 def row(joules, half, **rest):
-    terms = {"offset": 0.1, "gain": 0.05, "sampling": (half or 0) / 2}
-    defaults = {
-        "source": "sysfs",
-        "scope": "module",
-        "kind": "measured",
-        "terms": terms,
-    }
-    return Row("run", "run", joules, half, **{**defaults, **rest})
+    known = {"source": "sysfs", "scope": "module", "kind": "measured"}
+    known["terms"] = {"offset": 0.1, "gain": 0.05, "sampling": (half or 0) / 2}
+    return Row("run", "run", joules, half, **{**known, **rest})
 
 
 def test_compare_one_run_each():
@@ -308,12 +246,11 @@ def test_compare_one_run_each():
 
 
 def test_compare_shares_what_one_sensor_shares():
-    big = {"offset": 5.0, "gain": 1.0, "sampling": 0.5}
-    one = compare([row(100.0, 10.0, terms=big)], [row(104.0, 10.0, terms=big)])
+    terms = {"offset": 5.0, "gain": 1.0, "sampling": 0.5}
+    a = [row(100.0, 10.0, terms=terms)]
+    one = compare(a, [row(104.0, 10.0, terms=terms)])
     assert one.real, "the same offset on both sides cancels"
-    two = compare(
-        [row(100.0, 10.0, terms=big)], [row(104.0, 10.0, terms=big, source="meter")]
-    )
+    two = compare(a, [row(104.0, 10.0, terms=terms, source="meter")])
     assert not two.real and any("sources differ" in text for text in two.warnings)
 
 
@@ -321,10 +258,8 @@ def test_compare_runs_decides_by_their_spread():
     a = [row(j, 0.2) for j in (100.0, 106.0, 94.0)]
     b = [row(j, 0.2) for j in (103.0, 109.0, 97.0)]
     assert not compare(a, b).real
-    tight = compare(
-        [row(j, 0.2) for j in (100.0, 100.1)], [row(j, 0.2) for j in (103.0, 103.1)]
-    )
-    assert tight.real
+    a, b = ([row(j, 0.2) for j in side] for side in ((100.0, 100.1), (103.0, 103.1)))
+    assert compare(a, b).real
 
 
 def test_compare_refuses_what_cannot_be_compared():
@@ -357,25 +292,9 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
     setter = tmp_path / "set"
     setter.write_text(f"#!/bin/sh\necho pmode:000$1 > {status}\n")
     setter.chmod(0o755)
-    sweep = (
-        "sweep",
-        "--hz",
-        "5",
-        "--root",
-        root,
-        "--modes",
-        "15W,25W",
-        "--repeats",
-        "1",
-    )
-    slow = (
-        "--settle",
-        "1ms",
-        "--",
-        sys.executable,
-        "-c",
-        "import time; time.sleep(0.2)",
-    )
+    sweep = ("sweep", "--hz", "5", "--root", root, "--modes", "15W,25W", "--repeats", "1")
+    python = ("--", sys.executable, "-c")
+    slow = ("--settle", "1ms", *python, "import time; time.sleep(0.2)")
     assert run(*sweep, "--set", f"{setter} {{id}}", "--yes", "--json", *slow) == 0
     points = json.loads(capsys.readouterr().out)["points"]
     assert [p["mode"] for p in points] == ["15W", "25W"]
@@ -389,7 +308,7 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
     code = (
         f"import os,sys; sys.exit(os.path.exists('{once}') or open('{once}','w').close())"
     )
-    fails = ("--settle", "1ms", "--out", out, "--", sys.executable, "-c", code)
+    fails = ("--settle", "1ms", "--out", out, *python, code)
     turned = [word.replace("15W,25W", "25W,15W") for word in map(str, sweep)]
     assert run(*turned, "--set", f"{setter} {{id}}", "--yes", *fails) == 3
     first, second = json.loads(out.read_text())["points"]
@@ -447,10 +366,8 @@ def test_sweep_brings_the_board_back_when_it_breaks():
 def test_sweep_notices_a_mode_that_did_not_change():
     with pytest.raises(BoardError, match="in power mode 15W, not 25W"):
         set_mode("25W", 1, template="true", present=lambda: "15W", agree=lambda text: None)
-    note = set_mode(
-        "25W", 1, template="true", present=lambda: None, agree=lambda text: None
-    )
-    assert note is not None and "the user says so" in note
+    how = {"template": "true", "present": lambda: None, "agree": lambda text: None}
+    assert "the user says so" in set_mode("25W", 1, **how)
 
 
 def test_pareto():

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from draftwire.energy.files.instruments import load_instruments, parse_accuracy, read_meter
+from draftwire.energy.files.meters import load_instruments, parse_accuracy, read_meter
 from draftwire.energy.reports.rows import kind_of, load_rows
 from draftwire.energy.sources.bench import LineMeter, Ppk2Source, parse_line
 from draftwire.errors import ConfigError, SensorError
@@ -48,12 +48,8 @@ FORMATS = {
     "ina226 by name": ("ms,INA226 V,INA226 mA", "{i}00,5.0,800", {
         "columns": {"time": "ms:ms", "voltage": "INA226 V", "current": "INA226 mA:mA"}},
         "ina226"),
-    "scope": (
-        "Time(s),CH1(V),CH2(A)",
-        "{t:.1f},5.0,0.8",
-        {},
-        "scope",
-    ),
+    "scope": ("Time(s),CH1(V),CH2(A)", "{t:.1f},5.0,0.8", {}, "scope"),
+    "elapsed": ("elapsed\tvbus\tibus", "00:00:{t:06.3f}\t5.0\t0.8", {}, "powerz"),
     "epoch s": ("time,power_W", "{e:.1f},4.0", {}, None),
     "epoch ms": ("time,power_W", "{ms},4.0", {}, None),
     "epoch us": ("ts,power (W)", "{us},4.0", {}, None),

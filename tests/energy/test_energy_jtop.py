@@ -12,7 +12,7 @@ import pytest
 from energy_lab import nx_rails
 
 from draftwire.energy.rails import choose_total, load_tables
-from draftwire.energy.sources.jtop import JtopSource, rail_watts
+from draftwire.energy.sources.jetson import JtopSource, rail_watts
 from draftwire.errors import SensorError
 
 TABLES = load_tables()
@@ -78,7 +78,7 @@ def test_jtop_shapes(power, total, watts):
 JTOP = [Path(p) for p in os.environ.get("JETSON_STATS_FOLDERS", "").split(os.pathsep) if p]
 JTOP_PROGRAM = """
 import json, sys
-from draftwire.energy.sources.jtop import JtopSource
+from draftwire.energy.sources.jetson import JtopSource
 import jtop
 folder, milliwatt = sys.argv[1], int(sys.argv[2])
 client = jtop.jtop.__new__(jtop.jtop)

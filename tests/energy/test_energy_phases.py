@@ -6,18 +6,19 @@ come late, or renew twice a second.  `make slow` has the full test of ``docs/ene
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from energy_lab import CHOICE, Fake
 
 from draftwire.energy.account.account import Account
 from draftwire.energy.account.meter import Meter, deadline_ns
 from draftwire.energy.account.phases import PhaseFit, shares
-from draftwire.energy.live.calibrate import fit_response
-from draftwire.energy.rails import Accuracy, Total, TotalChoice
+from draftwire.energy.live.pulse import fit_response
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, Reading, Response
 from draftwire.errors import SensorError
 
-CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
 WATTS = np.array([12.0, 4.0])
 # What the sensor does: averages over, comes late by, renews each; all seconds.
 SENSORS = {
@@ -53,21 +54,14 @@ class Load:
         return [(t, ("draft", "wait")[i % 2]) for i, t in enumerate(inside)]
 
 
-class Played:
-    name, kind, scope, total, notes = "played", "measured", None, (), ()
-    rails = ("VDD_IN",)
-    paced = True
-    update_s = None
-    accuracy = {"VDD_IN": Accuracy(0.04, 0.0, 0.0, "test")}
-
-    def __init__(self, response):
-        self.response = response
-
-    def read(self):
-        raise SensorError("played from outside")
-
-    def close(self):
-        pass
+def played(response, hz):
+    """Return a meter that gets its readings from outside, its account, and their clock."""
+    now = [0]
+    source = Fake(None, None)
+    source.paced, source.response = True, response
+    source.accuracy = {"VDD_IN": replace(source.accuracy["VDD_IN"], offset_w=0.0, gain=0.0)}
+    meter = Meter(source, CHOICE, hz=hz, clock=lambda: now[0])
+    return meter, Account(meter, clock=lambda: now[0]), now
 
 
 def account_of(load, rng, sensor, response, length=60.0):
@@ -81,9 +75,8 @@ def account_of(load, rng, sensor, response, length=60.0):
     ends = stamps - lag
     watts = load.mean(ends - max(window, 1e-6), ends)
     watts = np.round((watts + rng.normal(0, 0.03, len(watts))) / 0.04) * 0.04
-    now = [200_000_000]
-    meter = Meter(Played(response), CHOICE, hz=1 / period, clock=lambda: now[0], ring=1)
-    account = Account(meter, clock=lambda: now[0])
+    meter, account, now = played(response, 1 / period)
+    now[0] = 200_000_000
     switches = load.switches(length)
     first = [name for t, name in switches if t <= 0.2][-1]
     account.start(first)
@@ -178,9 +171,8 @@ def test_a_sensor_of_which_nothing_is_known_says_nothing_of_short_phases(name):
 
 def test_long_phases_are_told_by_any_sensor():
     """10 s at 4 W, 20 s at 12 W, and again: a sensor that lags by a second will do."""
-    now = [0]
-    meter = Meter(Played(UNKNOWN_RESPONSE), CHOICE, hz=20, clock=lambda: now[0], ring=1)
-    account = Account(meter, clock=lambda: now[0]).start("wait")
+    meter, account, now = played(UNKNOWN_RESPONSE, 20)
+    account.start("wait")
     for k in range(1, 1201):
         t = k * 0.05
         if k % 600 in (0, 200):
@@ -211,9 +203,8 @@ def test_no_contrast_no_figure():
 
 def test_what_is_told_to_a_third_only_steers_nothing():
     """Noise that leaves the powers of a phase +- a third: a figure, but no advice."""
-    now = [0]
-    meter = Meter(Played(Response()), CHOICE, hz=20, clock=lambda: now[0], ring=1)
-    account = Account(meter, clock=lambda: now[0]).start("draft")
+    meter, account, now = played(Response(), 20)
+    account.start("draft")
     rng = np.random.default_rng(5)
     for k in range(1, 161):
         if k % 8 == 0:

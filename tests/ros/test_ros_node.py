@@ -100,17 +100,11 @@ def test_sampling_stop_and_chat_reach_the_session(graph, verifier):
     node = online(graph, verifier)
     how = graph.known["SamplingConfig"](temp=0.8, top_p=0.95, seed=7, seeded=True)
     server = response_server(node)
-    texts = [
-        wait(
-            server.send(prompt=PROMPT, max_tokens=24, sampling_config=how)[1]
-        ).response.text
-        for _ in range(2)
-    ]
-    assert (
-        texts[0]
-        == texts[1]
-        == plain_text(verifier, max_new_tokens=24, temperature=0.8, top_p=0.95, seed=7)
-    )
+    options = {"max_new_tokens": 24, "temperature": 0.8, "top_p": 0.95, "seed": 7}
+    plain = plain_text(verifier, **options)
+    for _ in range(2):
+        _, future = server.send(prompt=PROMPT, max_tokens=24, sampling_config=how)
+        assert wait(future).response.text == plain
     stopped = wait(server.send(prompt=PROMPT, max_tokens=40, stop=["\n"])[1]).response
     assert "\n" not in stopped.text and stopped.finish in ("stop", "length")
     message = graph.known["ChatMessage"](role="user", content="walk left twice")
@@ -126,10 +120,8 @@ def test_an_answer_keeps_to_a_schema_by_a_deadline(graph, verifier):
     schema = {"type": "object", "properties": {"go": choice}, "required": ["go"]}
     schema["additionalProperties"] = False
     how = graph.known["SamplingConfig"](grammar_schema=json.dumps(schema))
-    _, future = response_server(node).send(
-        prompt="The robot should", sampling_config=how, deadline=20.0
-    )
-    found = json.loads(wait(future).response.text)
+    goal = {"prompt": "The robot should", "sampling_config": how, "deadline": 20.0}
+    found = json.loads(wait(response_server(node).send(**goal)[1]).response.text)
     assert found["go"] in choice["enum"]
     wrong = graph.known["SamplingConfig"](grammar_schema="{")
     handle, future = response_server(node).send(prompt=PROMPT, sampling_config=wrong)
@@ -182,10 +174,8 @@ def test_without_a_link_the_draft_answers_and_the_words_are_marked(graph):
 def test_the_executors_thread_is_never_held(graph, verifier):
     """Opening, prefill, drafting and closing happen elsewhere: CPU time of the thread."""
     node = online(graph, verifier)
-    futures = [
-        response_server(node).send(prompt=PROMPT, max_tokens=60)[1] for _ in range(4)
-    ]
-    for future in futures:
+    server = response_server(node)
+    for future in [server.send(prompt=PROMPT, max_tokens=60)[1] for _ in range(4)]:
         assert len(wait(future).response.tokens) == 60
     wait(graph.executor.call(node.on_deactivate, None))
     wait(graph.executor.call(node.on_cleanup, None))

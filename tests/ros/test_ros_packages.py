@@ -30,20 +30,13 @@ def test_manifests_say_what_format_3_wants(name):
 
 def test_every_interface_is_generated_and_every_type_is_known():
     folder = ROS / "draftwire_interfaces"
-    listed = set(
-        re.findall(r'"((?:msg|action)/\w+\.\w+)"', (folder / "CMakeLists.txt").read_text())
-    )
-    there = {
-        f"{path.parent.name}/{path.name}"
-        for path in folder.rglob("*.*")
-        if path.suffix in (".msg", ".action")
-    }
-    assert listed == there
+    text = (folder / "CMakeLists.txt").read_text()
+    listed = set(re.findall(r'"((?:msg|action)/\w+\.\w+)"', text))
+    files = [*folder.rglob("*.msg"), *folder.rglob("*.action")]
+    assert listed == {f"{path.parent.name}/{path.name}" for path in files}
     known, actions = ros_double.interfaces()
-    for made in [
-        *known.values(),
-        *(getattr(a, p) for a in actions.values() for p in ("Goal", "Result", "Feedback")),
-    ]:
+    whole = [(a, p) for a in actions.values() for p in ("Goal", "Result", "Feedback")]
+    for made in [*known.values(), *(getattr(action, part) for action, part in whole)]:
         made()  # each default fits its field
         for field in made.get_fields_and_field_types():
             assert re.fullmatch(r"[a-z](?:_?[a-z0-9]+)*", field), field
@@ -85,9 +78,8 @@ LINTERS = ("ament_flake8", "ament_pycodestyle", "ament_pep257", "ament_lint_cmak
 
 @pytest.mark.parametrize("name", LINTERS)
 def test_the_linters_of_ament_find_nothing(name, tmp_path):
-    command = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(
-        name
-    )
+    beside = str(Path(sys.executable).parent)
+    command = shutil.which(name, path=beside) or shutil.which(name)
     if command is None:
         pytest.skip(f"{name} is not installed; ros/README.md says where it is")
     # In a copy, where they also have to find what is wrong.
@@ -96,21 +88,14 @@ def test_the_linters_of_ament_find_nothing(name, tmp_path):
         if wrong:
             (tmp_path / "ros" / "wrong.py").write_text("def  f( ):\n    '''x'''\n")
             (tmp_path / "ros" / "CMakeLists.txt").write_text("if( A )\nENDIF()\n")
-        done = subprocess.run(
-            [command, "."],
-            cwd=tmp_path / "ros",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        run = {"cwd": tmp_path / "ros", "capture_output": True, "text": True}
+        done = subprocess.run([command, "."], check=False, **run)
         assert (done.returncode != 0) == wrong, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_the_manifests_are_valid_to_catkin(name):
-    package = pytest.importorskip(
-        "catkin_pkg.package", reason="catkin-pkg is not installed"
-    )
+    package = pytest.importorskip("catkin_pkg.package", reason="no catkin-pkg here")
     found: list[str] = []
     package.parse_package(str(ROS / name), warnings=found).validate(warnings=found)
     assert found == []

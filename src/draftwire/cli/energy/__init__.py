@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Sequence
 from draftwire.cli._common import give_json
 from draftwire.cli._leaf import PROFILES, Leaf
 from draftwire.errors import ConfigError
+from draftwire.io import parse_seconds, quantity
 
 if TYPE_CHECKING:
     from draftwire.energy.account.meter import Meter
@@ -134,40 +134,14 @@ WORDS...              -- COMMAND: what to run
 }
 
 
-def meter_options(args: argparse.Namespace) -> dict[str, Any]:
-    pairs = [part.partition("=") for part in split(args.columns) or []]
-    wrong = next((name for name, equals, value in pairs if not equals or not value), None)
-    if wrong is not None:
-        why = f"--columns {args.columns}: {wrong!r} has no =NAME"
-        raise ConfigError(why, hint=f"--columns {COLUMNS}")
-    return {
-        "columns": {name.strip(): value for name, _, value in pairs},
-        "voltage": args.voltage,
-        "meter": args.meter,
-        "accuracy": args.accuracy,
-    }
-
-
-def log_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        # Logs come from other machines: only what the user names counts.
-        "board": None if args.board in (None, "auto") else board_name(args, Path("/")),
-        "rails": split(args.rails),
-        "scope": args.scope,
-        "interval_s": args.interval / 1000 if args.interval else None,
-        "duration_s": args.duration,
-    }
+def split(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
 
 
 def rail_tables(args: argparse.Namespace) -> Sequence[RailTable]:
-    return _tables(*args.profile_dir)
-
-
-@functools.lru_cache(maxsize=1)  # a command asks for each of its files
-def _tables(*folders: Path) -> Sequence[RailTable]:
     from draftwire.energy.rails import load_tables
 
-    return load_tables(*folders)
+    return load_tables(*args.profile_dir)
 
 
 def board_name(args: argparse.Namespace, root: Path) -> str | None:
@@ -177,22 +151,6 @@ def board_name(args: argparse.Namespace, root: Path) -> str | None:
     profiles = load_profiles(*args.profile_dir)
     profile = find_profile(root, profiles, board=args.board).profile
     return None if profile.generic else profile.name
-
-
-def split(text: str | None) -> list[str] | None:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else None
-
-
-def counts(text: str | None) -> dict[str, int]:
-    found = {}
-    for part in text.split(",") if text else ():
-        name, equals, number = part.partition("=")
-        if not equals:
-            name, number = "emitted", part
-        if name not in ("drafted", "accepted", "emitted") or not number.strip().isdigit():
-            raise ConfigError(f"--tokens {text!r}: N, or drafted=N,accepted=N,emitted=N")
-        found[name] = int(number)
-    return found
 
 
 def open_live(args: argparse.Namespace) -> tuple[Meter, str | None]:
@@ -223,16 +181,12 @@ def say(text: str) -> None:
 
 
 def seconds_of(text: str | None) -> float | None:
-    from draftwire.io import parse_seconds
-
     return None if text is None else parse_seconds(text)
 
 
 def sentence(entry: dict[str, Any]) -> str:
     if entry["joules"] is None:
         return f"no joules: {entry['why_null']}"
-    from draftwire.io import quantity
-
     text = quantity(entry["joules"], entry["uncertainty"])
     text += " (resolution only)" if entry["resolution_only"] else ""
     if entry["net"] is not None:
@@ -244,9 +198,60 @@ def sentence(entry: dict[str, Any]) -> str:
     return f"{text}, scope {entry['scope']}, source {entry['source']}{flags}"
 
 
+def _log_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the flags say of files that are no meter's."""
+    from draftwire.energy.files.logs import parse_window
+
+    return {
+        "tables": rail_tables(args),
+        "window": parse_window(args.window) if args.window else None,
+        # Logs come from other machines: only what the user names counts.
+        "board": None if args.board in (None, "auto") else board_name(args, Path("/")),
+        "rails": split(args.rails),
+        "scope": args.scope,
+        "interval_s": args.interval / 1000 if args.interval else None,
+        "duration_s": args.duration,
+    }
+
+
+def _meter_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the flags say of a meter's file."""
+    pairs = [part.partition("=") for part in split(args.columns) or []]
+    wrong = next((name for name, equals, value in pairs if not equals or not value), None)
+    if wrong is not None:
+        why = f"--columns {args.columns}: {wrong!r} has no =NAME"
+        raise ConfigError(why, hint=f"--columns {COLUMNS}")
+    columns = {name.strip(): value for name, _, value in pairs}
+    known = {name: getattr(args, name) for name in ("voltage", "meter", "accuracy")}
+    return {"columns": columns, **known}
+
+
+def _counts(text: str | None) -> dict[str, int]:
+    found = {}
+    for part in text.split(",") if text else ():
+        name, equals, number = part.partition("=")
+        if not equals:
+            name, number = "emitted", part
+        if name not in ("drafted", "accepted", "emitted") or not number.strip().isdigit():
+            raise ConfigError(f"--tokens {text!r}: N, or drafted=N,accepted=N,emitted=N")
+        found[name] = int(number)
+    return found
+
+
+def _load(args: argparse.Namespace, *sides: Sequence[str]) -> list[list[Row]]:
+    """Return the rows of the files of each side."""
+    from draftwire.energy.reports.rows import load_rows
+
+    options = {**_log_options(args), "meter": _meter_options(args)}
+    options["tokens"] = _counts(args.tokens)
+    return [
+        [r for name in side for r in load_rows(Path(name), **options)] for side in sides
+    ]
+
+
 def _import(args: argparse.Namespace, log: str) -> int:
     """Examine one log, or one file of a meter."""
-    from draftwire.energy.files.importer import import_tegrastats
+    from draftwire.energy.files.logs import import_tegrastats
     from draftwire.energy.reports.rows import kind_of, rows_of_import
     from draftwire.energy.reports.text import as_table
 
@@ -254,15 +259,9 @@ def _import(args: argparse.Namespace, log: str) -> int:
     if kind == "meter":
         return _import_meter(args, Path(log))
     if kind in ("recording", "reports"):
-        hint = f"draftwire energy report {log}"
-        raise ConfigError(f"{log} is ours already", hint=hint)
-    imported = import_tegrastats(
-        "stdin" if log == "-" else log,
-        rail_tables(args),
-        file=sys.stdin.buffer if log == "-" else None,
-        window=_window(args),
-        **log_options(args),
-    )
+        raise ConfigError(f"{log} is ours already", hint=f"draftwire energy report {log}")
+    name, file = ("stdin", sys.stdin.buffer) if log == "-" else (log, None)
+    imported = import_tegrastats(name, file=file, **_log_options(args))
     if give_json(args, imported.to_dict()):
         print(f"{imported.samples} samples, {len(imported.runs)} runs of tegrastats")
         wrong = f", {imported.mean_wrong} do not follow" if imported.mean_wrong else ""
@@ -277,56 +276,35 @@ def _import(args: argparse.Namespace, log: str) -> int:
     return 0 if imported.energy_j is not None else 3
 
 
-def _window(args: argparse.Namespace) -> tuple[float, float] | None:
-    from draftwire.energy.files.importer import parse_window
-
-    return parse_window(args.window) if args.window else None
-
-
 def _import_meter(args: argparse.Namespace, log: Path) -> int:
-    from draftwire.energy.files.instruments import read_meter
-    from draftwire.energy.live.pulse import align
+    from draftwire.energy.files.meters import read_meter
     from draftwire.energy.reports.rows import row_of_recording
     from draftwire.energy.reports.text import as_table
 
-    interval_s = args.interval / 1000 if args.interval else None
-    options = {**meter_options(args), "interval_s": interval_s, "scope": args.scope}
-    meter = read_meter(log, **options)
+    known = _log_options(args)
+    options = {name: known[name] for name in ("interval_s", "scope")}
+    meter = read_meter(log, **_meter_options(args), **options)
     if args.align:
-        offset = align(meter, args.align)
-        say(
-            f"meter clock + {offset.seconds:.3f} s is ours, "
-            f"+- {offset.uncertainty_s:.3f} s "
-            f"(correlation {offset.correlation:.2f})"
-        )
-    row = row_of_recording(meter, window=_window(args))
+        from draftwire.energy.live.pulse import align
+
+        shift_s, half_s, correlation = align(meter, args.align)
+        text = f"meter clock + {shift_s:.3f} s is ours, +- {half_s:.3f} s"
+        say(f"{text} (correlation {correlation:.2f})")
+    row = row_of_recording(meter, window=known["window"])
     if give_json(args, {"schema": "draftwire.energy-import/1", **row.to_dict()}):
         print(as_table([row]))
     return 0 if row.energy_j is not None else 3
 
 
-def _load(args: argparse.Namespace, path: Path) -> list[Row]:
-    from draftwire.energy.reports.rows import load_rows
-
-    return load_rows(
-        path,
-        rail_tables(args),
-        tokens=counts(args.tokens),
-        window=_window(args),
-        meter=meter_options(args),
-        **log_options(args),
-    )
-
-
 def report(args: argparse.Namespace) -> int:
     """Show files: their rows as a table or in another form, and pictures of them."""
-    from draftwire.energy.reports import page, perfetto, plots, text
+    from draftwire.energy.reports import page, plots, text, trace
 
     if args.imported:
         if len(args.files) > 1:
             raise ConfigError("--import examines one file", hint="leave the others out")
         return _import(args, args.files[0])
-    rows = [row for name in args.files for row in _load(args, Path(name))]
+    (rows,) = _load(args, args.files)
     form = args.format or ("json" if args.json is not None else "table")
     target = args.out or (Path(args.json) if args.json not in (None, "-") else None)
     if target is not None:
@@ -340,7 +318,7 @@ def report(args: argparse.Namespace) -> int:
     for path, write in (
         (args.plot, plots.plot),
         (args.html, page.write_page),
-        (args.trace, perfetto.write_trace),
+        (args.trace, trace.write_trace),
     ):
         if path:
             write(rows, path)
@@ -350,13 +328,10 @@ def report(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """Say whether one side takes less than the other."""
     from draftwire.energy.reports import compare
-    from draftwire.io import quantity
 
-    sides = [
-        [row for name in side.split(",") for row in _load(args, Path(name))]
-        for side in (args.a, args.b)
-    ]
-    result = compare.compare(*sides, per=args.per)
+    result = compare.compare(
+        *_load(args, args.a.split(","), args.b.split(",")), per=args.per
+    )
     if give_json(args, result.to_dict()):
         means = (result.a_j, result.a_uncertainty_j), (result.b_j, result.b_uncertainty_j)
         for name, mean, runs, covered in zip("AB", means, result.runs, result.coverage):

@@ -27,16 +27,19 @@ def sources(args: argparse.Namespace) -> int:
     from draftwire.boards.profiles import find_profile, load_profiles
     from draftwire.energy.sources.choose import choose_source, find_sources
 
-    profiles = load_profiles(*args.profile_dir)
-    match = find_profile(args.root, profiles, board=args.board)
+    match = find_profile(args.root, load_profiles(*args.profile_dir), board=args.board)
     findings = find_sources(args.root)
     document: dict[str, Any] = {
         "schema": "draftwire.energy-sources/1",
         "board": {"name": match.profile.name, "how": match.how},
         "sources": [vars(finding) for finding in findings],
     }
-    nothing = dict.fromkeys(("chosen", "total", "total_by", "why_no_total"))
-    notes: tuple[str, ...] = ()
+    lines = [f"board    {match.profile.title} ({match.how})"]
+    for finding in findings:
+        usable = "yes" if finding.usable else "no"
+        lines.append(f"{usable:<4} {finding.source:<11}{finding.detail}")
+        if finding.remedy:
+            lines.append(f"                to make it readable: {finding.remedy}")
     try:
         chosen = choose_source(
             rail_tables(args),
@@ -45,44 +48,37 @@ def sources(args: argparse.Namespace) -> int:
             scope=args.scope,
             root=args.root,
         )
-        chosen.source.close()
-        choice = chosen.choice
-        total, notes = choice.total, (*chosen.source.notes, *choice.warnings)
+        source, choice = chosen.source, chosen.choice
+        source.close()
+        total = choice.total
         document.update(
-            chosen=chosen.source.name,
+            chosen=source.name,
             why=chosen.why,
-            rails=list(chosen.source.rails),
+            rails=list(source.rails),
             total=total and {"scope": total.scope, "rails": total.rails},
             total_by=choice.how,
             why_no_total=choice.why_none or None,
             warnings=list(choice.warnings),
         )
-        told = f"total    none: {choice.why_none}"
+        lines.append(f"chosen   {source.name}: {chosen.why}")
+        lines += [f"note     {note}" for note in (*source.notes, *choice.warnings)]
+        told = f"none: {choice.why_none}"
         if total is not None:
-            rails = " + ".join(total.rails)
-            told = f"total    {rails} (scope {total.scope}, by {choice.how})"
-        also = [f"also     {' + '.join(o.rails)} (scope {o.scope})" for o in choice.others]
-        told = "\n".join([told, *also])
+            told = f"{' + '.join(total.rails)} (scope {total.scope}, by {choice.how})"
+        lines.append(f"total    {told}")
+        others = ((" + ".join(other.rails), other.scope) for other in choice.others)
+        lines += [f"also     {rails} (scope {scope})" for rails, scope in others]
     except SensorError as exc:
+        nothing = dict.fromkeys(("chosen", "total", "total_by", "why_no_total"))
         document.update(nothing, why=str(exc), rails=[], warnings=[])
-        told = f"chosen   none. {exc.hint}"
+        lines.append(f"chosen   none. {exc.hint}")
     if give_json(args, document):
-        print(f"board    {match.profile.title} ({match.how})")
-        for finding in findings:
-            usable = "yes" if finding.usable else "no"
-            print(f"{usable:<4} {finding.source:<11}{finding.detail}")
-            if finding.remedy:
-                print(f"                to make it readable: {finding.remedy}")
-        if document["chosen"]:
-            print(f"chosen   {document['chosen']}: {document['why']}")
-        for note in notes:
-            print(f"note     {note}")
-        print(told)
+        print("\n".join(lines))
     return 0 if document["chosen"] else 3
 
 
 def _meters(args: argparse.Namespace) -> int:
-    from draftwire.energy.files.instruments import load_instruments
+    from draftwire.energy.files.meters import load_instruments
 
     known = load_instruments().values()
     meters = [vars(one) for one in known]
@@ -99,9 +95,8 @@ def watch(args: argparse.Namespace) -> int:
     """Show watts while they come, or serve them."""
     if args.http is not None or args.dashboard:
         return _export(args)
-    from draftwire.energy.live.exporter import live_metrics
     from draftwire.energy.live.marks import MarkListener
-    from draftwire.energy.live.watch import as_event, frames
+    from draftwire.energy.live.watch import as_event, frames, live_metrics
 
     meter, _ = open_live(args)
     marks = MarkListener()
@@ -136,15 +131,15 @@ def record(args: argparse.Namespace) -> int:
         return _mark(args)
     if args.out is None:
         raise ConfigError("no --out", hint="--out FILE.jsonl takes the recording")
-    from draftwire.energy.account.context import read_context
+    from draftwire.energy.account.meter import read_context
     from draftwire.energy.files.recording import Recorder
     from draftwire.energy.live import record as live
 
     seconds = seconds_of(args.seconds)
-    command = args.words[1:] if args.words[:1] == ["--"] else args.words
+    command = _command(args)
     meter, board = open_live(args)
     with meter:
-        extra: dict[str, Any] = {"command": command}
+        known: dict[str, Any] = {"command": command}
         if args.baseline:
             idle = meter.measure_baseline(seconds_of(args.baseline) or 0.0)
             mean = "-" if idle.mean_w is None else f"{idle.mean_w:.3f} W"
@@ -152,7 +147,7 @@ def record(args: argparse.Namespace) -> int:
             if idle.mean_w is None:
                 say(f"warning: no net joules: {idle.why_null}")
         if meter.baseline is not None:
-            extra["baseline_w"], extra["baseline_u_w"] = meter.baseline
+            known["baseline_w"], known["baseline_u_w"] = meter.baseline
         recorder = Recorder(
             args.out,
             meter.source,
@@ -160,8 +155,8 @@ def record(args: argparse.Namespace) -> int:
             hz=meter.hz,
             board=board,
             context=read_context(args.root),
-            extra=extra,
             force=args.force,
+            **known,
         )
         # With --json the document is alone on stdout.
         out = 2 if args.json == "-" else None
@@ -182,18 +177,18 @@ def sweep(args: argparse.Namespace) -> int:
     """Run a command in each of the power modes."""
     from draftwire.boards.system import power_mode
     from draftwire.boards.tree import Tree
-    from draftwire.energy.account.context import mode_name
+    from draftwire.energy.account.meter import mode_name
     from draftwire.energy.live import record as live
     from draftwire.energy.reports.sweep import Point, set_mode
     from draftwire.energy.reports.sweep import sweep as run_modes
 
-    command = args.words[1:] if args.words[:1] == ["--"] else args.words
+    command = _command(args)
     found = power_mode(Tree(args.root))
     ids = {} if found is None else found.ids
-    notes: list[str] = []
-    modes = split(args.modes) or []
+    modes, notes = split(args.modes) or [], []
     if not modes or args.repeats < 1:
         raise ConfigError("a sweep needs --modes A,B and --repeats of 1 or more")
+    settle_s = parse_seconds(args.settle, zero=True)
 
     def present() -> str | None:
         return mode_name(args.root)
@@ -214,13 +209,16 @@ def sweep(args: argparse.Namespace) -> int:
         note = set_mode(mode, number, template=args.set, present=present, agree=agree)
         notes.extend([note] if note else [])
 
+    def settled(mode: str) -> None:
+        enter(mode)
+        time.sleep(settle_s)
+
     def run(mode: str, number: int) -> live.Recorded:
         meter, _ = open_live(args)
         with meter:
             say(f"{mode}: run {number + 1} of {args.repeats}")
             return live.record(meter, None, command=command, stdout=2)  # stdout is ours
 
-    settle_s = parse_seconds(args.settle, zero=True)
     before = present()
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -236,12 +234,9 @@ def sweep(args: argparse.Namespace) -> int:
             say(f"warning: the board is not back in power mode {before}: {exc}")
 
     def document(points: list[Point]) -> dict[str, Any]:
-        return {
-            "schema": "draftwire.energy-sweep/1",
-            "command": command,
-            "notes": notes,
-            "points": [vars(point) for point in points],
-        }
+        told = [vars(point) for point in points]
+        about = {"schema": "draftwire.energy-sweep/1", "command": command, "notes": notes}
+        return {**about, "points": told}
 
     def keep(points: list[Point]) -> None:
         if args.out:
@@ -249,16 +244,9 @@ def sweep(args: argparse.Namespace) -> int:
 
     # A lost terminal ends it as Ctrl-C does: the board's mode back, the runs kept.
     old = {number: signal.signal(number, signal.default_int_handler) for number in ends}
+    ports: dict[str, Any] = {"enter": settled, "run": run, "leave": leave, "done": keep}
     try:
-        points = run_modes(
-            modes,
-            enter=enter,
-            run=run,
-            repeats=args.repeats,
-            settle=lambda: time.sleep(settle_s),
-            leave=leave,
-            done=keep,
-        )
+        points = run_modes(modes, repeats=args.repeats, **ports)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -283,8 +271,13 @@ def sweep(args: argparse.Namespace) -> int:
     return 0 if all(p.energy_j is not None and not p.error for p in points) else 3
 
 
+def _command(args: argparse.Namespace) -> list[str]:
+    words: list[str] = args.words
+    return words[1:] if words[:1] == ["--"] else words
+
+
 def _calibrate(args: argparse.Namespace) -> int:
-    from draftwire.energy.live.calibrate import calibrate, save
+    from draftwire.energy.live.pulse import calibrate, save
 
     seconds = seconds_of(args.seconds) or 40.0
     args.hz = max(args.hz, 50.0)
@@ -318,7 +311,7 @@ def _mark(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from draftwire.energy.live.exporter import dashboard, serve
+    from draftwire.energy.live.watch import dashboard, serve
 
     if args.dashboard:
         write_text(args.dashboard, dashboard())

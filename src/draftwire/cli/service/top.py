@@ -12,7 +12,7 @@ from draftwire.cli import _common
 from draftwire.cli._screen import WIDTH, watch
 from draftwire.cli.service import sentence
 from draftwire.energy import load_tables
-from draftwire.energy.account.context import read_context
+from draftwire.energy.account.meter import read_context
 from draftwire.energy.sources.choose import open_meter
 from draftwire.errors import SensorError, TransportError
 from draftwire.runtime.service.client import ServiceClient
