@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from draftwire.energy.account.account import Account, ModelSource
     from draftwire.energy.account.meter import Meter
 
-__all__ = ["EnergyChoice", "PowerMeter", "StreamAccount"]
 
 EnergyChoice = Union[str, "Meter", "ModelSource"]
 OFF = "energy accounting was switched off"

@@ -16,8 +16,6 @@ from draftwire.packages import DraftPackage
 from draftwire.template import Template, check_messages, plain_data
 from draftwire.tokenizer import Tokenizer
 
-__all__ = ["Conversation", "Prompt"]
-
 _MARK = 0x100000  # plane 16: one private character for each of the basic plane
 _MARKED = re.compile("[\U00100000-\U0010fffd]")
 # Blanks stay, since templates strip them; quotes too, since JSON escapes them.
@@ -35,12 +33,7 @@ class Prompt:
 
 
 class Conversation:
-    """What turns messages into prompts for one draft.
-
-    Args:
-        package: The draft.
-        tokenizer: Its tokenizer.
-    """
+    """What turns messages into prompts for one draft."""
 
     def __init__(self, package: DraftPackage, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -62,12 +55,7 @@ class Conversation:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """Return the prompt of an answer to ``messages``.
-
-        Args:
-            messages: As of :func:`~draftwire.template.check_messages`.
-            tools: Their JSON schemas, for templates that take tools.
-            options: Further variables of the template.
+        """Return the prompt of an answer to ``messages``; ``tools`` are their JSON schemas.
 
         Raises:
             ConfigError: They are no messages, or the template refuses them.
@@ -86,10 +74,7 @@ class Conversation:
         return Prompt(ids, self._stop_ids, self.template.stop, warning)
 
     def _rendered(
-        self,
-        messages: list[dict[str, Any]],
-        tools: Any,
-        options: Any,
+        self, messages: list[dict[str, Any]], tools: Any, options: Any
     ) -> tuple[str, list[tuple[int, int]] | None]:
         """Return the prompt and which special tokens in it are the template's own.
 

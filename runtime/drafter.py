@@ -23,8 +23,6 @@ from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import Proposal, Proposer, Shape
 from draftwire.sampling.grammar import Guide
 
-__all__ = ["Drafter", "Model", "Step"]
-
 _CHUNK = 256  # prompt tokens of one step
 
 
@@ -75,13 +73,8 @@ class _Order(NamedTuple):
 class Drafter:
     """The draft model at work for one stream after another.
 
-    Args:
-        model: The draft; used inside :meth:`step` alone.
-        vocab_size: Ids on the connection are below this; larger ones (padding rows of
-            the draft's matrix) are never proposed.
-
-    Attributes:
-        stream: For which it works.
+    Ids on the connection are below ``vocab_size``: larger ones (padding rows of the draft's
+    matrix) are never proposed. ``stream`` is the one that it works for.
     """
 
     def __init__(self, model: Model | None, vocab_size: int) -> None:
@@ -116,15 +109,9 @@ class Drafter:
     ) -> None:
         """Work for ``stream`` from now on; callable from any thread, as the next.
 
-        Args:
-            stream: Its number; orders and steps carry it.
-            proposer: Chooses from the model's logits.
-            cache: Asked first; only for schemes whose drafts may come from anywhere.
-            model: Its own model, where streams do not share one.
-            shape: What is done to the logits first.
-            guide: The grammar in it.
-            most: No draft makes sense behind so many ids: what a grammar forces may come
-                there before all are drafted that were ordered.
+        ``cache`` is asked first, ``shape`` and its ``guide`` are what is done to the
+        logits. No draft makes sense behind ``most`` ids: what a grammar forces may come
+        there before all are drafted that were ordered.
         """
         self._inbox.append(_Begin(stream, model, proposer, cache, shape, guide, most))
 
@@ -194,11 +181,8 @@ class Drafter:
         return Step(self.stream, self._branch, proposal, waiting, masks)
 
     def _forward(self, model: Model, left: int) -> int:
-        """Run what the model has not read, with masks behind for ``left`` drafts or fewer.
-
-        Returns:
-            How many masks.
-        """
+        """Run what the model has not read, with masks behind for ``left`` drafts or fewer;
+        return how many."""
         parallel = getattr(model, "parallel", None)
         alone = self._way == AUTOREGRESSIVE or (self._way == HYBRID and self._fresh)
         fresh, self._fresh = self._sequence[model.length :], False

@@ -39,10 +39,10 @@ from draftwire.errors import (
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.drafter import Drafter, Model, Step
 from draftwire.runtime.edge.actions import Action, Draft, Emit, Finished, Revise, Send
-from draftwire.runtime.edge.hush import Hush
 from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.edge.machine import EdgeSession, State
 from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.edge.rest import Hush
 from draftwire.runtime.link import Link, LinkSettings
 from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.pacing.decisions import Decisions
@@ -70,8 +70,6 @@ from draftwire.transport.messages import (
 )
 from draftwire.transport.traffic import Traffic
 
-__all__ = ["Driver", "Sink", "StreamRun", "StreamSpec", "named"]
-
 log = logging.getLogger("draftwire.session")
 
 Event = Callable[[], Sequence[Action]]
@@ -85,53 +83,29 @@ _SOON_S, _HOLDS = 0.5, 20  # room within this is waited for, so many times, by e
 
 @dataclass
 class StreamSpec:
-    """What a stream is to be.
+    """What a stream is to be."""
 
-    Attributes:
-        prompt: Token ids.
-        params: Sampling.
-        proposer: The device's half of the scheme.
-        controller: How far to draft.
-        mode: What to do while verdicts are out.
-        max_new_tokens: At most so many tokens after the prompt.
-        vocab_size: Ids on the connection are below this.
-        context: Longest sequence of the target.
-        draft_context: Longest sequence of the draft.
-        stop_ids: Ids that end the text.
-        account: Of its joules, started.
-        budget: What it may spend, or None.
-        deadline_s: Seconds from now, or None.
-        offline: ``"wait"``, ``"draft"`` or ``"error"``.
-        patience_s: Seconds without progress that it bears.
-        cache: Text seen before, to draft from, or None.
-        model: Its own draft model, where streams do not share one.
-        explain: Tell the sink why each block left.
-        grammar: What the text keeps to, or None.
-        trace: Its span, or None.
-        logprobs: Pairs that are wanted for each new token.
-    """
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    proposer: Proposer
-    controller: Controller
-    mode: Mode
-    max_new_tokens: int
-    vocab_size: int
-    context: int
-    draft_context: int | None
-    stop_ids: Sequence[int]
-    account: StreamAccount
-    budget: Budget | None = None
-    deadline_s: float | None = None
-    offline: str = "wait"
-    patience_s: float = 30.0
-    cache: SuffixCache | None = None
-    model: Model | None = None
-    explain: bool = False
-    grammar: Rules | None = None
-    trace: StreamTrace | None = None
-    logprobs: int = 0
+    prompt: Sequence[int]  # token ids
+    params: SamplingParams  # sampling
+    proposer: Proposer  # the device's half of the scheme
+    controller: Controller  # how far to draft
+    mode: Mode  # what to do while verdicts are out
+    max_new_tokens: int  # at most so many tokens after the prompt
+    vocab_size: int  # ids on the connection are below this
+    context: int  # longest sequence of the target
+    draft_context: int | None  # longest sequence of the draft
+    stop_ids: Sequence[int]  # ids that end the text
+    account: StreamAccount  # of its joules, started
+    budget: Budget | None = None  # what it may spend, or None
+    deadline_s: float | None = None  # seconds from now, or None
+    offline: str = "wait"  # ``"wait"``, ``"draft"`` or ``"error"``
+    patience_s: float = 30.0  # seconds without progress that it bears
+    cache: SuffixCache | None = None  # text seen before, to draft from, or None
+    model: Model | None = None  # its own draft model, where streams do not share one
+    explain: bool = False  # tell the sink why each block left
+    grammar: Rules | None = None  # what the text keeps to, or None
+    trace: StreamTrace | None = None  # its span, or None
+    logprobs: int = 0  # pairs that are wanted for each new token
 
 
 class Sink(Protocol):
@@ -149,49 +123,32 @@ class Sink(Protocol):
 
 @dataclass
 class StreamRun:
-    """One stream at work.
+    """One stream at work."""
 
-    Attributes:
-        number: Its name in every event.
-        wire: Its number on the present connection, or None while it has none.
-        spec: What was asked for.
-        machine: Its state machine.
-        link: What carries it.
-        decisions: What its controller sees.
-        sink: Where its text goes.
-        began_s: When it began, seconds of the clock.
-        ended_s: When it ended.
-        before: Traffic of the link before it, and that of frames of streams.
-        own: Traffic of its own frames on connections that it has left.
-        traffic: What crossed the network for it; set at the end.
-        reconnects: Of its link, while it ran; set at the end.
-        captured: What a capture of packets counted before it, up and down.
-        welcome: Of the verifier that carried it last, or None.
-        draft_s: Seconds of drafting.
-        prefill_s: Seconds in which the draft read text.
-        finish: Why it ended.
-        warnings: Sentences for the user.
-    """
-
-    number: int
-    spec: StreamSpec
-    machine: EdgeSession
-    link: Link
-    decisions: Decisions
-    sink: Sink
-    began_s: float
+    number: int  # its name in every event
+    spec: StreamSpec  # what was asked for
+    machine: EdgeSession  # its state machine
+    link: Link  # what carries it
+    decisions: Decisions  # what its controller sees
+    sink: Sink  # where its text goes
+    began_s: float  # when it began, seconds of the clock
+    # traffic of the link before it, and that of frames of streams
     before: tuple[Traffic, Traffic]
+    # its number on the present connection, or None while it has none
     wire: int | None = None
+    # traffic of its own frames on connections that it has left
     own: Traffic = field(default_factory=Traffic)
-    ended_s: float = 0.0
+    ended_s: float = 0.0  # when it ended
+    # what crossed the network for it; set at the end
     traffic: Traffic = field(default_factory=Traffic)
-    reconnects: int = 0
+    reconnects: int = 0  # of its link, while it ran; set at the end
+    # what a capture of packets counted before it, up and down
     captured: tuple[int, int] = (0, 0)
-    welcome: Welcome | None = None
-    draft_s: float = 0.0
-    prefill_s: float = 0.0
-    finish: str = "cancelled"
-    warnings: list[str] = field(default_factory=list)
+    welcome: Welcome | None = None  # of the verifier that carried it last, or None
+    draft_s: float = 0.0  # seconds of drafting
+    prefill_s: float = 0.0  # seconds in which the draft read text
+    finish: str = "cancelled"  # why it ended
+    warnings: list[str] = field(default_factory=list)  # sentences for the user
     reconnects_before: int = 0
     # Patience: since the last verdict, less the time in which nothing was owed.
     progress_s: float = 0.0
@@ -244,10 +201,6 @@ class Driver:
         hello: What the device says first.
         settings: Of the link.
         rng: Jitter on the pauses between two tries.
-
-    Attributes:
-        link: To the verifier.
-        streams: What runs now, by number.
     """
 
     def __init__(
@@ -280,11 +233,7 @@ class Driver:
     # ---- from outside, in the clock's thread
 
     def connect(self, first: Callable[[Welcome | DraftwireError], None]) -> None:
-        """Begin to connect.
-
-        Args:
-            first: Told once how the first try went; later ones follow by themselves.
-        """
+        """Begin to connect; ``first`` is told once how the first try went."""
         self._first = first
         self.link.start()
 
@@ -679,11 +628,8 @@ class Driver:
     def _do(self, run: StreamRun, event: Event, *, quiet: bool = False) -> None:
         """Let one thing happen to a stream, and carry out what comes of it.
 
-        Args:
-            run: The stream.
-            event: What happens.
-            quiet: Where nothing comes of it, and the draft model goes on or still rests,
-                the stream waits for what it waited for.
+        A ``quiet`` event of which nothing comes, and that leaves the draft model at work or
+        at rest as it was, changes nothing in what the stream waits for.
         """
         if run.over:
             return

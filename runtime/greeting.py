@@ -1,20 +1,25 @@
-"""What a device says first: of itself, and of a stream."""
+"""What a device says first, and what it remembers of a verifier, to begin without one."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Sequence
 
 import draftwire
+from draftwire.errors import ProtocolError
+from draftwire.io import replacing
 from draftwire.packages import DraftPackage
 from draftwire.runtime.edge.mode import Mode
-from draftwire.sampling import NOISES, SamplingParams
+from draftwire.sampling import NOISES, SCHEMES, SamplingParams
 from draftwire.sampling.grammar import Rules
 from draftwire.tracing import tracing
-from draftwire.transport.messages import Hello, Open
+from draftwire.transport.codec import MAX_FRAME, Codec
+from draftwire.transport.messages import Hello, Open, Welcome
 from draftwire.transport.text_hash import TextHash
-
-__all__ = ["hello_of", "open_of"]
 
 _CAPABILITIES = (
     *("resume", "exits", "prefix", "further", "leaves", "beside"),
@@ -53,21 +58,9 @@ def open_of(
     grammar: Rules | None = None,
     logprobs: int = 0,
 ) -> Open:
-    """Return the request for a stream.
-
-    Args:
-        prompt: Token ids.
-        params: Sampling.
-        mode: Of the stream.
-        max_new_tokens: At most so many tokens after the prompt.
-        stop_ids: Ids that end the text.
-        racing: The verifier shall not wait for blocks.
-        bonus: Ask for a token after a block that is accepted whole.
-        held: So many ids of the prompt the verifier has still; they are named, not sent.
-        text: So many at the end of it are text already.
-        grammar: What the text keeps to, or None.
-        logprobs: Pairs for each new token.
-    """
+    """Return the request for a stream whose verifier adds a token to a block accepted whole
+    (``bonus``), or waits for no block (``racing``); ``held`` ids of ``prompt`` it has
+    still, so they are named and not sent, and ``text`` at its end are text already."""
     return Open(
         tuple(prompt[held:]),
         params.scheme,
@@ -95,3 +88,77 @@ def open_of(
         grammar=b"" if grammar is None else grammar.compiled.grammar.digest,
         forced=grammar is None or grammar.forcing,
     )
+
+
+log = logging.getLogger("draftwire.session")
+_ALONE = 1 << 20  # context of a target that nobody has met
+
+
+def state_folder() -> Path | None:
+    """Return where draftwire keeps what may be lost, or None without a home.
+
+    Source:
+        XDG Base Directory Specification; systemd sets ``STATE_DIRECTORY``.
+    """
+    handed = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if handed:
+        return Path(handed)
+    home = os.environ.get("HOME", "")
+    base = os.environ.get("XDG_STATE_HOME", "") or (home and f"{home}/.local/state")
+    return Path(base) / "draftwire" if base else None
+
+
+def remember_welcome(url: str, target: str, draft: DraftPackage, welcome: Welcome) -> None:
+    """Keep ``welcome`` for :func:`recall_welcome`; a full disk is no error."""
+    path = _path(url, target, draft)
+    if path is None or recall_welcome(url, target, draft) == welcome:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as fresh:
+            fresh.write_bytes(Codec().encode(welcome))
+    except OSError as exc:
+        log.info("what the verifier said is not kept: %s", exc)
+
+
+def recall_welcome(url: str, target: str, draft: DraftPackage) -> Welcome | None:
+    """Return what the verifier at ``url`` said last to this draft, or None."""
+    path = _path(url, target, draft)
+    try:
+        if path is None or path.stat().st_size > MAX_FRAME:
+            return None
+        found = Codec().decode(path.read_bytes()).message
+    except (OSError, ProtocolError):
+        return None
+    if not isinstance(found, Welcome) or found.tokenizer.hex() != draft.family.tokenizer:
+        return None
+    sane = 1 <= found.vocab_size <= draft.vocab_size and found.context > 1
+    return found if sane else None
+
+
+def assumed_welcome(draft: DraftPackage) -> Welcome:
+    """Return what a verifier that nobody has met would say, as far as the draft tells."""
+    return Welcome(
+        agent="",
+        target="",
+        target_version="",
+        family=draft.family.name,
+        tokenizer=bytes.fromhex(draft.family.tokenizer),
+        backbone=b"",
+        vocab_size=draft.vocab_size,
+        context=_ALONE,
+        max_block=255,
+        eos_ids=tuple(draft.eos_ids),
+        compatibility="unknown",
+        capabilities=("processors", "grammar", "logprobs"),
+        schemes=tuple(SCHEMES),
+        noise=NOISES,
+    )
+
+
+def _path(url: str, target: str, draft: DraftPackage) -> Path | None:
+    folder = state_folder()
+    if folder is None:
+        return None
+    key = hashlib.sha256("\0".join((url, target, draft.id)).encode()).hexdigest()[:32]
+    return folder / "verifiers" / f"{key}.welcome"

@@ -23,8 +23,6 @@ from draftwire.transport.answers import may_pass
 from draftwire.transport.messages import Frame, Hello, Message, Welcome
 from draftwire.transport.traffic import Meter, Traffic
 
-__all__ = ["Link", "LinkOwner", "LinkSettings", "LinkState"]
-
 log = logging.getLogger("draftwire.link")
 
 _FIRST_PAUSE_S = 0.1
@@ -97,14 +95,13 @@ class Link:
         hello: What the device says first.
         settings: How patient it is.
         owner: Told of it.
-        rng: Source of the jitter on pauses: a fleet that lost the same verifier shall
-            not return as one.
+        rng: Source of the jitter on pauses: a fleet that lost the same verifier shall not
+            return as one.
 
     Attributes:
         channel: What the link is like.
         welcome: Of the last connection.
         error: Why it is not up.
-        reconnects: Times that a lost link came back.
     """
 
     def __init__(
@@ -203,10 +200,7 @@ class Link:
 
     def send(self, message: Message, stream: int) -> int:
         """Send ``message`` of a stream; what is lost with the link is said again later.
-
-        Returns:
-            Bytes on the wire.
-        """
+        Return its bytes on the wire."""
         wire = self._wire
         if wire is None or self._phase is not _Phase.UP:
             return 0

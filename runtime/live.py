@@ -13,17 +13,12 @@ from draftwire.runtime.drafter import Drafter
 if TYPE_CHECKING:
     from draftwire.runtime.driver import Driver
 
-__all__ = ["EngineThread", "LoopThread"]
 
 _JOIN_S = 30.0  # a step of a slow model may be at work
 
 
 class LoopThread:
-    """A thread that runs an asyncio loop; the driver lives in it.
-
-    Attributes:
-        clock: Of the loop.
-    """
+    """A thread that runs an asyncio loop; the driver lives in it, by its ``clock``."""
 
     def __init__(self) -> None:
         loop = asyncio.new_event_loop()
@@ -69,11 +64,7 @@ class LoopThread:
 
 
 class EngineThread:
-    """Runs the draft model's steps in a thread of its own.
-
-    Args:
-        drafter: Whose steps.
-    """
+    """Runs the steps of ``drafter`` in a thread of its own."""
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter

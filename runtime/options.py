@@ -2,83 +2,77 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
+from collections import OrderedDict
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, TypedDict, TypeVar
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, IncompatibleError
 from draftwire.options import (
     STREAM_GROUPS,
     Pacing,
     Power,
     Sampling,
+    Structure,
     check_prompt,
     options_of,
 )
+from draftwire.packages import DraftPackage
 from draftwire.runtime.driver import named
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, FixedLength, make_controller
 from draftwire.sampling import SamplingParams, card_of, check_race, make_proposer, shape_for
+from draftwire.sampling.grammar import Compiled, Grammar, Rules
+from draftwire.sampling.grammar.engine import OPTION_OF, missing, vocabulary
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict
-
     from draftwire.tokenizer import Tokenizer
 
-    class StreamOptions(TypedDict, total=False):
-        """The options of ``generate``, where they are passed on: docs/options.md."""
 
-        max_new_tokens: int
-        scheme: str | None
-        temperature: float
-        top_k: int
-        top_p: float
-        min_p: float
-        repetition_penalty: float
-        presence_penalty: float
-        frequency_penalty: float
-        logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
-        bad_words: Sequence[str]
-        logprobs: int | None
-        seed: int | None
-        sample: int
-        noise: str
-        stop: Sequence[str]
-        ignore_eos: bool
-        schema: Mapping[str, Any] | bool | str | None
-        regex: str | None
-        choice: Sequence[str]
-        grammar: str | None
-        force: bool
-        block: int | None
-        controller: str | Controller | None
-        objective: str
-        max_forwards_per_token: float
-        pipeline: int
-        preempt: str
-        cut: bool
-        batch: int
-        qs: str
-        deadline_s: float | None
-        offline: str | None
-        patience_s: float
-        max_joules: float | None
-        max_watts: float | None
-        max_joules_per_token: float | None
-        explain: Callable[[str], None] | None
+class StreamOptions(TypedDict, total=False):
+    """The options of ``generate``, where they are passed on: docs/options.md."""
 
+    max_new_tokens: int
+    scheme: str | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
+    bad_words: Sequence[str]
+    logprobs: int | None
+    seed: int | None
+    sample: int
+    noise: str
+    stop: Sequence[str]
+    ignore_eos: bool
+    schema: Mapping[str, Any] | bool | str | None
+    regex: str | None
+    choice: Sequence[str]
+    grammar: str | None
+    force: bool
+    block: int | None
+    controller: str | Controller | None
+    objective: str
+    max_forwards_per_token: float
+    pipeline: int
+    preempt: str
+    cut: bool
+    batch: int
+    qs: str
+    deadline_s: float | None
+    offline: str | None
+    patience_s: float
+    max_joules: float | None
+    max_watts: float | None
+    max_joules_per_token: float | None
+    explain: Callable[[str], None] | None
 
-__all__ = [
-    "check_stream",
-    "controller_for",
-    "encode_prompt",
-    "guarded",
-    "insight",
-    "mode_of",
-    "params_of",
-    "with_defaults",
-]
 
 _T = TypeVar("_T")
 _LARGE = 32768  # tokens of a vocabulary from which computing all noise is felt
@@ -98,16 +92,29 @@ def with_defaults(options: Mapping[str, Any], function: str) -> dict[str, Any]:
     return {**_DEFAULTS, **options}
 
 
+def generate_signature() -> inspect.Signature:
+    """Return the signature of ``generate``, whose options are :class:`StreamOptions`."""
+    kinds = inspect.Parameter
+    first = [kinds("self", kinds.POSITIONAL_OR_KEYWORD)]
+    first.append(
+        kinds("prompt", kinds.POSITIONAL_OR_KEYWORD, annotation="str | Sequence[int]")
+    )
+    options = [
+        kinds(
+            name,
+            kinds.KEYWORD_ONLY,
+            default=_DEFAULTS[name],
+            annotation=said.__forward_arg__,
+        )
+        for name, said in StreamOptions.__annotations__.items()
+    ]
+    return inspect.Signature([*first, *options], return_annotation="_S")
+
+
 def params_of(
     options: Sampling, welcome: Welcome, mode: Mode, encode: Callable[[str], Sequence[int]]
 ) -> SamplingParams:
-    """Return the sampling of a stream.
-
-    Args:
-        options: As the caller asks for it.
-        welcome: The verifier's.
-        mode: Of the stream.
-        encode: Returns the ids of a text.
+    """Return the sampling of a stream; ``encode`` returns the ids of a text.
 
     Raises:
         ConfigError: The verifier does not know the scheme, or it cannot be used so.
@@ -184,18 +191,12 @@ def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
     words = controller_for(pacing)
     assert isinstance(words, str)
     make_controller(
-        words,
-        max_watts=power.max_watts,
-        max_joules_per_token=power.max_joules_per_token,
+        words, max_watts=power.max_watts, max_joules_per_token=power.max_joules_per_token
     )
 
 
 def mode_of(options: Pacing) -> Mode:
-    """Return how a stream hides the network.
-
-    Raises:
-        ConfigError: A value is out of range.
-    """
+    """Return how a stream hides the network; a ConfigError where that makes no sense."""
     return Mode.of(
         options.objective,
         options.pipeline,
@@ -209,12 +210,7 @@ def mode_of(options: Pacing) -> Mode:
 def controller_for(
     options: Pacing, controller: Controller | None = None
 ) -> str | Controller:
-    """Return the policy to use: the one given, blocks of a fixed length, or ``auto``.
-
-    Args:
-        options: Of the stream.
-        controller: An object in place of words.
-    """
+    """Return the policy to use: the one given, blocks of a fixed length, or ``auto``."""
     if controller is not None:
         return controller
     words = options.controller
@@ -233,23 +229,12 @@ def insight(controller: Controller, mode: Mode) -> bool:
 
 
 def encode_prompt(
-    prompt: object,
-    tokenizer: Tokenizer,
-    bos_id: int | None,
-    vocab_size: int,
-    context: int,
+    prompt: object, tokenizer: Tokenizer, bos_id: int | None, vocab_size: int, context: int
 ) -> list[int]:
-    """Return the ids of a prompt.
-
-    Args:
-        prompt: Text, or ids (then nothing is added in front).
-        tokenizer: Of the draft.
-        bos_id: Put in front of a text, unless None.
-        vocab_size: Ids are below it.
-        context: Tokens that the target holds, with the answer.
+    """Return the ids of a prompt; ``bos_id``, unless None, goes in front of a text alone.
 
     Raises:
-        ConfigError: It is empty, too long, no text, or holds an unknown id.
+        ConfigError: It is empty, too long for the target, no text, or holds an unknown id.
         DraftwireError: The tokenizer fails.
     """
     found = check_prompt(prompt)
@@ -274,14 +259,91 @@ def encode_prompt(
 
 
 def guarded(what: Callable[[], _T], name: str) -> _T:
-    """Return ``what()``; whatever it raises becomes an error that names it.
-
-    Raises:
-        DraftwireError: It failed; a panic of a Rust library is no Exception.
-    """
+    """Return ``what()``; whatever it raises (a panic of a Rust library is no Exception)
+    becomes a DraftwireError that names it."""
     try:
         return what()
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             raise
         raise named(error, name) from error
+
+
+_KEPT = 16  # grammars of one session, compiled
+
+
+def grammar_of(options: Structure) -> Grammar | None:
+    """Return the grammar that ``options`` ask for, or None; a ConfigError where they ask
+    for several, or for none that can be."""
+    given = [
+        name for name in ("schema", "regex", "choice", "grammar") if getattr(options, name)
+    ]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{' and '.join(given)} are given, a text keeps to one of them",
+            hint="put them together in one schema",
+        )
+    if options.schema:
+        return Grammar.of_schema(options.schema)
+    if options.choice:
+        return Grammar.of_choices(options.choice)
+    if options.regex or options.grammar:
+        return Grammar("regex", options.regex) if options.regex else _lark(options)
+    return None
+
+
+def _lark(options: Structure) -> Grammar:
+    assert options.grammar is not None
+    return Grammar("lark", options.grammar)
+
+
+class Structures:
+    """Makes the grammars of one session for the tokenizer of its draft, each once."""
+
+    def __init__(self, package: DraftPackage) -> None:
+        self._package = package
+        self._kept: OrderedDict[bytes, Compiled] = OrderedDict()
+
+    def rules(
+        self,
+        options: Structure,
+        welcome: Welcome,
+        params: SamplingParams,
+        stop_ids: Sequence[int],
+    ) -> Rules | None:
+        """Return what a stream keeps to, or None.
+
+        Raises:
+            ConfigError: It cannot be used; nothing has been sent then.
+            IncompatibleError: The verifier does not know grammars.
+        """
+        grammar = grammar_of(options)
+        if grammar is None:
+            return None
+        if (why := missing()) is not None:
+            why.about = OPTION_OF.get(grammar.format, "regex")
+            raise why
+        if "grammar" not in welcome.capabilities:
+            raise IncompatibleError(
+                "the verifier takes no grammars",
+                hint="leave the grammar out, or serve with llguidance installed (pip "
+                "install 'draftwire[grammar]') and a backend that gives logits: an engine "
+                "that decides by itself takes none",
+            )
+        if params.bad_words:
+            raise ConfigError(
+                "bad_words and a grammar do not go together: what one demands the other "
+                "may forbid",
+                hint="leave one of them out",
+                about="bad_words",
+            )
+        compiled = self._kept.get(grammar.digest)
+        if compiled is None:
+            package = self._package
+            words = vocabulary(package.tokenizer_path, package.family.tokenizer)
+            compiled = self._kept[grammar.digest] = words.compile(grammar)
+            compiled.mark  # noqa: B018  (once, here: the driver's thread shall not wait)
+        self._kept.move_to_end(grammar.digest)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return Rules(compiled, welcome.vocab_size, tuple(stop_ids), options.force)

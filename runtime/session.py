@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
-    Callable,
     ClassVar,
     Generic,
     Mapping,
+    NamedTuple,
     Sequence,
     TypeVar,
     Union,
@@ -48,25 +48,29 @@ from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
 from draftwire.runtime.edge.actions import Token
 from draftwire.runtime.engines.draft_model import DraftModel
-from draftwire.runtime.greeting import hello_of
-from draftwire.runtime.known import assumed_welcome, recall_welcome, remember_welcome
+from draftwire.runtime.greeting import (
+    assumed_welcome,
+    hello_of,
+    recall_welcome,
+    remember_welcome,
+)
 from draftwire.runtime.link import LinkSettings, LinkState
 from draftwire.runtime.live import EngineThread, LoopThread
 from draftwire.runtime.options import (
+    Structures,
     controller_for,
     encode_prompt,
+    generate_signature,
     guarded,
     insight,
     mode_of,
     params_of,
     with_defaults,
 )
-from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.pacing.decisions import Memory
 from draftwire.runtime.report import stream_report
-from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream import AsyncStream, Chunk, Stream, StreamBase
-from draftwire.runtime.structure import Structures
+from draftwire.runtime.text import Screen
 from draftwire.runtime.tools import Calls
 from draftwire.runtime.traced import trace_of
 from draftwire.sampling import make_proposer
@@ -94,31 +98,24 @@ _S = TypeVar("_S", bound=StreamBase)
 _Outcome = Union[Welcome, DraftwireError]
 
 
-class SessionBase(Generic[_S]):
-    """What both kinds of sessions share; see :class:`Session`.
+class Parts(NamedTuple):
+    """What a session is made of."""
 
-    Args:
-        url: Address of the verifier.
-        package: The draft.
-        connect: How to reach it.
-        draft: How the draft model runs.
-        measure: What is measured.
-        energy: A meter or a model of watts in place of ``measure.energy``.
-        offline: What streams do without a link, unless they say otherwise.
-    """
+    package: DraftPackage
+    connect: Connect  # how to reach the verifier
+    draft: Draft  # how the draft model runs
+    measure: Measure
+    energy: EnergyChoice | None  # a meter or a model of watts in place of its word for one
+    offline: str  # what streams do without a link, unless they say otherwise
+
+
+class SessionBase(Generic[_S]):
+    """What both kinds of sessions share; see :class:`Session`."""
 
     _kind: ClassVar[type[Any]]
 
-    def __init__(
-        self,
-        url: str,
-        package: DraftPackage,
-        connect: Connect,
-        draft: Draft,
-        measure: Measure,
-        energy: EnergyChoice | None,
-        offline: str,
-    ) -> None:
+    def __init__(self, url: str, parts: Parts) -> None:
+        package, connect, draft, measure, energy, offline = parts
         self._package = package
         self._offline = offline
         self._url, self._target = url, connect.target
@@ -254,109 +251,15 @@ class SessionBase(Generic[_S]):
 
     # ---- streams
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int = 128,
-        scheme: str | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = (),
-        bad_words: Sequence[str] = (),
-        logprobs: int | None = None,
-        seed: int | None = None,
-        sample: int = 0,
-        noise: str = "auto",
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        schema: Mapping[str, Any] | bool | str | None = None,
-        regex: str | None = None,
-        choice: Sequence[str] = (),
-        grammar: str | None = None,
-        force: bool = True,
-        block: int | None = None,
-        controller: str | Controller | None = None,
-        objective: str = "cost",
-        max_forwards_per_token: float = 1.0,
-        pipeline: int = 1,
-        preempt: str = "guess",
-        cut: bool = False,
-        batch: int = 0,
-        qs: str = "",
-        deadline_s: float | None = None,
-        offline: str | None = None,
-        patience_s: float = 30.0,
-        max_joules: float | None = None,
-        max_watts: float | None = None,
-        max_joules_per_token: float | None = None,
-        explain: Callable[[str], None] | None = None,
-    ) -> _S:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[StreamOptions]) -> _S:
         """Begin the target's continuation of ``prompt``; return the stream.
-
-        The options are described in docs/options.md, and in :mod:`draftwire.options`.
 
         Args:
             prompt: Text, or token ids (then nothing is added in front).
-            max_new_tokens: At most so many tokens.
-            scheme: Sampling scheme; None takes ``greedy`` at temperature 0, else
-                ``coupled``.
-            temperature: 0 is greedy.
-            top_k: 0 keeps all.
-            top_p: 1 keeps all.
-            min_p: Keep tokens at least so likely against the likeliest.
-            repetition_penalty: 1 does nothing; see
-                :class:`~draftwire.sampling.SamplingParams`, as for the next three.
-            presence_penalty: 0 does nothing.
-            frequency_penalty: 0 does nothing.
-            logit_bias: Added to the logits of token ids.
-            bad_words: Texts whose tokens shall not come.
-            logprobs: Tokens come with the target's log-probability of them and of so
-                many of its likeliest ids; None: without.
-            seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
-            sample: Which of the texts that share a seed, from 0.
-            noise: How ``coupled`` draws its noise, each its own text for a seed:
-                ``"sparse"`` costs a tenth at large vocabularies, and ``"auto"`` takes it
-                from 32,768 tokens on, else ``"philox"``.
-            stop: Strings that end the text; they are not part of it.
-            ignore_eos: Go on where the model ends its text.
-            schema: A JSON schema, as an object or as its text: the text is JSON that
-                keeps to it, without white space. ``"object"``: any JSON object.
-            regex: The whole text matches it.
-            choice: The text is one of these.
-            grammar: In llguidance's dialect of Lark: the text is one of its.
-            force: What such a grammar leaves no choice about is text at once: neither
-                drafted, nor sent, nor sampled.
-            block: Tokens per draft block, when ``controller`` is None.
-            controller: Policy for the block length, in words or as an object.
-            objective: ``"cost"`` spends few forwards of the target, ``"auto"`` takes what
-                is measured to be fastest, ``"latency"`` races forwards against drafts:
-                see :class:`~draftwire.runtime.edge.mode.Mode`, as for the next five.
-            max_forwards_per_token: What ``"auto"`` may ask of the target.
-            pipeline: Blocks in flight, at most.
-            preempt: What is drafted while verdicts are out.
-            cut: Send a half-drafted block once nothing is in flight.
-            batch: Tokens per piece of a block that is still being drafted; 0 for none.
-            qs: What that scheme sends: ``"support=16,resolution=100"`` and the like, see
-                :class:`~draftwire.sampling.qs.QsSettings`.
-            deadline_s: Return what is there after so many seconds.
-            offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
-                on alone and show guesses as such, or raise the ``"error"``; None: as the
-                session.
-            patience_s: How long to go without a verdict before that is an error all the
-                same (with ``"draft"``: once the draft has no more to say).
-            max_joules: End with what is there once the device has spent so much
-                (``finish`` is ``"budget"``); needs a power source.
-            max_watts: Mean watts over any ten seconds; ``auto`` keeps them by drafting
-                less. Needs a power source, as the next.
-            max_joules_per_token: Likewise, for each token of text.
-            explain: Called with one line for each block, while the stream is iterated
-                over: why it ended where it did.
+            options: Those of docs/options.md, which are :mod:`draftwire.options`.
+                ``controller`` may be an object too, and ``explain`` is called with one
+                line for each block, while the stream is iterated over: why it ended where
+                it did.
 
         Returns:
             The stream; it has begun already.
@@ -364,7 +267,10 @@ class SessionBase(Generic[_S]):
         Raises:
             ConfigError: A value is out of range, or the prompt is too long.
         """
-        return self._stream(prompt, dict(locals()))
+        given = with_defaults(options, "generate")
+        return self._stream(prompt, given)
+
+    generate.__signature__ = generate_signature()  # type: ignore[attr-defined]
 
     def samples(
         self,
@@ -689,14 +595,9 @@ class SessionBase(Generic[_S]):
         self._settle_reports()
         if engine is not None:
             engine.join()
-        if self._power is not None:
-            self._power.close()
-        if self._capture is not None:
-            self._capture.close()
-        if self._wire_log is not None:
-            self._wire_log.close()
-        if self._memory is not None:
-            self._memory.close()
+        for part in (self._power, self._capture, self._wire_log, self._memory):
+            if part is not None:
+                part.close()
 
 
 class Session(SessionBase[Stream]):
@@ -708,17 +609,8 @@ class Session(SessionBase[Stream]):
 
     _kind = Stream
 
-    def __init__(
-        self,
-        url: str,
-        package: DraftPackage,
-        connect: Connect,
-        draft: Draft,
-        measure: Measure,
-        energy: EnergyChoice | None,
-        offline: str,
-    ) -> None:
-        super().__init__(url, package, connect, draft, measure, energy, offline)
+    def __init__(self, url: str, parts: Parts) -> None:
+        super().__init__(url, parts)
         try:
             outcome = self._first.result()
         except BaseException:  # Ctrl-C while connecting
@@ -764,7 +656,7 @@ class AsyncSession(SessionBase[AsyncStream]):
 
 def parts_of(
     draft: str | Path | DraftPackage, energy: str | EnergyChoice, given: Mapping[str, Any]
-) -> tuple[DraftPackage, Connect, Draft, Measure, EnergyChoice | None, str]:
+) -> Parts:
     """Return the arguments of ``connect``, checked, as a session takes them.
 
     Raises:
@@ -776,4 +668,4 @@ def parts_of(
     limits = Limits(offline=given["offline"])
     groups = Connect.pick(values), Draft.pick(values), Measure.pick(values)
     package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
-    return (package, *groups, own, limits.offline or "wait")
+    return Parts(package, *groups, own, limits.offline or "wait")

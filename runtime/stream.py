@@ -11,10 +11,8 @@ from typing import Any, AsyncIterator, Callable, Iterator, Protocol, Union
 from draftwire.errors import DraftwireError
 from draftwire.runtime.driver import StreamRun
 from draftwire.runtime.edge.actions import Emit, Revise, Token
-from draftwire.runtime.screen import Screen
+from draftwire.runtime.text import Screen
 from draftwire.runtime.tools import Call, Calls
-
-__all__ = ["AsyncStream", "Chunk", "Stream", "StreamBase", "StreamOwner"]
 
 _CLOSE_S = 5.0
 
@@ -68,13 +66,7 @@ _Item = Union[Chunk, str, BaseException, None]
 
 
 class StreamBase:
-    """What both kinds of streams share; see :class:`Stream`.
-
-    Args:
-        owner: The session.
-        screen: Turns tokens into text.
-        explain: Called with one line for each block, by who iterates.
-    """
+    """What both kinds of streams share; see :class:`Stream`."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Text out of a stream of tokens: whole characters only, and stop strings kept back.
 
-``Detokenizer`` turns ids into text at a bounded cost for each token; ``StopFilter``
-lets text through until a stop string begins; ``TextStream`` is both in a row.
+``Detokenizer`` turns ids into text at a bounded cost for each token; ``StopFilter`` lets
+text through until a stop string begins; ``TextStream`` is both in a row, and ``Screen`` is
+what the user sees: tokens and their text, with guesses that may go.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from collections import OrderedDict
 from typing import Any, Iterable, Protocol, Sequence
 
 from draftwire.errors import ConfigError
-
-__all__ = ["Detokenizer", "StopFilter", "TextStream"]
+from draftwire.runtime.edge.actions import Emit, Token
 
 # A character takes at most four byte tokens; a longer tail of replacement characters is
 # invalid text that waiting does not mend.
@@ -277,20 +277,10 @@ class StopFilter:
 
 
 class TextStream:
-    """Ids in, text for the user out.
-
-    Args:
-        tokenizer: As for :class:`Detokenizer`.
-        prompt_ids: As for :class:`Detokenizer`.
-        stop: As for :class:`StopFilter`.
-    """
+    """Ids in, text for the user out: a :class:`Detokenizer` and a :class:`StopFilter`."""
 
     def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        prompt_ids: Sequence[int] = (),
-        stop: Sequence[str] = (),
+        self, tokenizer: Any, *, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._filter = StopFilter(stop)
@@ -301,13 +291,85 @@ class TextStream:
         return self._filter.stopped
 
     def push(self, ids: Iterable[int]) -> str:
-        """Take further ids; return text, never half a character or half a stop string.
-
-        After a stop string was met it returns "".
-        """
+        """Take further ids; return text, never half a character or half a stop string, and
+        nothing after one."""
         return self._filter.push(self._detokenizer.push(ids))
 
     def flush(self) -> str:
         """Return what was held back; the generation is over."""
         text = self._filter.push(self._detokenizer.flush())
         return text + self._filter.flush()
+
+
+class Screen:
+    """Turns what a session emits into ``tokens`` and their ``text``, guesses included; the
+    arguments are those of a :class:`~draftwire.runtime.text.TextStream`."""
+
+    def __init__(
+        self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]
+    ) -> None:
+        self._source = (tokenizer, prompt_ids, stop)
+        self._stream = self._new()
+        self._verified = 0
+        self.tokens: list[Token] = []
+        self.text = ""
+
+    def _new(self) -> TextStream:
+        tokenizer, prompt_ids, stop = self._source
+        return TextStream(tokenizer, prompt_ids=prompt_ids, stop=stop)
+
+    @property
+    def unverified(self) -> int:
+        """How many tokens shown are still guesses."""
+        return len(self.tokens) - self._verified
+
+    @property
+    def stopped(self) -> bool:
+        """True when a stop string was met in the verified part of the text."""
+        if self._stream.stopped is None or not self.unverified:
+            return self._stream.stopped is not None
+        verified = self._new()
+        verified.push([token.id for token in self.tokens[: self._verified]])
+        return verified.stopped is not None
+
+    def push(self, event: Emit) -> tuple[str, tuple[Token, ...]]:
+        """Show further tokens; return the text and the tokens that are new.
+
+        Once a stop string is met in final text, :attr:`tokens` ends with the last token
+        that has a part in the text before it.
+        """
+        if event.shown:  # shown as guesses, final now
+            shown = slice(self._verified, self._verified + event.shown)
+            self.tokens[shown] = event.tokens[: event.shown]
+        before, fresh = len(self.tokens), event.tokens[event.shown :]
+        self.tokens += fresh
+        if event.tokens[0].kind != "unverified":
+            self._verified += len(event.tokens)
+        piece = self._stream.push([token.id for token in fresh])
+        self.text += piece
+        if self.stopped and self._verified:
+            self._cut()
+        return piece, tuple(self.tokens[before:])
+
+    def _cut(self) -> None:
+        tokenizer, prompt_ids, _ = self._source
+        plain = TextStream(tokenizer, prompt_ids=prompt_ids)
+        length = 0
+        for count, token in enumerate(self.tokens):
+            if length >= len(self.text):
+                del self.tokens[count:]
+                self._verified = min(self._verified, count)
+                return
+            length += len(plain.push([token.id]))
+
+    def revise(self, position: int) -> None:
+        """Take back every token from ``position`` on."""
+        del self.tokens[position:]
+        self._stream = self._new()
+        self.text = self._stream.push([token.id for token in self.tokens])
+
+    def flush(self) -> str:
+        """Return what was held back; the answer is over."""
+        rest = self._stream.flush()
+        self.text += rest
+        return rest

@@ -15,37 +15,24 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 from draftwire.errors import ConfigError
 from draftwire.sampling.grammar.text import as_json
 
-__all__ = ["FORMS", "Call", "Calls", "Form", "read_tools"]
-
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _MOST = 128
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class Form(NamedTuple):
-    """How a family of models writes calls: mark, begin, call, between, call, ..., end.
+    """How a family of models writes calls: mark, begin, call, between, call, ..., end."""
 
-    Attributes:
-        signs: What all stands in its chat templates.
-        mark: Begins all calls; where the tokenizer has it as a special token, that one.
-        begin: Follows it.
-        head: Of one call, in front of the name.
-        middle: Between name and arguments.
-        tail: Behind the arguments.
-        end: Behind the last call.
-        between: Two calls; None where there is only one.
-        needed: Calls never come without the mark.
-    """
-
-    signs: tuple[str, ...]
+    signs: tuple[str, ...]  # what all stands in its chat templates
+    # begins all calls; where the tokenizer has it as a special token, that one
     mark: str = ""
-    begin: str = ""
-    head: str = '{"name":"'
-    middle: str = '","arguments":'
-    tail: str = "}"
-    end: str = ""
-    between: str | None = None
-    needed: bool = True
+    begin: str = ""  # follows it
+    head: str = '{"name":"'  # of one call, in front of the name
+    middle: str = '","arguments":'  # between name and arguments
+    tail: str = "}"  # behind the arguments
+    end: str = ""  # behind the last call
+    between: str | None = None  # two calls; None where there is only one
+    needed: bool = True  # calls never come without the mark
 
 
 _TAG, _DEEP = "<tool_call>", "<｜tool▁call▁begin｜>"

@@ -13,15 +13,9 @@ from draftwire.transport.messages import Block, Commit, Message, Open, Resume, W
 if TYPE_CHECKING:
     from draftwire.runtime.driver import StreamRun
 
-__all__ = ["StreamTrace", "trace_of"]
-
 
 class StreamTrace:
-    """Notes rounds, lost links and the end of one stream.
-
-    Args:
-        trace: Its span.
-    """
+    """Notes rounds, lost links and the end of one stream in its span."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace

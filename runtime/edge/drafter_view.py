@@ -9,20 +9,12 @@ from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.edge.lines import Line
 from draftwire.sampling import Proposal
 
-__all__ = ["DrafterView"]
-
 
 class DrafterView:
     """Turns "go on with this line" into the least order that does it.
 
-    The drafter's sequence is the prompt, ``held`` tokens of the text, and a tail.
-
-    Args:
-        prompt: Token ids.
-
-    Attributes:
-        line: Where its proposals go.
-        wanted: How many of them are still to come.
+    The drafter's sequence is the prompt, ``held`` tokens of the text, and a tail. Its
+    proposals go to ``line``; ``wanted`` of them are still to come.
     """
 
     def __init__(self, prompt: tuple[int, ...]) -> None:
@@ -50,12 +42,7 @@ class DrafterView:
         self.wanted = 0 if proposal.last else self.wanted - 1
 
     def follow(self, ids: Sequence[int], before: int) -> None:
-        """The text grows.
-
-        Args:
-            ids: New ids of the text.
-            before: Its length before them.
-        """
+        """The text, which had ``before`` tokens, grows by ``ids``."""
         if self._held == before and self._tail[: len(ids)] == list(ids):
             self._held += len(ids)
             del self._tail[: len(ids)]
@@ -63,14 +50,8 @@ class DrafterView:
             self._astray = True
 
     def order(self, line: Line, count: int, text: Sequence[int], way: str) -> list[Action]:
-        """Have ``count`` tokens drafted behind ``line``; nothing if that is under way.
-
-        Args:
-            line: Drafts behind the text.
-            count: How many more; 0 stops the drafter.
-            text: Committed ids.
-            way: To draft them.
-        """
+        """Have ``count`` more tokens drafted behind ``line``, which follows ``text``; 0
+        stops the drafter. Nothing where that is under way."""
         if not count:
             return self.halt()
         same_way, self._way = way == self._way, way

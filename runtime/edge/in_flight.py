@@ -13,8 +13,6 @@ from typing import NamedTuple, Sequence
 from draftwire.errors import ProtocolError
 from draftwire.sampling import Proposal
 
-__all__ = ["InFlight", "Judged", "common"]
-
 
 def common(left: Sequence[int], right: Sequence[int]) -> int:
     """Return how many ids both begin with."""
@@ -45,14 +43,9 @@ class _Sent:
 class InFlight:
     """The branch that the verifier has, and the blocks that made it.
 
-    Args:
-        whole: Blocks carry evidence and cannot be cut: a token that the verifier put
-            in by itself ends the branch even where it equals the draft.
-
-    Attributes:
-        whole: See above.
-        epoch: Number of the branch.
-        tokens: Its ids beyond the committed text.
+    With ``whole`` blocks carry evidence and cannot be cut: a token that the verifier put in
+    by itself ends the branch even where it equals the draft. ``epoch`` is the branch's
+    number, ``tokens`` its ids beyond the committed text.
     """
 
     def __init__(self, *, whole: bool) -> None:
@@ -77,11 +70,7 @@ class InFlight:
         return len(self._forced) - sum(self._forced)
 
     def blocks(self, committed: int) -> int:
-        """Return how many blocks wait for a verdict.
-
-        Args:
-            committed: Length of the text.
-        """
+        """Return how many blocks wait for a verdict behind so long a text."""
         waiting = 0
         for block in self._blocks:  # asked at every event
             waiting += block.end > committed
@@ -107,8 +96,7 @@ class InFlight:
         Args:
             fresh: Its drafts, with those that a grammar forces behind each.
             block: All of the block so far, these last.
-            start: Position of the block's first token; None while more frames of the
-                block follow.
+            start: Position of the block's first token; None while more frames follow.
         """
         self.tokens += [p.token for p in fresh]
         self._forced += [p.forced for p in fresh]
@@ -158,18 +146,10 @@ class InFlight:
     def advance(
         self, epoch: int, kept: Sequence[int], accepted: int, committed: int
     ) -> list[Judged]:
-        """Take in a verdict: the text grows by ``kept``.
-
-        Args:
-            epoch: Branch of the accepted tokens.
-            kept: New ids of the text.
-            accepted: How many of them stood in the branch, up to the last that was
-                judged to be right, forced ones included.
-            committed: Length of the text before.
-
-        Returns:
-            One entry for every block that has tokens judged by this.
-        """
+        """Take in a verdict: the text, ``committed`` long, grows by ``kept``, of which the
+        first ``accepted`` stood in branch ``epoch``, up to the last that was judged to be
+        right, forced ones included. Return an entry for every block that has tokens judged
+        by this."""
         branch = self.branch(epoch)
         same = branch[: len(kept)] == list(kept[: len(branch)])
         rejected = len(branch) > accepted and not same

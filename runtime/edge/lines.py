@@ -2,7 +2,8 @@
 
 A line is what would follow the text if the verifier said so. The main line assumes what
 the session believes now; the others assume a rejection somewhere, or what was believed
-before. A verdict keeps the lines that agree with it, and the best of them leads.
+before. A verdict keeps the lines that agree with it, and the best of them leads. Guesses
+are those that the user was shown before they were judged (``offline="draft"``).
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from __future__ import annotations
 import math
 from typing import Sequence, Tuple
 
+from draftwire.runtime.edge.actions import Action, Emit, Revise, Token
 from draftwire.runtime.edge.in_flight import common
 from draftwire.sampling import Proposal
-
-__all__ = ["Line", "Lines", "drawn"]
 
 Outcome = Tuple[int, int, float]  # accepted drafts, the id that would follow, its chance
 
@@ -29,17 +29,11 @@ class Line:
     """Drafts in order.
 
     Args:
-        proposals: The first of them.
+        proposals: ``proposals[0]`` would stand behind the committed text.
         assumed: Index of an id that no draft model proposed but an exit or a guess put
             there, or -1.
         outcome: The line prepares for a verdict other than the expected one.
         odds: Of what is assumed.
-
-    Attributes:
-        proposals: ``proposals[0]`` would stand behind the committed text.
-        assumed: See above.
-        outcome: See above.
-        odds: See above.
     """
 
     def __init__(
@@ -107,15 +101,7 @@ class Line:
 
 
 class Lines:
-    """The main line and the others.
-
-    Args:
-        most: At most so many others.
-
-    Attributes:
-        main: What the session believes.
-        others: Newest last.
-    """
+    """The main line, which the session believes, and some others, newest last."""
 
     def __init__(self, most: int = 4) -> None:
         self._most = most
@@ -175,14 +161,10 @@ class Lines:
         return line
 
     def likely(self, in_flight: int, above: float = 0.0) -> Outcome | None:
-        """Return the likeliest outcome that no line stands for yet.
+        """Return the likeliest outcome that no line stands for yet, or None.
 
-        Args:
-            in_flight: So many tokens of the main line are being judged.
-            above: Chance that it must have.
-
-        Returns:
-            Accepted drafts and the id after them; None when nothing is known of it.
+        ``in_flight`` tokens of the main line are being judged; the outcome's chance is more
+        than ``above``.
         """
         best, found = above, None
         reach = 1.0
@@ -198,3 +180,33 @@ class Lines:
                     best, found = chance, (i, proposal.runner_up, chance)
             reach *= proposal.confidence
         return found
+
+
+class Guesses:
+    """The unverified tokens on the user's screen, ``ids`` behind the committed text."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+    def show(self, ids: Sequence[int]) -> list[Action]:
+        """Show more of them."""
+        self.ids += ids
+        tokens = tuple(Token(i, "unverified") for i in ids)
+        return [Emit(tokens)] if tokens else []
+
+    def settle(
+        self, tokens: Sequence[Token], before: int, drafts: Sequence[int]
+    ) -> list[Action]:
+        """Tell the user of ``tokens``, final now, behind ``before`` others, and which
+        guesses, none of ``drafts``, are void."""
+        ids = [token.id for token in tokens]
+        same = common(self.ids, ids)
+        rest = self.ids[len(ids) :] if same == len(ids) else []
+        actions: list[Action] = []
+        if len(self.ids) > same + len(rest) or rest != list(drafts[: len(rest)]):
+            actions.append(Revise(before + same))
+            rest = []
+        if tokens:
+            actions.append(Emit(tuple(tokens), same))
+        self.ids = rest
+        return actions

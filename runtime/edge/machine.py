@@ -27,18 +27,10 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from draftwire.errors import ProtocolError
-from draftwire.runtime.edge.actions import (
-    Action,
-    Counts,
-    Emit,
-    Finished,
-    Send,
-    Token,
-)
+from draftwire.runtime.edge.actions import Action, Counts, Emit, Finished, Send, Token
 from draftwire.runtime.edge.drafter_view import DrafterView
-from draftwire.runtime.edge.guesses import Guesses
 from draftwire.runtime.edge.in_flight import InFlight, common
-from draftwire.runtime.edge.lines import Line, Lines, drawn
+from draftwire.runtime.edge.lines import Guesses, Line, Lines, drawn
 from draftwire.runtime.edge.mode import DEFAULT_MODE, Mode
 from draftwire.runtime.edge.preemption import Preemption
 from draftwire.runtime.edge.rest import Rest
@@ -62,8 +54,6 @@ from draftwire.transport.messages import (
     Resumed,
 )
 from draftwire.transport.text_hash import TextHash
-
-__all__ = ["TABLE", "EdgeSession", "State"]
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
@@ -346,11 +336,7 @@ class EdgeSession:
         return self._guesses.show(self._lines.main.ids[shown:room])
 
     def link_up(self, *, resume: bool) -> list[Action]:
-        """Take the stream up again on a new link.
-
-        Args:
-            resume: Ask the verifier for the old stream; otherwise open a new one.
-        """
+        """Take the stream up again on a new link; unless ``resume``, as a new one."""
         if self.done:
             return []
         opened = self.opened
@@ -370,22 +356,13 @@ class EdgeSession:
         return [self._open(), *self._go_on()]
 
     def limits(self, max_block: int, max_waiting: int, *, leaves: bool = False) -> None:
-        """Note what the verifier bears: tokens of a block, and of all that wait.
-
-        Args:
-            max_block: See above.
-            max_waiting: See above.
-            leaves: It judges second choices too.
-        """
+        """Note what the verifier bears: tokens of a block, and of all that wait; it judges
+        second choices too, or not."""
         self._max_block, self._max_waiting = max_block, max_waiting
         self._leaves = leaves and self._guide is None
 
     def engine(self, *, mine: bool) -> list[Action]:
-        """Draft from now on, or leave the draft model to others.
-
-        Args:
-            mine: The draft model works for this stream.
-        """
+        """Draft from now on, or leave the draft model to others."""
         if mine is self.has_engine:
             return []
         self.has_engine = mine
@@ -699,10 +676,8 @@ class EdgeSession:
         return self._wire.blocks(len(self._committed))
 
     def _room(self, line: Line) -> int:
-        """Return how many drafts still make sense behind ``line``.
-
-        The verifier adds one token to what it accepts, so the last one needs no draft.
-        """
+        """Return how many drafts still make sense behind ``line``: the verifier adds one
+        token to what it accepts, so the last one needs none."""
         left = self._limit - len(self._committed) - 1 - len(line.proposals)
         return left if left > 0 else 0
 

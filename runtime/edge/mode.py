@@ -7,8 +7,6 @@ from functools import cached_property
 
 from draftwire.errors import ConfigError
 
-__all__ = ["DEFAULT_MODE", "OBJECTIVES", "PREEMPT", "Mode"]
-
 OBJECTIVES = ("auto", "cost", "latency")
 PREEMPT = ("guess", "exits", "outcomes")
 _MAX_PIPELINE = 64
@@ -82,15 +80,8 @@ class Mode:
         batch: int = 0,
         max_forwards: float = 1.0,
     ) -> Mode:
-        """Return the mode of words as on the command line.
-
-        Args:
-            objective: See the class.
-            pipeline: See the class.
-            preempt: Words joined by commas, or ``"off"``.
-            cut: See the class.
-            batch: See the class.
-            max_forwards: See the class.
+        """Return the mode of words as on the command line; ``preempt`` is joined by commas,
+        or off.
 
         Raises:
             ConfigError: A word is unknown or a number out of range.

@@ -20,18 +20,12 @@ from draftwire.runtime.edge.lines import Line, Lines, drawn
 from draftwire.sampling import Proposal
 from draftwire.transport.messages import Provisional
 
-__all__ = ["Preemption"]
-
 
 class Preemption:
     """Keeps the lines of one stream filled while verdicts are out.
 
-    Args:
-        lines: Drafts of the stream.
-        wire: What is in flight of them.
-        counts: Of the stream.
-        sources: Whom to listen to, see :class:`~draftwire.runtime.edge.mode.Mode`.
-        complete: Makes a proposal of an id behind drafts, with what a grammar forces then.
+    ``sources`` are whom to listen to (:class:`~draftwire.runtime.edge.mode.Mode`);
+    ``complete`` makes a proposal of an id behind drafts, with what a grammar forces then.
     """
 
     def __init__(
@@ -63,11 +57,8 @@ class Preemption:
         self._ahead += 1
 
     def compare(self, new: Sequence[int]) -> None:
-        """Count whether the last provisional verdict was right.
-
-        Args:
-            new: What the verdict adds to the text.
-        """
+        """Count whether the last provisional verdict foretold ``new``, which a verdict
+        adds."""
         said = self._exit_said
         right = bool(said) and tuple(new[: len(said)]) == said
         self._counts.provisional_right += right
@@ -85,22 +76,16 @@ class Preemption:
     def believe(
         self, message: Provisional, room: int, bonus: bool, stop_ids: Container[int]
     ) -> int:
-        """Act on a provisional verdict.
+        """Act on a provisional verdict; return how many tokens of the main line it spoke
+        of, or 0 when it changes nothing.
 
-        That everything in flight is accepted agrees with the drafts themselves, and
-        tells the token after it: it is believed. That a draft is rejected is believed
-        for as long as at least half of such hints come true in this stream: how often
-        they do depends on how much better than the draft the exit is. Otherwise the main
-        line stays, and the outcome is prepared for when there is time.
-
-        Args:
-            message: What an exit says.
-            room: Tokens that the text may still grow by, but for the last one.
-            bonus: The verifier adds a token to a block that it accepts whole.
-            stop_ids: Ids that end the text.
-
-        Returns:
-            How many tokens of the main line the exit spoke of; 0 when it changes nothing.
+        That everything in flight is accepted agrees with the drafts themselves, and tells
+        the token after it: it is believed. That a draft is rejected is believed for as long
+        as at least half of such hints come true in this stream: how often they do depends
+        on how much better than the draft the exit is. Otherwise the main line stays, and
+        the outcome is prepared for when there is time. The text may still grow by ``room``
+        tokens, but for the last one; with ``bonus`` the verifier adds one to a block that
+        it accepts whole.
         """
         if "exits" not in self._sources:
             return 0
@@ -153,11 +138,8 @@ class Preemption:
     ) -> Line | None:
         """Return the line of an unlikely outcome that lacks drafts, or None.
 
-        Args:
-            length: Drafts behind the assumed token that make a block.
-            room: How many drafts still make sense behind a line.
-            stop_ids: Ids that end the text.
-            above: Chance that a new one must have.
+        ``length`` drafts behind the assumed token make a block; ``room`` tells how many
+        still make sense behind a line; a new outcome is likelier than ``above``.
         """
         lines, wire = self._lines, self._wire
         for line in reversed(lines.others):

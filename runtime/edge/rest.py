@@ -1,13 +1,16 @@
-"""Whether a verifier that drafts itself needs this board's drafts at all.
+"""When the board had better not draft.
 
-Where the draft beside the target is quick and the board slow, what the board sends is
-never needed: nothing is gained by it but heat. Then the board rests, and tries again now
-and then, since links and boards change.
+Rest: where the draft beside the target is quick and the board slow, what the board sends is
+never needed: nothing is gained by it but heat. Then it rests, and tries again now and then,
+since links and boards change.
+
+Hush: in a race, a draft step that the next verdict would probably void is not begun. A step
+at work is not cut short; where the drafts already reach so far that the next is hardly of
+use, and news are due before a step would end, the board waits for them: then it begins at
+once where the news say, instead of half a step later.
 """
 
 from __future__ import annotations
-
-__all__ = ["Rest"]
 
 _WINDOW = 64  # drafts of the verifier's need that are looked at together
 _SHARE = 0.1  # of them that the board must have saved
@@ -15,11 +18,7 @@ _FIRST, _LONGEST = 128, 4096  # tokens of text: the first rest, and the longest
 
 
 class Rest:
-    """What a stream knows of it.
-
-    Attributes:
-        tokens: Of the text, that came while the board rested.
-    """
+    """What a stream knows of it; ``tokens`` of its text came while the board rested."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -50,3 +49,36 @@ class Rest:
     def lasts(self, length: int) -> bool:
         """Return whether the board has nothing to draft behind so much text."""
         return length < self._until
+
+
+_WORTH = 0.2  # chance of being of use, below which a step is not begun
+_LATE = 0.5  # of a forward: news that are so late are not waited for
+_PRIOR = (4.0, 3.0)  # drafts judged and right, before any were
+
+
+class Hush:
+    """What a stream knows of when news come, and of how its drafts fare."""
+
+    def __init__(self) -> None:
+        self._judged, self._right = _PRIOR
+        self._news_s = self._forward_s = 0.0
+        self._accepted = self._drafted = 0
+
+    def verdict(self, now_s: float, forward_s: float, judged: int, accepted: int) -> None:
+        """Note a verdict, when the next is due, and how many drafts were judged so far, and
+        right."""
+        fresh, right = judged - self._drafted, accepted - self._accepted
+        self._drafted, self._accepted = judged, accepted
+        fade = 0.98**fresh
+        self._judged = fade * self._judged + fresh
+        self._right = fade * self._right + right
+        self._news_s, self._forward_s = now_s + forward_s, forward_s
+
+    def until_s(self, now_s: float, step_s: float, ahead: int) -> float:
+        """Return until when no step (of ``step_s``) is worth beginning ``ahead`` drafts
+        beyond the text; ``now_s``: one is."""
+        end_s = self._news_s + _LATE * self._forward_s
+        if now_s + step_s <= self._news_s + 1e-9 or now_s >= end_s:
+            return now_s
+        chance = min(self._right / max(self._judged, 1e-9), 1.0)
+        return now_s if chance**ahead >= _WORTH else end_s

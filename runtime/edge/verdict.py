@@ -12,8 +12,6 @@ from draftwire.runtime.pacing.controller import Controller
 from draftwire.sampling import Proposal, Proposer
 from draftwire.transport.messages import Commit, Finish
 
-__all__ = ["Verdict", "read_verdict", "tally", "told"]
-
 
 class Verdict(NamedTuple):
     """What a commit says."""
@@ -27,14 +25,9 @@ class Verdict(NamedTuple):
 def read_verdict(
     commit: Commit, wire: InFlight, lines: Lines, proposer: Proposer, position: int
 ) -> Verdict:
-    """Return the text that ``commit`` adds.
-
-    Args:
-        commit: From the verifier.
-        wire: What is in flight.
-        lines: The drafts.
-        proposer: Draws the correction, where the scheme leaves that to the device.
-        position: Absolute position of the first new token.
+    """Return the text that ``commit`` adds; its first token stands at ``position`` of the
+    sequence, and ``proposer`` draws the correction where the scheme leaves that to the
+    device.
 
     Raises:
         ProtocolError: It contradicts what was sent.
@@ -67,12 +60,8 @@ def read_verdict(
 def told(
     tokens: Sequence[Token], pairs: Sequence[tuple[int, float]], each: int
 ) -> Sequence[Token]:
-    """Return ``tokens`` with what the verifier says of each.
-
-    Args:
-        tokens: New ones of the text.
-        pairs: Ids and log-probabilities.
-        each: How many a token has.
+    """Return ``tokens`` with what the verifier says of each: ``each`` ids and
+    log-probabilities.
 
     Raises:
         ProtocolError: They are not those of these tokens.
@@ -97,14 +86,8 @@ def tally(
 ) -> None:
     """Count a verdict, tell the controller, and bring what is in flight up to the text.
 
-    Args:
-        counts: Of the stream.
-        controller: Of the stream.
-        commit: From the verifier.
-        wire: What is in flight.
-        main: The drafts that were believed in.
-        new: Ids that the verdict adds to the text.
-        committed: Length of the text before.
+    ``main`` are the drafts that were believed in; the text, ``committed`` long, grows by
+    ``new``.
     """
     accepted = wire.reach(commit.epoch, commit.accepted)
     counts.rounds += 1

@@ -12,7 +12,6 @@ from draftwire.io import version_tuple
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile
 
-__all__ = ["ENGINES", "Hint", "board_hint", "choose_engine", "importable"]
 
 # Engine names of ``draft.json``, the one preferred first, and what opens their files.
 ENGINES = {
@@ -23,10 +22,7 @@ _LIBRARIES = {
     "onnxruntime": ("onnxruntime",),
     "litert": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
 }
-_EXTRAS = {
-    "onnxruntime": "draftwire[ort]",
-    "litert": "draftwire[tflite]",
-}
+_EXTRAS = {"onnxruntime": "draftwire[ort]", "litert": "draftwire[tflite]"}
 
 
 @dataclass(frozen=True)
@@ -72,13 +68,8 @@ def choose_engine(
 ) -> tuple[str, PackageFile]:
     """Return the engine's name and the model file that it shall open.
 
-    Without a wish it is onnxruntime where that is installed, else LiteRT, of those that
-    the package has a file for.
-
-    Args:
-        package: The draft.
-        precision: Which of its models; by default the package's choice.
-        engine: "onnxruntime", "litert", or None.
+    Without a wish it is onnxruntime where that is installed, else LiteRT, of those that the
+    package has a file for, and the package's own choice of precision.
 
     Raises:
         ConfigError: There is no such engine or file, or no engine is installed.

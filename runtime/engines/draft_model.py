@@ -17,7 +17,6 @@ from draftwire.runtime.engines.engine import Engine, ModelSpec
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile, Parallel
 
-__all__ = ["DraftModel", "Threads", "spec_of"]
 
 Threads = Union[int, str, None]
 

@@ -11,8 +11,6 @@ from typing import Protocol, Sequence
 
 import numpy as np
 
-__all__ = ["Engine", "ModelSpec"]
-
 
 @dataclass(frozen=True)
 class ModelSpec:

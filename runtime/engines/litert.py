@@ -21,8 +21,6 @@ import numpy as np
 from draftwire.errors import ConfigError, ModelError
 from draftwire.runtime.engines.engine import Engine, ModelSpec
 
-__all__ = ["INSTALL_HINT", "LiteRTEngine", "import_litert", "open_engine"]
-
 INSTALL_HINT = (
     "pip install 'draftwire[tflite]' "
     "(ai-edge-litert from Python 3.9 on, tflite-runtime before and on 32-bit ARM)"
@@ -62,18 +60,12 @@ def import_litert() -> tuple[Any, str]:
 def open_engine(
     path: Path, spec: ModelSpec, *, threads: int = 1, spin: bool = False
 ) -> Engine:
-    """Open a ``.tflite`` draft.
-
-    Args:
-        path: The file.
-        spec: The model's shape and cache capacity.
-        threads: Threads inside one operator.
-        spin: Has no effect: LiteRT's threads sleep.
+    """Open a ``.tflite`` draft; ``spin`` has no effect: LiteRT's threads sleep.
 
     Raises:
         ConfigError: LiteRT is not installed.
-        ModelError: This LiteRT cannot run the file, or the file is not the model that
-            the package describes.
+        ModelError: This LiteRT cannot run the file, or it is not the model that the package
+            describes.
     """
     del spin
     interpreter_class, name = import_litert()
@@ -118,10 +110,7 @@ class _Signature:
     """
 
     def __init__(
-        self,
-        arrays: dict[str, np.ndarray],
-        layers: int,
-        run: Callable[[], Any],
+        self, arrays: dict[str, np.ndarray], layers: int, run: Callable[[], Any]
     ) -> None:
         self.run = run
         self.valid = 0

@@ -32,8 +32,6 @@ from draftwire.runtime.engines.providers import (
     provider_options,
 )
 
-__all__ = ["ConcatEngine", "SharedCacheEngine", "open_engine"]
-
 # GroupQueryAttention of 1.18 and 1.19 gives wrong logits, without an error, for several
 # new tokens with a past (checked on 1.18.1 and 1.19.2; right on 1.20.1 and later).
 _GQA_LOADS_FROM = (1, 18)

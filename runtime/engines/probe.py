@@ -19,7 +19,6 @@ from draftwire.errors import DraftwireError
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile
 
-__all__ = ["draft_feeds", "main", "probe_draft", "probe_provider"]
 
 _STEPS = 32
 _CAPACITY = 64  # tokens of cache for a provider's trial: enough to run every node

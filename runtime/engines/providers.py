@@ -23,15 +23,6 @@ from draftwire.boards.providers import CPU, CPU_MEMORY, short_name
 from draftwire.errors import ConfigError
 from draftwire.runtime.engines.engine import Engine, ModelSpec
 
-__all__ = [
-    "PROVIDERS",
-    "Profile",
-    "cache_folder",
-    "choose_provider",
-    "first_run",
-    "provider_options",
-]
-
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _GPU = (TENSORRT, CUDA)  # the one preferred first
@@ -121,11 +112,8 @@ def provider_options(provider: str, spec: ModelSpec, cache: Path) -> dict[str, s
 
 
 class Profile:
-    """onnxruntime's profile of one run: which provider each node ran on.
-
-    Args:
-        options: Session options; profiling is switched on in them.
-    """
+    """onnxruntime's profile of one run, switched on in ``options``: which provider each
+    node ran on."""
 
     def __init__(self, options: Any) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="draftwire-profile-")
@@ -162,16 +150,8 @@ def first_run(
     cache: Path,
     say: Callable[[str], None] | None = None,
 ) -> tuple[str, ...]:
-    """Run one token on a provider; return warnings about where it really ran.
-
-    Args:
-        engine: What runs it.
-        session: Its session.
-        provider: What was asked for.
-        profile: Of the session.
-        cache: TensorRT's folder; when it is empty an engine is built now.
-        say: Takes a line about progress; by default it goes to stderr.
-    """
+    """Run one token on a provider; return warnings about where it really ran. ``say`` takes
+    lines about progress (stderr); an empty ``cache`` has TensorRT build its engine now."""
     tell = say or (lambda line: print(line, file=sys.stderr, flush=True))
     builds = provider == TENSORRT and not any(cache.iterdir())
     if builds:

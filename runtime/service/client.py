@@ -17,8 +17,6 @@ from typing import Any, Iterator, Mapping
 from draftwire import errors
 from draftwire.errors import ConfigError, DraftwireError, TransportError
 
-__all__ = ["ServiceClient", "default_socket"]
-
 
 def default_socket(environ: Mapping[str, str]) -> Path:
     """Return where the service listens: systemd's folder for it, or the user's own."""

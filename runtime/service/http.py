@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Awaitable, Callable, Mapping
 
-__all__ = ["Gate", "HttpError", "HttpServer", "Reply", "Request"]
-
 MAX_CLIENTS = 32
 MAX_HEAD = 32 << 10  # bytes of a request line and its fields
 MAX_BODY = 4 << 20
@@ -145,13 +143,8 @@ class Gate:
 
 
 class Reply:
-    """The answer to one request.
-
-    Attributes:
-        begun: Whether any of it was sent.
-        keep: Whether the connection is of use afterwards.
-        headers: Fields of every answer.
-    """
+    """The answer to one request: whether any of it has ``begun``, whether to ``keep`` the
+    connection, and the ``headers`` of every answer."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
@@ -228,11 +221,8 @@ class _Reader(asyncio.StreamReader):
 
 
 class HttpServer:
-    """Reads requests and has them answered, one at a time on each connection.
-
-    Args:
-        answer: Answers a request; cancelled when the asker hangs up.
-    """
+    """Reads requests and has ``answer`` answer them, one at a time on each connection; it
+    is cancelled when the asker hangs up."""
 
     def __init__(self, answer: Callable[[Request, Reply], Awaitable[None]]) -> None:
         self._answer = answer

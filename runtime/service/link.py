@@ -27,7 +27,6 @@ from draftwire.errors import (
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
 
-__all__ = ["Supervisor"]
 
 _LOG = logging.getLogger("draftwire.service")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
@@ -40,10 +39,7 @@ class Supervisor:
 
     ``make`` gives one that does without a verifier at first; it is told whether the
     verifier has refused before. ``on_change`` gets a sentence whenever the state changes.
-
-    Attributes:
-        session: The session, or None while there is none.
-        error: Why there is none.
+    Without a ``session``, ``error`` says why.
     """
 
     def __init__(
@@ -93,9 +89,9 @@ class Supervisor:
     async def wait(self, offline: str, patience_s: float) -> AsyncSession:
         """Return the session as soon as a stream may begin on it.
 
-        Guesses (``offline``) may begin before anything is known of the verifier; all
-        else needs to know its target, and bears ``patience_s`` without it once the draft
-        is loaded.
+        Guesses (``offline``) may begin before anything is known of the verifier; all else
+        needs to know its target, and bears ``patience_s`` without it once the draft is
+        loaded.
 
         Raises:
             TransportError: There is no verifier.

@@ -35,8 +35,6 @@ from draftwire.runtime.stream import Chunk
 from draftwire.runtime.tools import Call, Calls
 from draftwire.template import check_messages
 
-__all__ = ["MAX_CHOICES", "Answer", "Ask", "Done", "Form", "read_ask"]
-
 MAX_CHOICES = 8
 _LOWEST = -9999.0  # JSON knows no infinity
 _STREAM = {option.name: option for option in options_of(*STREAM_GROUPS)}
@@ -194,12 +192,7 @@ def read_ask(kind: str, body: bytes) -> Ask:
         kind=kind,
         model=_typed(given, "model", str, "a name", ""),
         prompts=_checked(kind, given),
-        options={
-            **_options(given),
-            **_logprobs(kind, given),
-            **form,
-            **_extra(extra),
-        },
+        options={**_options(given), **_logprobs(kind, given), **form, **_extra(extra)},
         choices=_choices(given),
         stream=_typed(given, "stream", bool, "true or false", False),
         usage=_typed(

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
     from draftwire.runtime.stream import AsyncStream, Chunk
 
-__all__ = ["SCHEMA", "Service", "ServiceOptions"]
 
 SCHEMA = "draftwire.service/1"
 _LOG = logging.getLogger("draftwire.service")

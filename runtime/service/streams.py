@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
     from draftwire.runtime.stream import AsyncStream, Chunk
 
-__all__ = ["MAX_STREAMS", "MAX_WAITING", "Streams", "Turn"]
 
 MAX_STREAMS = 4  # at once; they share one draft model
 MAX_WAITING = 8  # for their turn
@@ -26,12 +25,7 @@ Begin = Callable[["AsyncSession", Mapping[str, Any]], "AsyncStream"]
 
 
 class Turn:
-    """A stream that has begun, or waits to.
-
-    Attributes:
-        stream: The stream, once it has begun.
-        due: When its silence counts as hanging, seconds of the monotonic clock.
-    """
+    """A stream that has begun, or waits to; at ``due`` its silence counts as hanging."""
 
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
@@ -46,11 +40,7 @@ class Turn:
         self.due = time.monotonic() + self._silence_s
 
     async def chunks(self) -> AsyncIterator[Chunk]:
-        """Yield its chunks.
-
-        Raises:
-            DraftwireError: It failed.
-        """
+        """Yield its chunks."""
         assert self.stream is not None
         async for chunk in self.stream:
             self.alive()
@@ -123,11 +113,8 @@ class Streams:
 
     @asynccontextmanager
     async def turn(self, begin: Begin, given: Mapping[str, Any]) -> AsyncIterator[Turn]:
-        """Wait for a turn and begin a stream; leaving the context ends it.
-
-        Args:
-            begin: Makes the stream, of a session and its options.
-            given: Options that win over the service's own.
+        """Wait for a turn and ``begin`` a stream, of a session and its options, of which
+        ``given`` win over the service's own; leaving the context ends it.
 
         Raises:
             BusyError: Too many wait already, or its deadline passed while it waited.

@@ -11,8 +11,6 @@ from typing import Any, Mapping
 
 from draftwire.io import replacing
 
-__all__ = ["Notifier", "StateFile"]
-
 _LOG = logging.getLogger("draftwire.service")
 _MAX_BYTES = 1 << 16
 _KEYS = ("starts", "clean_stops", "finished", "failed", "cancelled", "tokens")
@@ -77,11 +75,8 @@ class Notifier:
 
 
 class StateFile:
-    """Counters over all runs; without a folder, or on a read-only one, of this run.
-
-    Args:
-        folder: Where ``state.json`` lies, or None.
-    """
+    """Counters over all runs, in ``folder``; without one, or on a read-only one, of this
+    run."""
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / "state.json"

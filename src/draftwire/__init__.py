@@ -96,7 +96,7 @@ def connect(
     given = dict(locals())
     from draftwire.runtime.session import Session, parts_of
 
-    return Session(url, *parts_of(draft, energy, given))
+    return Session(url, parts_of(draft, energy, given))
 
 
 if not TYPE_CHECKING:  # they would believe any name; above they see those that there are

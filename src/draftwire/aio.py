@@ -47,7 +47,7 @@ class _Connecting:
 
             given = self._given
             parts = parts_of(given["draft"], given["energy"], given)
-            return AsyncSession(given["url"], *parts)
+            return AsyncSession(given["url"], parts)
 
         # A model takes seconds to load.
         session = await asyncio.get_running_loop().run_in_executor(None, load)

@@ -13,7 +13,7 @@ SPEC.loader.exec_module(fuzz)  # puts the helpers on the path
 
 from fuzz_targets import TARGETS, TargetSession, seeds  # noqa: E402
 
-from draftwire.runtime.edge.guesses import Guesses  # noqa: E402
+from draftwire.runtime.edge.lines import Guesses  # noqa: E402
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -35,7 +35,7 @@ PLANTED = {
     ),
     # a guess is shown twice
     "edge": (
-        "draftwire.runtime.edge.guesses.Guesses.show",
+        "draftwire.runtime.edge.lines.Guesses.show",
         lambda self, ids, show=Guesses.show: [*show(self, ids), *show(self, ids)],
     ),
     # any name is ours, as without a check against rebinding

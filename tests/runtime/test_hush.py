@@ -8,7 +8,7 @@ import pytest
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate
-from draftwire.runtime.edge.hush import Hush
+from draftwire.runtime.edge.rest import Hush
 
 
 def known(judged=40, right=24):

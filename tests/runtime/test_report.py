@@ -11,8 +11,7 @@ import pytest
 from draftwire.cli import main
 from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError, OutputError
-from draftwire.runtime.report import build_report, check_report
-from draftwire.runtime.summary import load_reports, summarise
+from draftwire.runtime.report import build_report, check_report, load_reports, summarise
 
 KEYS = {
     "schema": None,

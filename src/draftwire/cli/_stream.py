@@ -121,7 +121,7 @@ def warn(*reports: Mapping[str, Any]) -> None:
 def summary(report: Mapping[str, Any]) -> str:
     """Return a line on a run, what it cost and what the draft saved, and one on joules."""
     from draftwire.cli.energy import sentence
-    from draftwire.runtime.summary import summarise
+    from draftwire.runtime.report import summarise
 
     found = summarise("", report)
     parts = [f"{found.tokens} tokens in {found.rounds} rounds"]

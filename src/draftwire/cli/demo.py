@@ -142,7 +142,7 @@ def results(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def _row(name: str, report: dict[str, Any]) -> list[object]:
-    from draftwire.runtime.summary import summarise
+    from draftwire.runtime.report import summarise
 
     found, forwards = summarise(name, report), report["target_forwards"]
     row = [name, found.tokens, found.rounds, found.accepted_per_block, forwards]

@@ -15,7 +15,7 @@ from draftwire.errors import ConfigError, ProtocolError
 from draftwire.io import align
 
 if TYPE_CHECKING:
-    from draftwire.runtime.summary import Summary
+    from draftwire.runtime.report import Summary
     from draftwire.transport.wirelog import Event
 
 _WIDEST = 24  # hex digits of one line
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no FILE", hint="run reports, or what --wire-log wrote")
     if len(args.files) == 1 and _is_log(args.files[0]):
         return _log(args, args.files[0])
-    from draftwire.runtime.summary import (
+    from draftwire.runtime.report import (
         load_reports,
         positions_table,
         preemption_table,
