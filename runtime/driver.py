@@ -93,9 +93,9 @@ class StreamSpec:
     max_new_tokens: int  # at most so many tokens after the prompt
     vocab_size: int  # ids on the connection are below this
     context: int  # longest sequence of the target
-    draft_context: int | None  # longest sequence of the draft
-    stop_ids: Sequence[int]  # ids that end the text
     account: StreamAccount  # of its joules, started
+    draft_context: int | None = None  # longest sequence of the draft
+    stop_ids: Sequence[int] = ()  # ids that end the text
     budget: Budget | None = None  # what it may spend, or None
     deadline_s: float | None = None  # seconds from now, or None
     offline: str = "wait"  # ``"wait"``, ``"draft"`` or ``"error"``
@@ -256,20 +256,7 @@ class Driver:
         self._number += 1
         now = self._clock.now()
         mine = not self._turn
-        machine = EdgeSession(
-            spec.prompt,
-            params=spec.params,
-            proposer=spec.proposer,
-            controller=spec.controller,
-            max_new_tokens=spec.max_new_tokens,
-            context=spec.context,
-            draft_context=spec.draft_context,
-            stop_ids=spec.stop_ids,
-            guess_offline=spec.offline == "draft",
-            mode=spec.mode,
-            grammar=spec.grammar,
-            logprobs=spec.logprobs,
-        )
+        machine = EdgeSession(spec)
         machine.has_engine = mine
         decisions = Decisions(
             spec.controller,

@@ -7,20 +7,23 @@ import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 import draftwire
 from draftwire.errors import ProtocolError
 from draftwire.io import replacing
 from draftwire.packages import DraftPackage
-from draftwire.runtime.edge.mode import Mode
-from draftwire.sampling import NOISES, SCHEMES, SamplingParams
-from draftwire.sampling.grammar import Rules
+from draftwire.sampling import NOISES, SCHEMES
 from draftwire.tracing import tracing
 from draftwire.transport.codec import MAX_FRAME, Codec
 from draftwire.transport.messages import Hello, Open, Welcome
 from draftwire.transport.text_hash import TextHash
 
+if TYPE_CHECKING:
+    from draftwire.runtime.driver import StreamSpec
+
+log = logging.getLogger("draftwire.session")
+_ALONE = 1 << 20  # context of a target that nobody has met
 _CAPABILITIES = (
     *("resume", "exits", "prefix", "further", "leaves", "beside"),
     *("processors", "logprobs", "brief"),
@@ -45,39 +48,39 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
 
 
 def open_of(
-    prompt: Sequence[int],
-    params: SamplingParams,
-    mode: Mode,
+    spec: StreamSpec,
+    ids: Sequence[int],
     *,
     max_new_tokens: int,
-    stop_ids: Sequence[int],
     bonus: bool,
     racing: bool,
-    held: int = 0,
-    text: int = 0,
-    grammar: Rules | None = None,
-    logprobs: int = 0,
+    held: int,
+    text: int,
 ) -> Open:
-    """Return the request for a stream whose verifier adds a token to a block accepted whole
-    (``bonus``), or waits for no block (``racing``); ``held`` ids of ``prompt`` it has
-    still, so they are named and not sent, and ``text`` at its end are text already."""
+    """Return the request for a stream that begins with ``ids``.
+
+    The verifier adds a token to a block accepted whole (``bonus``), or waits for no block
+    (``racing``). ``held`` of the ids it has still: they are named, not sent; ``text`` at
+    their end are text already.
+    """
+    params, grammar = spec.params, spec.grammar
     return Open(
-        tuple(prompt[held:]),
+        tuple(ids[held:]),
         params.scheme,
         params.temperature,
         params.top_k,
         params.top_p,
         0 if params.scheme in ("greedy", "argmax") else params.seed,  # nothing is drawn
         max_new_tokens,
-        tuple(stop_ids),
+        tuple(spec.stop_ids),
         objective="latency" if racing else "cost",
         bonus=bonus,
-        exits="exits" in mode.preempt,
+        exits="exits" in spec.mode.preempt,
         sample=params.sample,
         noise=params.noise,
-        prefix=TextHash(prompt[:held]).digest(16) if held else b"",
+        prefix=TextHash(ids[:held]).digest(16) if held else b"",
         prefix_length=held,
-        logprobs=logprobs,
+        logprobs=spec.logprobs,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
@@ -88,10 +91,6 @@ def open_of(
         grammar=b"" if grammar is None else grammar.compiled.grammar.digest,
         forced=grammar is None or grammar.forcing,
     )
-
-
-log = logging.getLogger("draftwire.session")
-_ALONE = 1 << 20  # context of a target that nobody has met
 
 
 def state_folder() -> Path | None:

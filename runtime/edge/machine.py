@@ -24,22 +24,19 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.actions import Action, Counts, Emit, Finished, Send, Token
 from draftwire.runtime.edge.drafter_view import DrafterView
 from draftwire.runtime.edge.in_flight import InFlight, common
 from draftwire.runtime.edge.lines import Guesses, Line, Lines, drawn
-from draftwire.runtime.edge.mode import DEFAULT_MODE, Mode
 from draftwire.runtime.edge.preemption import Preemption
 from draftwire.runtime.edge.rest import Rest
 from draftwire.runtime.edge.verdict import read_verdict, tally, told
 from draftwire.runtime.greeting import open_of
-from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.pacing.ways import Ceiling
-from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
-from draftwire.sampling.grammar import Guide, Rules
+from draftwire.sampling import Proposal, card_of
 from draftwire.transport import states
 from draftwire.transport.messages import (
     Block,
@@ -54,6 +51,9 @@ from draftwire.transport.messages import (
     Resumed,
 )
 from draftwire.transport.text_hash import TextHash
+
+if TYPE_CHECKING:
+    from draftwire.runtime.driver import StreamSpec
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
@@ -110,14 +110,7 @@ TABLE: states.Table[State] = {
     (RESUMING, "link lost"): LOST,
     (RESUMING, "end"): DONE,
 }
-_OPEN = {
-    IDLE: "> open",
-    LOST: "> open",
-    RESUMING: "< error stream, > open",
-    OPENING: "< error, > open",
-    DRAFTING: "< error, > open",
-    WAITING: "< error, > open",
-}
+_OPEN = {IDLE: "> open", LOST: "> open", RESUMING: "< error stream, > open"}
 
 
 class _Alone(enum.Enum):
@@ -160,54 +153,23 @@ def _first(proposals: Sequence[Proposal], most: int) -> Sequence[Proposal]:
 class EdgeSession:
     """State machine of one stream.
 
-    Args:
-        prompt: Token ids, at least one.
-        params: Sampling.
-        proposer: Device half of the scheme; used only to pack evidence and to draw
-            corrections where the scheme leaves them to the device.
-        controller: How far to draft.
-        max_new_tokens: At most so many tokens after the prompt.
-        context: Longest sequence that the target can hold.
-        draft_context: Longest sequence that the draft can hold, or None; beyond it the
-            target goes on alone.
-        stop_ids: Ids that end the text.
-        guess_offline: Go on with the draft alone while the link is lost.
-        mode: What to do while verdicts are out.
-        grammar: What the text keeps to, or None.
-        logprobs: Pairs that are wanted for each new token.
+    Beyond ``spec.draft_context`` the target goes on alone. Its proposer is used only to
+    pack evidence and to draw corrections where the scheme leaves them to the device.
     """
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        *,
-        params: SamplingParams,
-        proposer: Proposer,
-        controller: Controller,
-        max_new_tokens: int,
-        context: int,
-        draft_context: int | None = None,
-        stop_ids: Sequence[int] = (),
-        guess_offline: bool = False,
-        mode: Mode = DEFAULT_MODE,
-        grammar: Rules | None = None,
-        logprobs: int = 0,
-    ) -> None:
-        self._prompt = tuple(prompt)
-        self._params = params
-        self._proposer = proposer
-        self._controller = controller
-        self._limit = min(max_new_tokens, context - len(self._prompt))
-        self._stop_ids = tuple(stop_ids)
-        self._grammar = grammar
-        self._guide: Guide | None = None  # behind the text
-        if grammar is not None:
-            self._guide = grammar.guide(len(self._prompt))
+    def __init__(self, spec: StreamSpec) -> None:
+        mode, rules = spec.mode, spec.grammar
+        self._spec, self._mode, self._grammar = spec, mode, rules
+        self._prompt = tuple(spec.prompt)
+        self._proposer, self._controller = spec.proposer, spec.controller
+        self._limit = min(spec.max_new_tokens, spec.context - len(self._prompt))
+        self._stop_ids = tuple(spec.stop_ids)
+        # Behind the text.
+        self._guide = None if rules is None else rules.guide(len(self._prompt))
         self._max_block = self._max_waiting = 255
         self._leaves = False
-        self._mode = mode
-        self._logprobs = logprobs
-        self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
+        self._logprobs = spec.logprobs
+        self._free = card_of(spec.params.scheme).any_draft  # drafts may come from anywhere
         # Without a bonus the next block of a pipeline need not guess it.
         self._ceiling = Ceiling(mode.max_forwards)
         self._racing = mode.racing
@@ -221,9 +183,10 @@ class EdgeSession:
         self._last_limit = 1
         self._alone = _Alone.NO
         self._drafter = DrafterView(self._prompt)
-        self._draft_context = context if draft_context is None else draft_context
+        known = spec.draft_context
+        self._draft_context = spec.context if known is None else known
         self._correction: _Correction | None = None
-        self._guess_offline = guess_offline
+        self._guess_offline = spec.offline == "draft"
         self.held = 0  # ids of the prompt that the verifier is said to have still
         self._origin = 0  # committed tokens that the present stream has in its prompt
         self._forwards = 0  # of the target, for the streams before the present one
@@ -288,9 +251,14 @@ class EdgeSession:
         return main.ends(self._stop_ids) or not self._draftable(main)
 
     @property
+    def _believed_alone(self) -> bool:
+        """The verifier believes that no drafts are wanted."""
+        return self._alone in (_Alone.YES, _Alone.ENDING)
+
+    @property
     def _streams(self) -> bool:
         """The verifier goes on without being asked."""
-        return self._racing or self._alone in (_Alone.YES, _Alone.ENDING)
+        return self._racing or self._believed_alone
 
     def _enter(self, event: str, to: State) -> None:
         """Change the state, as the table allows."""
@@ -460,31 +428,26 @@ class EdgeSession:
         if racing is self._racing:
             return
         self._racing = racing
-        streamed = self._alone in (_Alone.YES, _Alone.ENDING)
         if racing:
             self._alone = _Alone.NO
-        elif self._told or streamed:
+        elif self._told or self._believed_alone:
             self._alone = _Alone.ENDING
 
     def _open(self) -> Send:
-        self._enter(_OPEN[self.state], OPENING)
+        self._enter(_OPEN.get(self.state, "< error, > open"), OPENING)
         ids = (*self._prompt, *self._committed)
         held = min(self.held, len(ids) - 1)
         self.held = 0
         self.counts.unsent = held
         self._told = self._racing
         request = open_of(
+            self._spec,
             ids,
-            self._params,
-            self._mode,
             max_new_tokens=self._limit - len(self._committed),
-            stop_ids=self._stop_ids,
             bonus=self._bonus,
             racing=self._racing,
             held=held,
             text=len(self._committed),
-            grammar=self._grammar,
-            logprobs=self._logprobs,
         )
         return Send(request)
 
@@ -537,7 +500,7 @@ class EdgeSession:
         self.counts.forwards = self._forwards + message.forwards
         actions = self._keep(told(resumed, message.logprobs, self._logprobs))
         self._compare(message.text_hash)
-        self._near(message.near_ties)
+        self.counts.near_ties = self._ties + (message.near_ties or 0)
         self._forget_wire(message.epoch)
         self._settle("< resumed")
         if message.finish is not Finish.NOT_YET:
@@ -583,7 +546,8 @@ class EdgeSession:
         tally(self.counts, self._controller, commit, self._wire, main, new, before)
         actions = self._keep(told(kept, commit.logprobs, self._logprobs))
         self._compare(commit.text_hash)
-        self._near(commit.near_ties)
+        if commit.near_ties is not None:
+            self.counts.near_ties = self._ties + commit.near_ties
         self._rest.passed(before + len(new), len(new))
         if len(commit.beside) == 2:
             self._note_beside(*commit.beside)
@@ -618,11 +582,6 @@ class EdgeSession:
                 "that agreed can be trusted",
             )
 
-    def _near(self, ties: int | None) -> None:
-        """Note how many positions the target's numerics could not tell."""
-        if ties is not None:
-            self.counts.near_ties = self._ties + ties
-
     def _note_beside(self, wanted: int, spared: int) -> None:
         """Note what the verifier says of its own drafting."""
         counts, (wanted_before, spared_before) = self.counts, self._told_before
@@ -644,7 +603,7 @@ class EdgeSession:
         self._preemption.judged()
         if replaced:
             on_wire = common(main.ids, wire.tokens) == len(wire.tokens)
-            self._new_block(len(wire.tokens) if on_wire else 0)
+            self._hand = _Hand(len(wire.tokens) if on_wire else 0)
             self.counts.outcomes_used += len(main) > 0
             return
         hand = self._hand
@@ -654,10 +613,7 @@ class EdgeSession:
         if hand.start > len(wire.tokens):  # what was sent died unjudged: once more
             self._hand = _Hand(len(wire.tokens), None, True)
         elif len(main) <= hand.start and (hand.ready or not hand.quota):
-            self._new_block(hand.start)
-
-    def _new_block(self, start: int) -> None:
-        self._hand = _Hand(start)
+            self._hand = _Hand(hand.start)
 
     def _provisional(self, message: Provisional) -> list[Action]:
         """Draft on from what an exit says, until the verdict comes."""
@@ -665,7 +621,7 @@ class EdgeSession:
             return []  # what the user has seen is taken back by a verdict alone
         room = self._limit - len(self._committed) - 1
         if known := self._preemption.believe(message, room, self._bonus, self._stop_ids):
-            self._new_block(known)
+            self._hand = _Hand(known)
         return self._go_on()
 
     # ---- what to do next
@@ -716,11 +672,10 @@ class EdgeSession:
             hand.ready = block > 0
             return
         limit = self._limit_now(main)
+        told = self._believed_alone
         if limit < 1:
-            told = self._alone in (_Alone.YES, _Alone.ENDING)
             self._alone = _Alone.YES if told else _Alone.ASKED
             return
-        told = self._alone in (_Alone.YES, _Alone.ENDING)
         self._alone = _Alone.ENDING if told else _Alone.NO
         self._last_limit = limit
         # The bonus that comes with the verdict takes the first of these drafts.
@@ -779,7 +734,7 @@ class EdgeSession:
     def _send_block(self) -> list[Action]:
         """Send the block in hand, as far as one block goes."""
         send = self._send(more=False)
-        self._new_block(len(self._wire.tokens))
+        self._hand = _Hand(len(self._wire.tokens))
         self._hand.ready = len(self._lines.main) > self._hand.start
         return [send]
 

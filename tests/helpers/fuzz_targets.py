@@ -20,6 +20,7 @@ from websockets.server import ServerProtocol
 from world import Reader
 
 from draftwire.errors import ConfigError, ProtocolError
+from draftwire.runtime.driver import StreamSpec
 from draftwire.runtime.edge.actions import Draft, Finished, Send
 from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.mode import Mode
@@ -277,15 +278,17 @@ def edge(data: bytes) -> None:
         return
     prompt = bites.ids(1 + bites.below(3))
     count, context = 1 + bites.below(20), 8 + bites.below(20)
-    session = EdgeSession(
-        prompt,
+    spec = StreamSpec(
+        prompt=prompt,
         params=params,
         proposer=proposer,
         controller=FixedLength(1 + bites.below(6)),
         max_new_tokens=count,
         context=context,
+        vocab_size=V,
+        account=None,
         stop_ids=bites.ids(bites.below(3)),
-        guess_offline=bites.below(2) == 1,
+        offline=("wait", "draft")[bites.below(2)],
         mode=Mode.of(
             ("cost", "latency")[bites.below(4) == 3],
             1 + bites.below(3),
@@ -294,6 +297,7 @@ def edge(data: bytes) -> None:
             batch=bites.below(3),
         ),
     )
+    session = EdgeSession(spec)
     session.limits(1 + bites.below(8), 1 + bites.below(8))
     world = _Device(session, proposer, prompt, min(count, context - len(prompt)))
     try:

@@ -9,6 +9,7 @@ from opens import asked
 from world import VOCAB
 
 from draftwire.errors import ConfigError, ProtocolError
+from draftwire.runtime.driver import StreamSpec
 from draftwire.runtime.edge.actions import (
     Finished,
     Send,
@@ -43,17 +44,20 @@ def test_histories_that_went_wrong_once(seed, mechanism):
 def edge(**options):
     params = SamplingParams()
     defaults = {
+        "params": params,
+        "proposer": make_proposer(params, VOCAB),
         "controller": FixedLength(3),
         "max_new_tokens": 20,
         "context": 100,
         "mode": world.STOP_AND_WAIT,
     }
-    return EdgeSession(
-        [1, 2, 3],
-        params=params,
-        proposer=make_proposer(params, VOCAB),
+    spec = StreamSpec(
+        prompt=[1, 2, 3],
+        vocab_size=VOCAB,
+        account=None,
         **{**defaults, **options},
     )
+    return EdgeSession(spec)
 
 
 def drafted(session, tokens):
@@ -274,13 +278,11 @@ def test_drafts_that_died_unjudged_are_sent_again_at_once():
     """With evidence a branch ends at a rejection, and so do blocks behind it that hold."""
     params = SamplingParams("residual", 1.0, 3, 1.0, 1)
     proposer = make_proposer(params, VOCAB)
-    session = EdgeSession(
-        [1, 2, 3],
+    session = edge(
         params=params,
         proposer=proposer,
         controller=FixedLength(2),
         max_new_tokens=9,
-        context=100,
         mode=Mode.of("cost", pipeline=2, preempt="guess"),
     )
     branch = session.start()[-1].branch
