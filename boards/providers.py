@@ -132,10 +132,10 @@ def _profiled(
         session.run(None, dict(feeds(session)))
     finally:
         path = session.end_profiling()
-    return _nodes(Path(path))
+    return nodes_of(Path(path))
 
 
-def _nodes(path: Path) -> dict[str, int]:
+def nodes_of(path: Path) -> dict[str, int]:
     """Count the nodes of a profile by provider; each node once."""
     try:
         events = json.loads(path.read_text(encoding="utf-8", errors="replace"))

@@ -21,15 +21,11 @@ OFF = "energy accounting was switched off"
 
 
 class PowerMeter:
-    """Opens the power source that a session was asked for; one meter for all streams.
+    """The power source that a session was asked for; one meter for all streams.
 
-    Args:
-        choice: ``"auto"`` takes the best source there is, ``"off"`` none, another word a
-            source by name (see ``draftwire energy sources``), ``"model:draft=6,wait=3"``
-            watts by phase from the user; or a meter, or a model of watts.
-
-    Attributes:
-        why_null: Why there is no meter, or "".
+    ``choice`` is ``"auto"`` (the best source there is), ``"off"``, a source by name (see
+    ``draftwire energy sources``), ``"model:draft=6,wait=3"`` (watts by phase from the
+    user), a meter, or a model of watts. Without one, ``why_null`` says why.
 
     Raises:
         ConfigError: The choice is not understood.

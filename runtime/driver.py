@@ -191,17 +191,7 @@ def named(error: BaseException, what: str) -> DraftwireError:
 
 
 class Driver:
-    """Drives the streams of one session.
-
-    Args:
-        clock: Where everything happens.
-        network: Connects to the verifier.
-        drafter: The draft model's work.
-        engine: Runs its steps; it calls :meth:`stepped` and :meth:`engine_failed`.
-        hello: What the device says first.
-        settings: Of the link.
-        rng: Jitter on the pauses between two tries.
-    """
+    """Drives the streams of one session on ``link``; ``rng`` puts jitter on its pauses."""
 
     def __init__(
         self,
@@ -247,11 +237,8 @@ class Driver:
         if self._closed:
             raise ConfigError("this session is closed")
         link = self.link
-        if (
-            not link.up
-            and link.error is not None
-            and (spec.offline == "error" or (link.failed and spec.offline != "draft"))
-        ):
+        hopeless = spec.offline == "error" or (link.failed and spec.offline != "draft")
+        if hopeless and not link.up and link.error is not None:
             raise link.error
         self._number += 1
         now = self._clock.now()
@@ -306,12 +293,6 @@ class Driver:
         if run is not None:
             self._do(run, lambda: run.machine.stop(reason))
 
-    def fail(self, number: int, error: DraftwireError) -> None:
-        """End a stream with an error of this side."""
-        run = self.streams.get(number)
-        if run is not None:
-            self._fail(run, error)
-
     def close(self) -> None:
         """End every stream, every connection and the engine."""
         self._closed = True
@@ -330,12 +311,13 @@ class Driver:
         if run is None:
             return
         proposal = step.proposal
-        if proposal is None or step.fed > 1 + step.masks:
+        if proposal is None:
+            run.prefill_s += seconds
+            return
+        if step.fed > 1 + step.masks:
             run.prefill_s += seconds
         else:
             run.draft_s += seconds
-        if proposal is None:
-            return
 
         def event() -> Sequence[Action]:
             run.spec.account.proposal()
@@ -360,7 +342,6 @@ class Driver:
             run.quiet = self._clock.call_at(until, self._speak, run)
 
     def _speak(self, run: StreamRun) -> None:
-        """The news do not come: go on."""
         run.machine.hushed, run.quiet = False, None
         self._do(run, run.machine.go_on)
 
@@ -466,8 +447,7 @@ class Driver:
         """A number is free again; the stream that had it may still run."""
         run = self._wires.pop(number)
         if run is None:
-            self._owing.discard(-1 - number)
-            self.link.owe(bool(self._owing))
+            self._owe(-1 - number, False)
         share = self.link.take_share(number)
         if run is not None:
             run.own, run.wire = run.own.plus(share), None
@@ -563,8 +543,7 @@ class Driver:
             self._go_on(run, resume=False)
         elif isinstance(error, BusyError):
             self._hold(run, error)
-        elif isinstance(error, VerifierError) and not run.faulted:
-            self._faulted(run, error)
+        elif self._forgives(run, error):
             self._go_on(run, resume=False)
         else:
             self._fail(run, error)
@@ -578,17 +557,20 @@ class Driver:
         else:
             error = _meaning(message)
         for run in list(self.streams.values()):
-            if isinstance(error, VerifierError) and not run.faulted:
-                self._faulted(run, error)
+            if self._forgives(run, error):
                 run.machine.opened = None
             elif not isinstance(error, TransportError):
                 self._fail(run, error)
         self.link.lose(error)
 
-    def _faulted(self, run: StreamRun, error: DraftwireError) -> None:
+    @staticmethod
+    def _forgives(run: StreamRun, error: DraftwireError) -> bool:
         """The verifier failed: once between two verdicts a stream begins anew."""
+        if run.faulted or not isinstance(error, VerifierError):
+            return False
         run.faulted = True
         run.warn(f"{error}: the stream was opened anew")
+        return True
 
     def _hold(self, run: StreamRun, error: BusyError) -> None:
         """There is no room for a stream: ask again after a while."""
@@ -613,11 +595,8 @@ class Driver:
     # ---- one event
 
     def _do(self, run: StreamRun, event: Event, *, quiet: bool = False) -> None:
-        """Let one thing happen to a stream, and carry out what comes of it.
-
-        A ``quiet`` event of which nothing comes, and that leaves the draft model at work or
-        at rest as it was, changes nothing in what the stream waits for.
-        """
+        """Let one thing happen to a stream, and carry out what comes of it; a ``quiet`` one
+        of which nothing comes leaves it waiting for what it waited for."""
         if run.over:
             return
         try:
@@ -675,7 +654,6 @@ class Driver:
             run.sink.explain(run.spec.controller.explain())
 
     def _tell_grammar(self, compiled: Compiled, stream: int) -> None:
-        """Send a grammar, once on a connection."""
         grammar = compiled.grammar
         if grammar.digest not in self._told:
             self._told.add(grammar.digest)
@@ -691,7 +669,7 @@ class Driver:
         machine, link = run.machine, self.link
         waiting = machine.waiting
         run.spec.account.settle(drafting=machine.drafting, waiting=waiting)
-        self._owe(run, waiting)
+        self._owe(run.number, waiting)
         # One that waits for a number waits for its neighbours, and not for the verifier.
         queued = link.up and run.wire is None and run.held is None
         if waiting or (machine.state is State.LOST and not queued):
@@ -701,8 +679,9 @@ class Driver:
         elif run.free_since is None:
             run.free_since = self._clock.now()
 
-    def _owe(self, run: StreamRun, owing: bool) -> None:
-        (self._owing.add if owing else self._owing.discard)(run.number)
+    def _owe(self, number: int, owing: bool) -> None:
+        """Note whether the verifier owes an answer, or a goodbye (-1 - its number)."""
+        (self._owing.add if owing else self._owing.discard)(number)
         self.link.owe(bool(self._owing))
 
     # ---- the end of a stream
@@ -755,7 +734,7 @@ class Driver:
         if error is not None:
             log.info("stream %d ended with an error: %s", run.number, error)
         self.streams.pop(run.number, None)
-        self._owe(run, False)
+        self._owe(run.number, False)
         held = bool(self._turn) and self._turn[0] is run
         self._turn.remove(run)
         if held and self._turn:
@@ -811,7 +790,6 @@ class Driver:
     # ---- the draft model
 
     def _give_engine(self, run: StreamRun) -> None:
-        """Let the draft model work for ``run``."""
         spec, rules = run.spec, run.spec.grammar
         guide = None if rules is None else rules.guide(len(spec.prompt))
         self._drafter.begin(

@@ -28,6 +28,10 @@ _CAPABILITIES = (
     *("resume", "exits", "prefix", "further", "leaves", "beside"),
     *("processors", "logprobs", "brief"),
 )
+_PARAMS = (
+    *("scheme", "temperature", "top_k", "top_p", "sample", "noise", "min_p", "bad_words"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
+)
 _GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 
 
@@ -66,27 +70,16 @@ def open_of(
     params, grammar = spec.params, spec.grammar
     return Open(
         tuple(ids[held:]),
-        params.scheme,
-        params.temperature,
-        params.top_k,
-        params.top_p,
-        0 if params.scheme in ("greedy", "argmax") else params.seed,  # nothing is drawn
-        max_new_tokens,
-        tuple(spec.stop_ids),
+        **{name: getattr(params, name) for name in _PARAMS},
+        seed=0 if params.scheme in ("greedy", "argmax") else params.seed,  # none is drawn
+        max_new_tokens=max_new_tokens,
+        stop_ids=tuple(spec.stop_ids),
         objective="latency" if racing else "cost",
         bonus=bonus,
         exits="exits" in spec.mode.preempt,
-        sample=params.sample,
-        noise=params.noise,
         prefix=TextHash(ids[:held]).digest(16) if held else b"",
         prefix_length=held,
         logprobs=spec.logprobs,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=params.logit_bias,
-        bad_words=params.bad_words,
         text_before=text if params.penalised or grammar is not None else 0,
         grammar=b"" if grammar is None else grammar.compiled.grammar.digest,
         forced=grammar is None or grammar.forcing,

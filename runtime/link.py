@@ -13,7 +13,7 @@ import enum
 import logging
 import random
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from draftwire.clock import Clock, Timer
 from draftwire.errors import BusyError, DraftwireError, TransportError
@@ -22,6 +22,9 @@ from draftwire.runtime.ports import Network, Wire
 from draftwire.transport.answers import may_pass
 from draftwire.transport.messages import Frame, Hello, Message, Welcome
 from draftwire.transport.traffic import Meter, Traffic
+
+if TYPE_CHECKING:
+    from draftwire.runtime.driver import Driver
 
 log = logging.getLogger("draftwire.link")
 
@@ -34,19 +37,14 @@ _LEAST_CONNECT_S = 3.0
 
 
 class _Phase(enum.Enum):
-    IDLE = "not begun"
-    CONNECTING = "connecting"
-    UP = "up"
-    PAUSING = "between two tries"
-    FAILED = "failed"
-    CLOSED = "closed"
+    """Where a link is; to users, the first word of it."""
 
-
-_WORDS = {
-    _Phase.IDLE: "closed",
-    _Phase.CONNECTING: "reconnecting",
-    _Phase.PAUSING: "reconnecting",
-}
+    IDLE = "closed", "not begun"
+    CONNECTING = "reconnecting", "connecting"
+    UP = "up", ""
+    PAUSING = "reconnecting", "between two tries"
+    FAILED = "failed", ""
+    CLOSED = "closed", ""
 
 
 @dataclass(frozen=True)
@@ -70,38 +68,12 @@ class LinkSettings:
     silence_s: float | None = None
 
 
-class LinkOwner(Protocol):
-    """Who is told what becomes of a link."""
-
-    def link_up(self, link: Link, welcome: Welcome) -> None:
-        """There is a connection."""
-
-    def link_message(self, link: Link, frame: Frame) -> None:
-        """A message came."""
-
-    def link_lost(self, link: Link, error: DraftwireError) -> None:
-        """The connection is gone, or a try failed; another follows."""
-
-    def link_failed(self, link: Link, error: DraftwireError) -> None:
-        """It makes no sense to try again."""
-
-
 class Link:
-    """One connection after another to one verifier.
+    """One connection after another to one verifier, whose ``owner`` is told what becomes of
+    it.
 
-    Args:
-        clock: Where everything happens.
-        network: Connects.
-        hello: What the device says first.
-        settings: How patient it is.
-        owner: Told of it.
-        rng: Source of the jitter on pauses: a fleet that lost the same verifier shall not
-            return as one.
-
-    Attributes:
-        channel: What the link is like.
-        welcome: Of the last connection.
-        error: Why it is not up.
+    ``rng`` is the source of the jitter on pauses: a fleet that lost the same verifier shall
+    not return as one. ``error`` says why it is not up.
     """
 
     def __init__(
@@ -110,7 +82,7 @@ class Link:
         network: Network,
         hello: Hello,
         settings: LinkSettings,
-        owner: LinkOwner,
+        owner: Driver,
         rng: random.Random,
     ) -> None:
         self._clock = clock
@@ -171,7 +143,7 @@ class Link:
         lost_at = self._lost_at
         up = self._phase is _Phase.UP
         return LinkState(
-            _WORDS.get(self._phase, self._phase.value),
+            self._phase.value[0],
             self.reconnects,
             self._attempts,
             0.0 if lost_at is None else self._clock.now() - lost_at,
@@ -232,7 +204,8 @@ class Link:
     def close(self) -> None:
         """End the connection; nothing follows."""
         self._drop()
-        self._stop(self._timer)
+        if self._timer is not None:
+            self._timer.cancel()
         if self._phase is not _Phase.FAILED:
             self._phase = _Phase.CLOSED
 
@@ -246,10 +219,8 @@ class Link:
             quick = max(_LEAST_CONNECT_S, 10 * self._greeted_in)
             timeout_s = min(timeout_s, quick * 2 ** min(self._attempts, 8))
         self._attempts += 1
-        connection = _Connection(self)
-        wire = self._network.connect(self._hello, connection, timeout_s)
-        self._wire = wire
-        self._events = connection
+        self._events = _Connection(self)
+        self._wire = self._network.connect(self._hello, self._events, timeout_s)
 
     def greeted(self, welcome: Welcome) -> None:
         """The connection is there."""
@@ -262,20 +233,20 @@ class Link:
         self._lost_at = None
         self._attempts = 0
         self.reconnects += again
-        self._owing = False
-        self._heard()
+        self._owing = self._pinged = False
+        self._quiet_s = now
         self.channel.back(now)
         log.info("link up: target %s %s", welcome.target, welcome.target_version)
         self._owner.link_up(self, welcome)
 
     def heard(self, frame: Frame | None) -> None:
         """A message or a pong came."""
+        now = self._clock.now()
         if frame is None:
-            self.channel.ponged(self._clock.now())
+            self.channel.ponged(now)
         elif self._owing:
-            took = self._clock.now() - self._quiet_s
-            self._slowest = max(took, 0.9 * (self._slowest or 0.0))
-        self._heard()
+            self._slowest = max(now - self._quiet_s, 0.9 * (self._slowest or 0.0))
+        self._quiet_s, self._pinged = now, False
         if frame is not None:
             self._owner.link_message(self, frame)
         if self._phase is _Phase.UP:
@@ -286,23 +257,15 @@ class Link:
         self._drop()
         self._lost(error)
 
-    def _heard(self) -> None:
-        self._quiet_s = self._clock.now()
-        self._pinged = False
-
     def _drop(self) -> None:
         wire, self._wire = self._wire, None
         if wire is not None:
             self._events.link = None
             self._past.add(wire.meter)
             wire.close()
-        self._watch = self._stop(self._watch)
-        self._owing = False
-
-    @staticmethod
-    def _stop(timer: Timer | None) -> None:
-        if timer is not None:
-            timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch, self._owing = None, False
 
     def _lost(self, error: DraftwireError) -> None:
         now = self._clock.now()
@@ -347,15 +310,13 @@ class Link:
         self._watch = None
         if not self._owing or self._phase is not _Phase.UP:
             return  # the next `owe` watches again
-        silence_s = self.silence_s
-        quiet = self._clock.now() - self._quiet_s
-        if quiet < silence_s / 2 - 1e-9:
-            self._look_at(self._quiet_s + silence_s / 2)
+        quiet, silence_s = self._clock.now() - self._quiet_s, self.silence_s
+        due_s = silence_s if self._pinged else silence_s / 2
+        if quiet < due_s - 1e-9:
+            self._look_at(self._quiet_s + due_s)
         elif not self._pinged:
             self._pinged = True
             self._ping()
-            self._look_at(self._quiet_s + silence_s)
-        elif quiet < silence_s - 1e-9:
             self._look_at(self._quiet_s + silence_s)
         else:
             self._doubt *= 2

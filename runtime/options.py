@@ -75,6 +75,10 @@ class StreamOptions(TypedDict, total=False):
 
 
 _T = TypeVar("_T")
+_ALIKE = (
+    *("temperature", "top_k", "top_p", "min_p", "sample", "logit_bias"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 _LARGE = 32768  # tokens of a vocabulary from which computing all noise is felt
 _DEFAULTS = {option.name: option.default for option in options_of(*STREAM_GROUPS)}
 _DEFAULTS["explain"] = None
@@ -165,18 +169,10 @@ def _params(
 ) -> SamplingParams:
     return SamplingParams(
         options.scheme or ("greedy" if options.temperature == 0 else "coupled"),
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        seed,
-        sample=options.sample,
+        seed=seed,
         noise="philox" if options.noise == "auto" else options.noise,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-        logit_bias=options.logit_bias,
         bad_words=bad_words,
+        **{name: getattr(options, name) for name in _ALIKE},
     )
 
 
@@ -188,11 +184,9 @@ def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
     """
     make_proposer(_params(sampling, sampling.seed or 0), 2)
     mode_of(pacing)
-    words = controller_for(pacing)
-    assert isinstance(words, str)
-    make_controller(
-        words, max_watts=power.max_watts, max_joules_per_token=power.max_joules_per_token
-    )
+    words = str(controller_for(pacing))
+    limits = power.max_watts, power.max_joules_per_token
+    make_controller(words, max_watts=limits[0], max_joules_per_token=limits[1])
 
 
 def mode_of(options: Pacing) -> Mode:
@@ -229,7 +223,7 @@ def insight(controller: Controller, mode: Mode) -> bool:
 
 
 def encode_prompt(
-    prompt: object, tokenizer: Tokenizer, bos_id: int | None, vocab_size: int, context: int
+    prompt: object, tokenizer: Tokenizer, bos_id: int | None, welcome: Welcome
 ) -> list[int]:
     """Return the ids of a prompt; ``bos_id``, unless None, goes in front of a text alone.
 
@@ -237,20 +231,19 @@ def encode_prompt(
         ConfigError: It is empty, too long for the target, no text, or holds an unknown id.
         DraftwireError: The tokenizer fails.
     """
-    found = check_prompt(prompt)
-    if isinstance(found, list):
-        ids = found
-    else:
-        text = found
+    ids = check_prompt(prompt)
+    if isinstance(ids, str):
+        text = ids
         ids = guarded(lambda: tokenizer.encode(text, bos_id=bos_id), "the tokenizer")
     if not ids:
         raise ConfigError("the prompt is empty", about="prompt")
-    if min(ids) < 0 or max(ids) >= vocab_size:
-        what = f"the prompt holds a token id outside 0..{vocab_size - 1}"
+    if min(ids) < 0 or max(ids) >= welcome.vocab_size:
+        what = f"the prompt holds a token id outside 0..{welcome.vocab_size - 1}"
         raise ConfigError(what, about="prompt")
-    if len(ids) >= context:
+    if len(ids) >= welcome.context:
         raise ConfigError(
-            f"the prompt has {len(ids)} tokens, but the target holds {context} together "
+            f"the prompt has {len(ids)} tokens, but the target holds {welcome.context} "
+            "together "
             "with the answer",
             hint="shorten the prompt",
             about="prompt",
@@ -287,14 +280,9 @@ def grammar_of(options: Structure) -> Grammar | None:
         return Grammar.of_schema(options.schema)
     if options.choice:
         return Grammar.of_choices(options.choice)
-    if options.regex or options.grammar:
-        return Grammar("regex", options.regex) if options.regex else _lark(options)
-    return None
-
-
-def _lark(options: Structure) -> Grammar:
-    assert options.grammar is not None
-    return Grammar("lark", options.grammar)
+    if options.regex:
+        return Grammar("regex", options.regex)
+    return Grammar("lark", options.grammar) if options.grammar else None
 
 
 class Structures:

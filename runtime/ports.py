@@ -62,13 +62,8 @@ class Network(Protocol):
     """Makes connections to one verifier."""
 
     def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> Wire:
-        """Begin to connect and to greet; ``events`` tells what becomes of it.
-
-        Args:
-            hello: What the device says first.
-            events: Told of this connection alone, and never inside this call.
-            timeout_s: Until the welcome.
-        """
+        """Begin to connect and to greet within ``timeout_s``; ``events`` is told what
+        becomes of this connection alone, and never inside this call."""
 
 
 class EnginePort(Protocol):

@@ -70,6 +70,10 @@ _KEYS: Mapping[str, Any] = {
     "warnings": [],
 }
 _COUNTS = ("prompt_tokens", "tokens", "rounds", "drafted", "accepted", "target_forwards")
+_OF_COUNTS = (
+    *("rounds", "drafted", "accepted", "forced", "completed"),
+    *("accepted_by_position", "judged_by_position"),
+)
 _LISTS = ("token_ids", "accepted_by_position", "warnings")
 _GROUPS = [name for name, keys in _KEYS.items() if isinstance(keys, tuple) and keys]
 
@@ -85,14 +89,11 @@ def versions() -> dict[str, str]:
 
 
 def build_report(**measured: Any) -> dict[str, Any]:
-    """Return the report of a run, ready for JSON.
+    """Return the report of a run, ready for JSON; what was not measured is left out.
 
-    Args:
-        measured: Values by key of the report; what was not measured is left out.
-            ``tokens`` is the length of ``token_ids``; ``rounds`` are verdicts received,
-            ``accepted`` counts drafted tokens alone (no correction, no bonus), and
-            ``judged_by_position[i]`` the blocks that had a draft ``i``. ``versions`` stand
-            beside those of :func:`versions`, e.g. the verifier's.
+    ``tokens`` is the length of ``token_ids``; ``accepted`` counts drafted tokens alone (no
+    correction, no bonus), and ``judged_by_position[i]`` the blocks that had a draft ``i``.
+    ``versions`` stand beside those of :func:`versions`, e.g. the verifier's.
 
     Raises:
         ValueError: The values contradict themselves, or one has no place (our bug).
@@ -169,9 +170,8 @@ def check_report(document: object, where: str) -> dict[str, Any]:
         if not isinstance(document.get(key), list):
             raise wrong(key, "a list")
     for key in ("accepted_by_position", "judged_by_position"):
-        for value in document.get(key) or ():
-            if not _is_number(value, int):
-                raise wrong(key, "a list of counts")
+        if not all(_is_number(value, int) for value in document.get(key) or ()):
+            raise wrong(key, "a list of counts")
     return document
 
 
@@ -247,13 +247,7 @@ def stream_report(
         token_ids=token_ids,
         text=text,
         finish=run.finish,
-        rounds=counts.rounds,
-        drafted=counts.drafted,
-        accepted=counts.accepted,
-        forced=counts.forced,
-        completed=counts.completed,
-        accepted_by_position=counts.accepted_by_position,
-        judged_by_position=counts.judged_by_position,
+        **{name: getattr(counts, name) for name in _OF_COUNTS},
         target_forwards=counts.forwards,
         near_ties=counts.near_ties if welcome.numerics == "close" else None,
         bytes={
@@ -293,15 +287,14 @@ def stream_report(
     )
 
 
+_AHEAD_COUNTS = ("provisional", "provisional_right", "outcomes", "outcomes_used")
+
+
 def _preemption(
     counts: Counts, draft_s: float, energy: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what drafting ahead of the verdicts brought, and what it cost.
-
-    Seconds and joules of single drafts are their share of all drafting: ``saved_s`` is
-    drafting that was done when the verdict came, ``wasted_s`` went into drafts that
-    nobody judged.
-    """
+    """Return what drafting ahead of the verdicts brought, and what it cost; seconds and
+    joules of single drafts are their share of all drafting."""
     proposed = counts.proposed
     each_s = draft_s / proposed if proposed else 0.0
     joules = (energy.get("by_phase") or {}).get("draft") if proposed else None
@@ -311,10 +304,7 @@ def _preemption(
         "overtaken": counts.overtaken,
         "drafted_ahead": counts.preempted,
         "drafted_ahead_used": counts.preempted_used,
-        "provisional": counts.provisional,
-        "provisional_right": counts.provisional_right,
-        "outcomes": counts.outcomes,
-        "outcomes_used": counts.outcomes_used,
+        **{name: getattr(counts, name) for name in _AHEAD_COUNTS},
         "saved_s": counts.preempted_used * each_s,
         "wasted_s": counts.wasted * each_s,
         "wasted_joules": None if joules is None else joules * counts.wasted / proposed,
@@ -343,10 +333,7 @@ class Summary:
 def load_reports(
     paths: Iterable[str | os.PathLike[str]],
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Read run reports; a file holds one, or a list of several.
-
-    Returns:
-        Label (file name, and ``#2`` and so on inside a list) and report, in order.
+    """Read run reports, each with its label: file name, and ``#2`` and so on inside a list.
 
     Raises:
         ConfigError: A file cannot be read or is no run report.

@@ -298,7 +298,7 @@ class SessionBase(Generic[_S]):
         whole: Any = prompt
         if not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt):
             messages: Any = prompt
-            whole = self._prompt(messages, None, None)
+            whole = self._talk().prompt(messages)
         if given["seed"] is None:
             given["seed"] = secrets.randbits(32)
         first = self._stream(whole, given)
@@ -350,7 +350,7 @@ class SessionBase(Generic[_S]):
                 if calls is not None:
                     messages = [calls.introduction(tools), *messages]
                 tools = None
-        prompt = self._prompt(messages, tools, template_options)
+        prompt = self._talk().prompt(messages, tools=tools, options=template_options)
         if calls is not None:
             if any(given[name] for name in ("schema", "regex", "choice", "grammar")):
                 raise ConfigError(
@@ -370,19 +370,9 @@ class SessionBase(Generic[_S]):
         *,
         parallel: bool = True,
     ) -> Calls | None:
-        """Return what calls an answer may hold, in the form of the draft's template.
-
-        Args:
-            tools: See :meth:`chat`.
-            choice: See ``tool_choice`` of :meth:`chat`; also ``"none"``.
-            parallel: There may be several.
-
-        Returns:
-            None when there can be none.
-
-        Raises:
-            ConfigError: Tools or choice make no sense.
-        """
+        """Return what calls of ``tools`` an answer may hold, in the form of the draft's
+        template, or None; ``choice`` is ``tool_choice`` of :meth:`chat`, or none. A
+        ConfigError where they make no sense."""
         words = self._tokenizer
         return Calls.of(
             tools,
@@ -397,14 +387,6 @@ class SessionBase(Generic[_S]):
         if self._conversation is None:
             self._conversation = Conversation(self._package, self._tokenizer)
         return self._conversation
-
-    def _prompt(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        options: Mapping[str, Any] | None,
-    ) -> Prompt:
-        return self._talk().prompt(messages, tools=tools, options=options)
 
     def _stream(
         self,
@@ -425,13 +407,8 @@ class SessionBase(Generic[_S]):
         welcome, tokenizer = self.welcome, self._tokenizer
         mode = mode_of(pacing)
         params = params_of(sampling, welcome, mode, lambda text: tokenizer.encode(text))
-        ids = encode_prompt(
-            prompt if prompt is not chat else chat.ids,
-            self._tokenizer,
-            self._package.bos_id,
-            welcome.vocab_size,
-            welcome.context,
-        )
+        given_ids = chat.ids if prompt is chat else prompt
+        ids = encode_prompt(given_ids, tokenizer, self._package.bos_id, welcome)
         policy = memory.controller(
             controller_for(pacing, controller), power.max_watts, power.max_joules_per_token
         )
@@ -447,14 +424,14 @@ class SessionBase(Generic[_S]):
         screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
         stream: _S = self._kind(self, screen, explain)
         stream.warning = chat.warning
-        stop_ids: list[int] = []
-        if not limits.ignore_eos:
-            ends = {*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}
-            stop_ids = sorted(ends)
+        ends = {*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}
+        stop_ids = [] if limits.ignore_eos else sorted(ends)
         rules = self._structures.rules(structure, welcome, params, stop_ids)
         if rules is not None and sampling.logprobs is not None:
             rules = dataclasses.replace(rules, forcing=False)  # each token is judged then
-        account = meter.account()
+        account, budget = meter.account(), None
+        if power.max_joules is not None:
+            budget = Budget(account.account, power.max_joules)
         spec = StreamSpec(
             prompt=ids,
             params=params,
@@ -467,9 +444,7 @@ class SessionBase(Generic[_S]):
             draft_context=self._draft_context,
             stop_ids=stop_ids,
             account=account,
-            budget=None
-            if power.max_joules is None
-            else Budget(account.account, power.max_joules),
+            budget=budget,
             deadline_s=limits.deadline_s,
             offline=limits.offline or self._offline,
             patience_s=limits.patience_s,
@@ -585,16 +560,11 @@ class SessionBase(Generic[_S]):
         if self._closed:
             return
         self._closed = True
-        driver, engine = self._driver, self._engine
-
-        def last() -> None:
-            if driver is not None:
-                driver.close()
-
-        self._thread.close(last)
+        driver = self._driver
+        self._thread.close((lambda: None) if driver is None else driver.close)
         self._settle_reports()
-        if engine is not None:
-            engine.join()
+        if self._engine is not None:
+            self._engine.join()
         for part in (self._power, self._capture, self._wire_log, self._memory):
             if part is not None:
                 part.close()

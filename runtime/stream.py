@@ -6,13 +6,16 @@ import asyncio
 import queue
 import threading
 from dataclasses import dataclass
-from typing import Any, AsyncIterator, Callable, Iterator, Protocol, Union
+from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Iterator, Union
 
 from draftwire.errors import DraftwireError
 from draftwire.runtime.driver import StreamRun
 from draftwire.runtime.edge.actions import Emit, Revise, Token
 from draftwire.runtime.text import Screen
 from draftwire.runtime.tools import Call, Calls
+
+if TYPE_CHECKING:
+    from draftwire.runtime.session import SessionBase
 
 _CLOSE_S = 5.0
 
@@ -46,22 +49,6 @@ class Chunk:
     kept_text: str | None = None
 
 
-class StreamOwner(Protocol):
-    """The session, as its streams know it."""
-
-    def now(self) -> float:
-        """Return the seconds of the driver's clock."""
-
-    def cancel(self, stream: StreamBase) -> None:
-        """Have ``stream`` ended; returns at once."""
-
-    def ended(self, stream: StreamBase, run: StreamRun) -> None:
-        """A stream is over."""
-
-    def report_of(self, stream: StreamBase, run: StreamRun) -> dict[str, Any]:
-        """Return the run report of a stream that has ended."""
-
-
 _Item = Union[Chunk, str, BaseException, None]
 
 
@@ -70,11 +57,11 @@ class StreamBase:
 
     def __init__(
         self,
-        owner: StreamOwner,
+        owner: SessionBase[Any],
         screen: Screen,
         explain: Callable[[str], None] | None = None,
     ) -> None:
-        self._owner: StreamOwner | None = owner
+        self._owner: SessionBase[Any] | None = owner
         self._screen = screen
         self._explain = explain
         self._began_s = owner.now()
@@ -163,16 +150,8 @@ class StreamBase:
             self.first_token_s = now
             self._go_on()
         piece, fresh = screen.push(action)
-        self._put(
-            Chunk(
-                piece,
-                fresh,
-                now,
-                verified=final,
-                confirmed=action.shown,
-                unverified=screen.unverified,
-            )
-        )
+        left = screen.unverified
+        self._put(Chunk(piece, fresh, now, None, final, action.shown, left))
         return "stop" if final and screen.stopped else None
 
     def _elapsed_s(self) -> float:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections import OrderedDict
-from typing import Any, Iterable, Protocol, Sequence
+from typing import Any, Iterable, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.actions import Emit, Token
@@ -23,12 +22,6 @@ _MAX_HELD = 8
 # at the very beginning of a text).
 _LOOK_BACK = 4
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # byte fallback, as Llama spells it
-
-
-class _Decoder(Protocol):
-    def push(self, ids: Iterable[int]) -> str: ...
-
-    def flush(self) -> str: ...
 
 
 class Detokenizer:
@@ -52,8 +45,10 @@ class Detokenizer:
             for token_id, token in engine.get_added_tokens_decoder().items()
             if token.special
         }
-        self._decoder: _Decoder
-        if _decoder_type(engine) == "ByteLevel":
+        self._decoder: _ByteDecoder | _WindowDecoder
+        # The pickled state of a decoder is its JSON; the whole tokenizer's would be large.
+        state = "{}" if engine.decoder is None else engine.decoder.__getstate__()
+        if json.loads(state).get("type") == "ByteLevel":
             self._decoder = _ByteDecoder(engine, special)
             self._decoder.push(prompt_ids[-_LOOK_BACK:])  # half a character may be there
         else:
@@ -68,15 +63,6 @@ class Detokenizer:
         return self._decoder.flush()
 
 
-def _decoder_type(engine: Any) -> str:
-    # The pickled state of a decoder is its JSON; the whole tokenizer's would be large.
-    decoder = engine.decoder
-    if decoder is None:
-        return ""
-    state = json.loads(decoder.__getstate__())
-    return str(state.get("type", ""))
-
-
 def _byte_alphabet() -> dict[str, int]:
     """Return the byte that each character of a byte-level vocabulary stands for.
 
@@ -84,15 +70,12 @@ def _byte_alphabet() -> dict[str, int]:
         ``bytes_to_unicode`` of GPT-2: printable bytes stand for themselves, the others
         are numbered from U+0100 on.
     """
-    table = {}
-    extra = 0
-    for byte in range(256):
-        if 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255:
-            table[chr(byte)] = byte
-        else:
-            table[chr(256 + extra)] = byte
-            extra += 1
-    return table
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {
+        **{chr(byte): byte for byte in shown},
+        **{chr(256 + extra): byte for extra, byte in enumerate(others)},
+    }
 
 
 class _ByteDecoder:
@@ -144,15 +127,19 @@ class _WindowDecoder:
 
     def _half(self) -> int:
         """Return how many byte tokens at the window's end begin a character."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(self._tail(self._window))
+        return len(decoder.getstate()[0])
+
+    def _tail(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes that stand for themselves at the end of ``ids``."""
         tail: list[int] = []
-        for token_id in reversed(self._window):
+        for token_id in reversed(ids):
             byte = self._byte(token_id)
             if byte is None:
                 break
             tail.insert(0, byte)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(bytes(tail))
-        return len(decoder.getstate()[0])
+        return bytes(tail)
 
     def _byte(self, token_id: int) -> int | None:
         """Return the byte that a token stands for, if it is one."""
@@ -195,16 +182,11 @@ class _WindowDecoder:
 
         It may also be a replacement character that the text really holds; bytes tell.
         """
-        tail = []
-        for token_id in reversed(self._window[len(self._window) - held :]):
-            byte = self._byte(token_id)
-            if byte is None:
-                break
-            tail.append(byte)
+        tail = self._tail(self._window[len(self._window) - held :])
         if tail:
             decoder = codecs.getincrementaldecoder("utf-8")()
             try:
-                decoder.decode(bytes(reversed(tail)))
+                decoder.decode(tail)
             except UnicodeDecodeError:
                 pass  # invalid already; waiting is for the usual limit
             else:
@@ -234,9 +216,7 @@ class StopFilter:
         if not all(stop):
             raise ConfigError("a stop string is empty", hint="leave it out")
         # Longest first, so that ties are won by the longer.
-        self._stop: tuple[str, ...] = tuple(
-            OrderedDict.fromkeys(sorted(stop, key=len, reverse=True))
-        )
+        self._stop = tuple(dict.fromkeys(sorted(stop, key=len, reverse=True)))
         self._longest = max((len(s) for s in self._stop), default=0)
         self._held = ""
         self.stopped: str | None = None
@@ -248,8 +228,7 @@ class StopFilter:
         if not self._stop:
             return text
         text = self._held + text
-        first_end = len(text) + 1
-        begin = 0
+        begin, first_end = 0, len(text) + 1
         for stop in self._stop:
             found = text.find(stop, 0, first_end)
             if found >= 0 and found + len(stop) < first_end:
@@ -258,9 +237,9 @@ class StopFilter:
         if self.stopped is not None:
             self._held = ""
             return text[:begin]
-        keep = self._overlap(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        shown = len(text) - self._overlap(text)
+        self._held = text[shown:]
+        return text[:shown]
 
     def flush(self) -> str:
         """Return what was held back; no more text will come."""

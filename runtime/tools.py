@@ -97,9 +97,8 @@ class Call:
 def read_tools(tools: object) -> dict[str, Any]:
     """Return the schemas of the arguments of ``tools``, by name.
 
-    Args:
-        tools: As OpenAI's clients give them, ``{"type": "function", "function": {...}}``,
-            or the functions themselves.
+    They are as OpenAI's clients give them, ``{"type": "function", "function": {...}}``, or
+    the functions themselves.
 
     Raises:
         ConfigError: One is none, or a name comes twice.
@@ -150,13 +149,8 @@ class Calls:
     ) -> Calls | None:
         """Return what ``tools`` and ``choice`` ask for; None where no call may come.
 
-        Args:
-            tools: See :func:`read_tools`.
-            choice: ``"auto"``, ``"none"``, ``"required"``, the name of a tool, or
-                ``{"type": "function", "function": {"name": ...}}``.
-            parallel: Several calls may come.
-            template: Chat template of the model.
-            special: See the attributes, as ``spell``.
+        ``choice`` is ``"auto"``, ``"none"``, ``"required"``, the name of a tool, or
+        ``{"type": "function", "function": {"name": ...}}``; ``template`` is the model's.
 
         Raises:
             ConfigError: They are none, or the choice is none of them.
@@ -226,11 +220,8 @@ class Calls:
         return "\n".join([f"start: {start}", *lines, ""])
 
     def read(self, text: str) -> tuple[str, list[Call]]:
-        """Return what an answer says, and the calls in it that are whole.
-
-        Args:
-            text: Special tokens spelt out.
-        """
+        """Return what an answer, its special tokens spelt out, says, and the calls in it
+        that are whole."""
         form, calls = self.form, []
         said, mark, rest = text.partition(form.mark) if form.mark else ("", "", text)
         if not mark and form.needed:

@@ -91,13 +91,9 @@ class InFlight:
     def send(
         self, fresh: Sequence[Proposal], block: Sequence[Proposal], start: int | None
     ) -> None:
-        """Note a frame that goes out.
-
-        Args:
-            fresh: Its drafts, with those that a grammar forces behind each.
-            block: All of the block so far, these last.
-            start: Position of the block's first token; None while more frames follow.
-        """
+        """Note a frame that goes out: its ``fresh`` drafts, with those that a grammar
+        forces behind each, end the ``block`` so far, which begins at ``start``; None while
+        more frames follow."""
         self.tokens += [p.token for p in fresh]
         self._forced += [p.forced for p in fresh]
         if start is not None:
@@ -135,11 +131,7 @@ class InFlight:
         return at
 
     def accepted(self, epoch: int, count: int) -> list[tuple[int, bool]]:
-        """Return the ids that stand when ``count`` are accepted, and which are forced.
-
-        Raises:
-            ProtocolError: So many were not sent.
-        """
+        """Return the ids that stand when ``count`` are accepted, and which are forced."""
         ids, forced = self._marked(epoch)
         return list(zip(ids, forced))[: self.reach(epoch, count)]
 

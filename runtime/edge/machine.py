@@ -261,11 +261,9 @@ class EdgeSession:
         return self._racing or self._believed_alone
 
     def _enter(self, event: str, to: State) -> None:
-        """Change the state, as the table allows."""
         self.state = states.after(TABLE, self.state, event, to)
 
     def _settle(self, event: str) -> None:
-        """Drafting or waiting, after ``event``."""
         owed = self._in_flight > 0 or self._streams
         self._enter(event, WAITING if owed else DRAFTING)
 
@@ -583,7 +581,6 @@ class EdgeSession:
             )
 
     def _note_beside(self, wanted: int, spared: int) -> None:
-        """Note what the verifier says of its own drafting."""
         counts, (wanted_before, spared_before) = self.counts, self._told_before
         counts.wanted, counts.spared = wanted_before + wanted, spared_before + spared
         self._rest.told(counts.wanted, counts.spared, len(self._committed))
@@ -698,7 +695,6 @@ class EdgeSession:
         return self._controller.limit()
 
     def _dispatch(self, verdict: bool) -> list[Action]:
-        """Send what may leave now."""
         mode, main, wire, hand = self._mode, self._lines.main, self._wire, self._hand
         actions: list[Action] = []
         in_flight = self._in_flight

@@ -18,11 +18,14 @@ ENGINES = {
     "onnxruntime": "draftwire.runtime.engines.onnx",
     "litert": "draftwire.runtime.engines.litert",
 }
+# The libraries that have it, and the extra that brings one.
 _LIBRARIES = {
-    "onnxruntime": ("onnxruntime",),
-    "litert": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
+    "onnxruntime": ("draftwire[ort]", "onnxruntime"),
+    "litert": (
+        *("draftwire[tflite]", "ai_edge_litert.interpreter"),
+        "tflite_runtime.interpreter",
+    ),
 }
-_EXTRAS = {"onnxruntime": "draftwire[ort]", "litert": "draftwire[tflite]"}
 
 
 @dataclass(frozen=True)
@@ -74,32 +77,23 @@ def choose_engine(
     Raises:
         ConfigError: There is no such engine or file, or no engine is installed.
     """
-    if engine is not None:
-        if engine not in ENGINES:
-            raise ConfigError(
-                f"there is no engine {engine!r}",
-                hint=f"this version has {', '.join(sorted(ENGINES))}",
-            )
-        if importable(engine):
-            return engine, _that_runs(package, precision, engine)
-        return engine, package.model_file(precision, engine=engine)
-    models = [file for file in package.files.values() if file.precision]
-    has = [name for name in ENGINES if any(f.engine == name for f in models)]
-    fits = [
-        name
-        for name in has
-        if precision is None
-        or any((f.engine, f.precision) == (name, precision) for f in models)
-    ]
-    for name in fits:
+    if engine is not None and engine not in ENGINES:
+        raise ConfigError(
+            f"there is no engine {engine!r}",
+            hint=f"this version has {', '.join(sorted(ENGINES))}",
+        )
+    models = {(f.engine, f.precision) for f in package.files.values() if f.precision}
+    has = [name for name in ENGINES if name in {runs_on for runs_on, _ in models}]
+    fits = [n for n in has if precision is None or (n, precision) in models]
+    for name in [engine] if engine is not None else fits:
         if importable(name):
             return name, _that_runs(package, precision, name)
-    if not fits:  # says which precisions there are
-        name = (has or list(ENGINES))[0]
+    if engine is not None or not fits:  # opening it, or the package, says what is wrong
+        name = engine or (has or list(ENGINES))[0]
         return name, package.model_file(precision, engine=name)
     raise ConfigError(
         f"{package.path.name} runs on {' or '.join(fits)}, which is not installed",
-        hint=" or ".join(f"pip install '{_EXTRAS[name]}'" for name in fits)
+        hint=" or ".join(f"pip install '{_LIBRARIES[name][0]}'" for name in fits)
         + " (on a Jetson: NVIDIA's onnxruntime-gpu)",
     )
 
@@ -107,30 +101,21 @@ def choose_engine(
 def _that_runs(package: DraftPackage, precision: str | None, engine: str) -> PackageFile:
     """Return the package's own choice, or, where the engine is too old, the next."""
     chosen = package.model_file(precision, engine=engine)
-    installed = _version(engine)
-    if (
-        precision is not None
-        or not installed
-        or version_tuple(chosen.min_engine) <= installed
-    ):
+    if precision is not None or engine != "onnxruntime":
         return chosen
-    for other in package.precisions:  # smallest first
-        models = [f for f in package.files.values() if f.precision == other]
-        for file in models:
-            if file.engine == engine and version_tuple(file.min_engine) <= installed:
+    installed = version_tuple(str(importlib.import_module(engine).__version__))
+    for wanted in ("", *package.precisions):  # its own, then the smallest first
+        for file in package.files.values():
+            mine = file == chosen if not wanted else file.precision == wanted
+            fits = file.engine == engine and version_tuple(file.min_engine) <= installed
+            if mine and fits:
                 return file
     return chosen  # opening it says what is too old
 
 
-def _version(engine: str) -> tuple[int, ...]:
-    if engine != "onnxruntime":
-        return ()
-    return version_tuple(str(importlib.import_module("onnxruntime").__version__))
-
-
 def importable(engine: str) -> bool:
     """Tell whether an engine's library is installed and loads."""
-    for library in _LIBRARIES[engine]:
+    for library in _LIBRARIES[engine][1:]:
         try:
             importlib.import_module(library)
         except ImportError:

@@ -27,21 +27,12 @@ _AUTO_GAIN = 0.85
 
 
 class DraftModel:
-    """One frozen draft on one engine, with one KV cache.
+    """One frozen draft on one engine, with one KV cache of ``context`` tokens.
 
     The state is one integer, :attr:`length`: tokens beyond it are forgotten. Not
-    thread-safe: one thread at a time.
-
-    Attributes:
-        vocab_size: Size of the logits.
-        context: Tokens that the KV cache holds at most.
-        engine: Engine and version, e.g. "onnxruntime 1.23.2".
-        precision: Precision of the weights, e.g. "int8".
-        threads: Threads inside one operator.
-        warnings: Sentences for the run report, e.g. of a provider that fell back.
-        parallel: How it says several tokens in one forward, or None where it does not, or
-            the engine cannot.
-        mask_ids: Ids that are no words.
+    thread-safe: one thread at a time. ``warnings`` are sentences for the run report, e.g.
+    of a provider that fell back; ``parallel`` says how several tokens come of one forward,
+    or is None where they do not, or the engine cannot; ``mask_ids`` are no words.
     """
 
     def __init__(
@@ -93,14 +84,11 @@ class DraftModel:
         Args:
             package: A loaded package, or the path of one.
             precision: Which of the package's models; by default the package's choice.
-            engine: "onnxruntime" or "litert"; by default onnxruntime where it is
-                installed, else LiteRT.
+            engine: "onnxruntime" or "litert"; by default onnxruntime where it is installed.
             threads: Threads inside one operator (default 1), or "auto" to measure.
             max_context: Tokens to reserve a KV cache for, at most the model's context.
             spin: Let idle threads spin instead of sleeping.
-            provider: Where onnxruntime computes: "cpu", "cuda", "tensorrt", or "auto"
-                (the default) for the best one here that can run the graph. What falls
-                back to the CPU is in :attr:`warnings`.
+            provider: Where onnxruntime computes: "cpu", "cuda", "tensorrt", or "auto".
 
         Raises:
             ConfigError: A setting is out of range, or the engine is not installed.
@@ -182,35 +170,30 @@ class DraftModel:
                 f"asked, room for {self.context}",
                 hint="shorten the prompt or ask for fewer new tokens",
             )
-        if count == 1:
+        if count == 1:  # the hot loop's
             token = tokens[0]
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token {token}, the vocabulary has {self.vocab_size}")
             logits = self._step(token, past)
         else:
-            if not count:
-                raise ValueError("forward() needs at least one token")
-            if min(tokens) < 0 or max(tokens) >= self.vocab_size:
-                raise ValueError(f"a token outside the vocabulary of {self.vocab_size}")
+            self._check(tokens)
             logits = self._engine.block(tokens, past)
         self._length = past + count
         return logits
 
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise ValueError("forward() needs at least one token")
+        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            raise ValueError(f"a token outside the vocabulary of {self.vocab_size}")
+
     def ahead(self, tokens: Sequence[int], count: int) -> np.ndarray:
         """Append ``tokens``; return the logits that follow them, and those of masks behind.
-
-        Args:
-            tokens: One or more ids.
-            count: How many tokens to say in this forward, at most ``parallel.block``.
 
         Returns:
             ``(n, vocab_size)`` float32, a view that the next call overwrites: row ``j``
             says the token ``j`` places behind ``tokens``; fewer rows than ``count`` where
-            the context has no room for more masks. The masks are forgotten.
-
-        Raises:
-            ConfigError: See :meth:`forward`.
-            ValueError: See :meth:`forward`.
+            the context has no room for more masks, which are forgotten.
         """
         past, new, parallel = self._length, len(tokens), self.parallel
         masks: tuple[int, ...] = ()
@@ -219,18 +202,14 @@ class DraftModel:
             masks = parallel.masks(max(0, min(count - 1, room)))
         if not masks or not new or self._tail is None:
             return self.forward(tokens)[None]
-        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
-            raise ValueError(f"a token outside the vocabulary of {self.vocab_size}")
+        self._check(tokens)
         rows = self._tail((*tokens, *masks), past, 1 + len(masks))
         self._length = past + new
         return rows
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens.
-
-        Raises:
-            ValueError: ``length`` is negative or more than is held.
-        """
+        """Forget all but the first ``length`` tokens; a ValueError where so many are not
+        held."""
         if not 0 <= length <= self._length:
             raise ValueError(f"rewind to {length} of {self._length} tokens")
         self._length = length

@@ -26,15 +26,11 @@ class ModelSpec:
 
 
 class Engine(Protocol):
-    """One model and the memory of its KV cache.
+    """One model and the memory of its KV cache; ``name`` is engine and version.
 
-    Attributes:
-        name: Engine and version, e.g. "onnxruntime 1.23.2".
-        multi_token: False when a forward with a past is right for one token only.
-
-    An engine may have ``warnings`` too: sentences for the run report; and
-    ``tail(tokens, past, rows)``, which runs ``tokens`` in one forward and returns the
-    logits ``(rows, vocab)`` of the last ``rows`` of them, a reused view.
+    Without ``multi_token`` a forward with a past is right for one token only. An engine may
+    have ``warnings`` for the run report, and ``tail(tokens, past, rows)``, which runs
+    ``tokens`` in one forward: logits ``(rows, vocab)`` of the last of them, a reused view.
     """
 
     name: str
@@ -45,3 +41,8 @@ class Engine(Protocol):
 
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
         """Run ``tokens`` from position ``past``; logits ``(vocab,)`` of the last."""
+
+
+def first_line(exc: BaseException) -> str:
+    """Return the first line of what a library says of an error."""
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]

@@ -13,13 +13,15 @@ Source:
 
 from __future__ import annotations
 
+import importlib
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.runtime.engines.engine import Engine, ModelSpec
+from draftwire.runtime.engines.engine import Engine, ModelSpec, first_line
 
 INSTALL_HINT = (
     "pip install 'draftwire[tflite]' "
@@ -30,31 +32,22 @@ _NOTHING = np.empty(0, np.float32)
 
 
 def import_litert() -> tuple[Any, str]:
-    """Return the interpreter class and what it is: "ai-edge-litert 2.3.0".
-
-    Raises:
-        ConfigError: Neither of the two packages can be imported.
-    """
-    from importlib import metadata
-
-    package = "ai-edge-litert"
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        package = "tflite-runtime"
+    """Return the interpreter class and what it is ("ai-edge-litert 2.3.0"); a ConfigError
+    where neither package can be imported."""
+    for package in ("ai-edge-litert", "tflite-runtime"):
+        name = package.replace("-", "_") + ".interpreter"
         try:
-            from tflite_runtime.interpreter import Interpreter
-        except ImportError as exc:
-            raise ConfigError(
-                "the draft needs LiteRT; neither ai-edge-litert nor tflite-runtime "
-                "can be imported",
-                hint=INSTALL_HINT,
-            ) from exc
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:  # unpacked by hand, as some images have it
-        version = "of unknown version"
-    return Interpreter, f"{package} {version}"
+            found = importlib.import_module(name).Interpreter
+        except ImportError:
+            continue
+        try:
+            return found, f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:  # unpacked by hand, as some images have it
+            return found, f"{package} of unknown version"
+    raise ConfigError(
+        "the draft needs LiteRT; neither ai-edge-litert nor tflite-runtime can be imported",
+        hint=INSTALL_HINT,
+    )
 
 
 def open_engine(
@@ -86,27 +79,17 @@ def open_engine(
         return LiteRTEngine(interpreter, spec, name=name, file=path.name)
     except (RuntimeError, ValueError) as exc:
         raise ModelError(
-            f"{name} cannot run {path}: {_first_line(exc)}",
+            f"{name} cannot run {path}: {first_line(exc)}",
             hint="export the draft again, or choose another precision",
         ) from exc
 
 
-def _first_line(exc: BaseException) -> str:
-    lines = str(exc).strip().splitlines()
-    return lines[0] if lines else type(exc).__name__
-
-
 class _Signature:
-    """One signature: its tensors as arrays, and how many cached tokens are right.
+    """One signature: its tensors as arrays, which hold what came out once it has ``run``.
 
-    Attributes:
-        tokens: Tokens that one run takes.
-        room: Tokens that its caches hold.
-        valid: Leading tokens in its caches that are those of the text.
-        run: Computes; the arrays then hold what came out.
-        caches: For each layer ``(kv_heads, room, head_dim)`` keys, and the same form
-            of values.
-        fresh: What belongs into the caches at ``past``, ``(kv_heads, tokens, head_dim)``.
+    The caches, for each layer keys and values ``(kv_heads, room, head_dim)``, hold
+    ``valid`` tokens of the text; ``fresh``, ``(kv_heads, tokens, head_dim)``, belongs into
+    them at ``past``.
     """
 
     def __init__(
@@ -139,14 +122,8 @@ def _turned(values: np.ndarray) -> np.ndarray:
 
 
 class LiteRTEngine:
-    """A ``static`` graph whose caches are the interpreter's own tensors.
-
-    Attributes:
-        name: Package and version of the interpreter.
-        multi_token: True.
-        in_place: False when every step copies the cache.
-        warnings: Sentences for the run report.
-    """
+    """A ``static`` graph whose caches are the interpreter's own tensors, or, where it hides
+    them, are copied at every step (not ``in_place``)."""
 
     multi_token = True
 

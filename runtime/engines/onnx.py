@@ -8,6 +8,7 @@ copies the cache at every step.
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -23,7 +24,7 @@ from draftwire.boards.providers import (
 )
 from draftwire.errors import ConfigError, ModelError
 from draftwire.io import version_tuple
-from draftwire.runtime.engines.engine import Engine, ModelSpec
+from draftwire.runtime.engines.engine import Engine, ModelSpec, first_line
 from draftwire.runtime.engines.providers import (
     Profile,
     cache_folder,
@@ -55,13 +56,12 @@ _DTYPES: dict[str, Any] = {
 
 def _import_onnxruntime() -> Any:
     try:
-        import onnxruntime
+        return importlib.import_module("onnxruntime")
     except ImportError as exc:
         raise ConfigError(
             "the draft needs onnxruntime, which is not installed",
             hint="pip install 'draftwire[ort]' (on a Jetson: NVIDIA's onnxruntime-gpu)",
         ) from exc
-    return onnxruntime
 
 
 def open_engine(
@@ -79,17 +79,14 @@ def open_engine(
         path: The ``.onnx`` file.
         spec: The model's shape, form of graph and cache capacity.
         threads: Threads inside one operator.
-        spin: Let idle threads spin: quicker on an idle board, and a waste of energy and
-            of the other cores everywhere else.
-        provider: Execution provider, with the CPU behind it: "cpu", "cuda",
-            "tensorrt", a name of onnxruntime's, or None for the best one that can run
-            the graph. Whatever falls back to the CPU is in the engine's ``warnings``.
+        spin: Let idle threads spin: quicker on an idle board, a waste of energy elsewhere.
+        provider: See :func:`~draftwire.runtime.engines.providers.choose_provider`.
         draft_id: Id of the package, for what a provider builds and keeps.
 
     Raises:
         ConfigError: onnxruntime is not installed.
-        ModelError: This onnxruntime cannot run the file, or the file is not the model
-            that the package describes.
+        ModelError: This onnxruntime cannot run the file, or it is not the model that the
+            package describes.
     """
     ort = _import_onnxruntime()
     version = version_tuple(ort.__version__)
@@ -119,18 +116,17 @@ def open_engine(
             hint="run it on the CPU, or export the draft with --graph concat",
         )
 
-    if provider != CPU:
-        errors: tuple[type[Exception], ...] = (ModelError, *engine_errors(ort))
+    errors: tuple[type[Exception], ...] = (ModelError, *engine_errors(ort))
+    for chosen in dict.fromkeys((provider, CPU)):
         try:
-            engine = _open(ort, path, spec, threads, spin, provider, draft_id)
+            engine = _open(ort, path, spec, threads, spin, chosen, draft_id)
+            break
         except errors as exc:
-            fell = f"{short_name(provider)} cannot run the draft: {_first_line(exc)}"
+            if chosen == CPU:
+                raise
+            fell = f"{short_name(provider)} cannot run the draft: {first_line(exc)}"
             warnings = (*warnings, fell + "; it runs on the CPU")
-        else:
-            engine.warnings = (*warnings, *engine.warnings)
-            return engine
-    engine = _open(ort, path, spec, threads, spin, CPU, draft_id)
-    engine.warnings = warnings
+    engine.warnings = (*warnings, *engine.warnings)
     return engine
 
 
@@ -160,7 +156,7 @@ def _open(
         session = ort.InferenceSession(str(path), options, providers=chosen)
     except engine_errors(ort) as exc:
         raise ModelError(
-            f"onnxruntime {ort.__version__} cannot load {path}: {_first_line(exc)}",
+            f"onnxruntime {ort.__version__} cannot load {path}: {first_line(exc)}",
             hint="export the draft again, or update onnxruntime",
         ) from exc
     _check_caches(session, spec, path)
@@ -179,11 +175,6 @@ def _open(
     return engine
 
 
-def _first_line(exc: BaseException) -> str:
-    lines = str(exc).strip().splitlines()
-    return lines[0] if lines else type(exc).__name__
-
-
 def _caches(session: Any) -> dict[str, Any]:
     """Return a graph's inputs that are caches, by name."""
     found = {node.name: node for node in session.get_inputs()}
@@ -193,15 +184,10 @@ def _caches(session: Any) -> dict[str, Any]:
 def _check_caches(session: Any, spec: ModelSpec, path: Path) -> None:
     present = _caches(session)
     # A layer has keys and values, or the last inputs of its convolution (".conv").
-    wanted = {
-        f"past_key_values.{layer}.{part}"
-        for layer in range(spec.layers)
-        for part in (
-            ("conv",)
-            if spec.graph == "gqa" and f"past_key_values.{layer}.conv" in present
-            else ("key", "value")
-        )
-    }
+    wanted = set()
+    for name in (f"past_key_values.{layer}" for layer in range(spec.layers)):
+        convolves = spec.graph == "gqa" and f"{name}.conv" in present
+        wanted |= {f"{name}.{p}" for p in (("conv",) if convolves else ("key", "value"))}
     if set(present) != wanted or "input_ids" not in {n.name for n in session.get_inputs()}:
         raise ModelError(
             f"{path.name} has {len(present)} cache inputs, its package says "
@@ -238,14 +224,8 @@ class _Bound:
 
 
 class SharedCacheEngine:
-    """A ``gqa`` graph whose caches are bound once.
-
-    Attributes:
-        session: The ``onnxruntime.InferenceSession``.
-        caches: By input name, each ``(1, kv_heads, capacity, head_dim)``, or
-            ``(1, 1, capacity, hidden)`` of a layer that convolves.
-        warnings: Sentences for the run report.
-    """
+    """A ``gqa`` graph whose caches are bound once: by input name, each ``(1, kv_heads,
+    capacity, head_dim)``, or ``(1, 1, capacity, hidden)`` of a layer that convolves."""
 
     warnings: tuple[str, ...] = ()
 
@@ -279,33 +259,20 @@ class SharedCacheEngine:
                 self._rows = np.zeros((1, rows, self._vocab_size), np.float32)
             logits = self._rows[:, :rows]
         bound = _Bound(length, logits)
-        binding = self.session.io_binding()
+        bound.binding = binding = self.session.io_binding()
 
-        def bind_input(key: str, array: np.ndarray) -> None:
-            binding.bind_input(
-                key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
-            )
+        def bind(to: Callable[..., None], key: str, array: np.ndarray) -> None:
+            to(key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
-        bind_input("input_ids", bound.ids)
-        bind_input("seqlens_k", self._seqlens)
-        bind_input("total_seq_len", self._total)
+        bind(binding.bind_input, "input_ids", bound.ids)
+        bind(binding.bind_input, "seqlens_k", self._seqlens)
+        bind(binding.bind_input, "total_seq_len", self._total)
         if self._last_only:
-            bind_input("logits_from", bound.first_row)
-        logits = bound.logits
-        binding.bind_output(
-            "logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data
-        )
+            bind(binding.bind_input, "logits_from", bound.first_row)
+        bind(binding.bind_output, "logits", bound.logits)
         for key, cache in self.caches.items():
-            bind_input(key, cache)
-            binding.bind_output(
-                key.replace("past_key_values", "present"),
-                "cpu",
-                0,
-                cache.dtype.type,
-                cache.shape,
-                cache.ctypes.data,
-            )
-        bound.binding = binding
+            bind(binding.bind_input, key, cache)
+            bind(binding.bind_output, key.replace("past_key_values", "present"), cache)
         return bound
 
     def _make_step(self) -> Callable[[int, int], np.ndarray]:
@@ -328,13 +295,12 @@ class SharedCacheEngine:
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
         """Run several tokens, in as few forwards as this onnxruntime gets right."""
         count = len(tokens)
-        done = 0
-        logits = _NOTHING
+        done, logits = 0, _NOTHING
         while done < count:
-            if self.multi_token:
-                size = min(_CHUNK, count - done)
-            else:
-                size = min(_FIRST_CHUNK, count - done) if past + done == 0 else 1
+            most = _CHUNK
+            if not self.multi_token:
+                most = _FIRST_CHUNK if past + done == 0 else 1
+            size = min(most, count - done)
             if size == 1:
                 logits = self.step(tokens[done], past + done)
             else:
@@ -377,15 +343,10 @@ class ConcatEngine:
         self._session = session
         inputs = {node.name: node for node in session.get_inputs()}
         self._wants = frozenset(inputs)
-        known = {"input_ids", "attention_mask", "position_ids", "logits_from"}
-        strange = sorted(
-            key
-            for key in inputs
-            if key not in known and not key.startswith("past_key_values.")
-        )
-        if strange:
-            raise ModelError(f"the draft's graph wants an unknown input: {strange[0]}")
         self._keys = list(_caches(session))
+        known = {"input_ids", "attention_mask", "position_ids", "logits_from"}
+        if strange := sorted(self._wants - known - {*self._keys}):
+            raise ModelError(f"the draft's graph wants an unknown input: {strange[0]}")
         self._outputs = ["logits"] + [
             key.replace("past_key_values", "present") for key in self._keys
         ]

@@ -10,7 +10,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 from draftwire import io
-from draftwire.boards.providers import CPU, CPU_MEMORY, short_name
+from draftwire.boards.providers import CPU, CPU_MEMORY, nodes_of, short_name
 from draftwire.errors import ConfigError
 from draftwire.runtime.engines.engine import Engine, ModelSpec
 
@@ -33,13 +32,9 @@ def choose_provider(
 ) -> tuple[str, tuple[str, ...]]:
     """Return onnxruntime's name of the provider to ask for, and warnings.
 
-    Args:
-        available: What the installed onnxruntime says it has.
-        wanted: "cpu", "cuda", "tensorrt", a name of onnxruntime's, or None (or "auto")
-            for the best one that can run the graph.
-        graph: Form of the graph. A ``gqa`` graph keeps its cache in the memory of the
-            CPU, so on its own account it goes nowhere else.
-        name: Engine and version, for the warnings.
+    ``wanted`` is "cpu", "cuda", "tensorrt", a name of onnxruntime's, or None (or "auto")
+    for the best one that can run the graph. A ``gqa`` graph keeps its cache in the memory
+    of the CPU, so on its own account it goes nowhere else.
 
     Raises:
         ConfigError: There is no such provider.
@@ -92,16 +87,19 @@ def provider_options(provider: str, spec: ModelSpec, cache: Path) -> dict[str, s
             f"{cache} cannot be made: {exc.strerror}",
             hint="set XDG_CACHE_HOME to a folder that can be written",
         ) from exc
-    ranges: dict[str, list[str]] = {"min": [], "opt": [], "max": []}
+    caches = [
+        f"past_key_values.{i}.{p}" for i in range(spec.layers) for p in ("key", "value")
+    ]
     sizes = {"min": (1, 0), "opt": (1, spec.capacity // 2), "max": (128, spec.capacity)}
+    ranges = {}
     for end, (tokens, past) in sizes.items():
-        ranges[end].append(f"input_ids:1x{tokens}")
-        ranges[end].append(f"attention_mask:1x{tokens + past}")
-        ranges[end].append(f"position_ids:1x{tokens}")
-        for layer in range(spec.layers):
-            for part in ("key", "value"):
-                shape = f"1x{spec.kv_heads}x{past}x{spec.head_dim}"
-                ranges[end].append(f"past_key_values.{layer}.{part}:{shape}")
+        shape = f"1x{spec.kv_heads}x{past}x{spec.head_dim}"
+        ranges[end] = [
+            f"input_ids:1x{tokens}",
+            f"attention_mask:1x{tokens + past}",
+            f"position_ids:1x{tokens}",
+            *(f"{cache}:{shape}" for cache in caches),
+        ]
     return {
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(cache),
@@ -122,23 +120,8 @@ class Profile:
 
     def end(self, session: Any) -> dict[str, int]:
         """Stop profiling; return how many nodes ran, by provider."""
-        path = Path(session.end_profiling())
-        try:
-            events = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        except (OSError, ValueError):
-            events = []
-        finally:
-            self._folder.cleanup()
-        nodes = set()
-        for event in events if isinstance(events, list) else []:
-            args = event.get("args") if isinstance(event, dict) else None
-            if isinstance(args, dict) and event.get("cat") == "Node":
-                if args.get("provider"):
-                    nodes.add((str(args["provider"]), event.get("name")))
-        counts: dict[str, int] = {}
-        for provider, _ in nodes:
-            counts[provider] = counts.get(provider, 0) + 1
-        return counts
+        with self._folder:
+            return nodes_of(Path(session.end_profiling()))
 
 
 def first_run(

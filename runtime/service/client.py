@@ -45,11 +45,8 @@ class _Connection(http.client.HTTPConnection):
 
 
 class ServiceClient:
-    """One connection to the service; it carries one stream at a time.
-
-    Args:
-        path: Its socket; None takes the usual one.
-        timeout: Seconds without a word from the service that count as its death.
+    """One connection to the service at ``path``, or the usual socket; it carries one stream
+    at a time, and ``timeout`` seconds without a word count as the service's death.
 
     Raises:
         TransportError: No service listens there.
@@ -89,9 +86,7 @@ class ServiceClient:
     def generate(self, prompt: str | list[int], **options: Any) -> Iterator[dict[str, Any]]:
         """Yield the pieces of one text; the last one has ``finish`` and ``report``.
 
-        Args:
-            prompt: Text, or token ids.
-            options: Those of ``Session.generate`` (docs/options.md).
+        ``prompt`` is text or token ids, ``options`` are those of ``Session.generate``.
 
         Raises:
             DraftwireError: The service refused, or the stream failed.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import ipaddress
 import json
 import re
@@ -30,19 +31,14 @@ _LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.([01])\Z")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\Z")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\r\n\Z")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?\Z")
+_CHUNK = "a chunk of the request's body is malformed"
+_LARGE = f"the body of a request has at most {MAX_BODY >> 20} MiB"
 _ONCE = (b"content-length", b"host", b"origin", b"authorization", b"transfer-encoding")
 
 
 class HttpError(Exception):
-    """A request that gets no answer but this.
-
-    Args:
-        status: 400 to 599.
-        message: A sentence.
-        hint: What to do.
-        param: The field of the request that it is about.
-        code: One word for programs.
-        headers: More of the answer.
+    """A request that gets no answer but this: a status of 400 to 599, a sentence, what to
+    do, the field of the request that it is about, a word for programs, and more fields.
     """
 
     def __init__(
@@ -62,10 +58,14 @@ class HttpError(Exception):
     def document(self) -> dict[str, Any]:
         """Return the error as OpenAI's clients read it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        if self.status == 429:
-            kind = "rate_limit_error"
-        error = {"message": str(self), "type": kind, "param": self.param}
-        return {"error": {**error, "code": self.code, "hint": self.hint or None}}
+        error = {
+            "message": str(self),
+            "type": "rate_limit_error" if self.status == 429 else kind,
+            "param": self.param,
+            "code": self.code,
+            "hint": self.hint or None,
+        }
+        return {"error": error}
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,9 @@ class Gate:
                 "Access-Control-Max-Age": "600",
             }
         if self.token:
-            import hmac
-
-            given = request.fields.get("authorization", "").partition(" ")
-            same = hmac.compare_digest(given[2].strip().encode(), self.token.encode())
-            if given[0].lower() != "bearer" or not same:
+            word, _, given = request.fields.get("authorization", "").partition(" ")
+            same = hmac.compare_digest(given.strip().encode(), self.token.encode())
+            if word.lower() != "bearer" or not same:
                 raise HttpError(
                     401,
                     "the token is missing or wrong",
@@ -181,13 +179,10 @@ class Reply:
 
     def _head(self, status: int, fields: Mapping[str, str]) -> None:
         self.begun = True
-        shown = {
-            **fields,
-            **self.headers,
-            "Connection": "keep-alive" if self.keep else "close",
-        }
+        closing = {"Connection": "keep-alive" if self.keep else "close"}
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in shown.items()]
+        for name, value in {**fields, **self.headers, **closing}.items():
+            lines.append(f"{name}: {value}")
         self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
 
     async def _send(self, data: bytes, *, part: bool = False) -> None:
@@ -280,11 +275,8 @@ class HttpServer:
         assert task is not None
         try:
             if len(self._connections) > MAX_CLIENTS:
-                raise HttpError(
-                    503,
-                    f"{MAX_CLIENTS} programs are connected already",
-                    headers={"Retry-After": "1"},
-                )
+                what = f"{MAX_CLIENTS} programs are connected already"
+                raise HttpError(503, what, headers={"Retry-After": "1"})
             while True:
                 self._busy.discard(task)
                 reply = Reply(writer)
@@ -352,9 +344,8 @@ async def _read(
     try:
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HEAD_S)
     except asyncio.LimitOverrunError:
-        raise HttpError(
-            431, f"the head of a request has at most {MAX_HEAD} bytes"
-        ) from None
+        what = f"the head of a request has at most {MAX_HEAD} bytes"
+        raise HttpError(431, what) from None
     except asyncio.IncompleteReadError:
         return None
     except asyncio.TimeoutError:
@@ -369,7 +360,7 @@ async def _read(
     if coding is not None and (coding.lower() != "chunked" or "content-length" in fields):
         raise HttpError(400, "Transfer-Encoding must be chunked, without Content-Length")
     if int(size) > MAX_BODY:
-        raise _too_large()
+        raise HttpError(413, _LARGE)
     if fields.get("expect", "").lower() == "100-continue":
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     wanted = reader.readexactly(int(size)) if coding is None else _chunks(reader)
@@ -378,7 +369,7 @@ async def _read(
     except asyncio.TimeoutError:
         raise HttpError(408, "the body of the request does not come") from None
     except asyncio.LimitOverrunError:
-        raise HttpError(400, "a chunk of the request's body is malformed") from None
+        raise HttpError(400, _CHUNK) from None
     except asyncio.IncompleteReadError:
         return None
     reply.keep = request.keep
@@ -412,20 +403,16 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
     while True:
         found = _SIZE.match(await reader.readuntil(b"\n"))
         if found is None:
-            raise HttpError(400, "a chunk of the request's body is malformed")
+            raise HttpError(400, _CHUNK)
         size = int(found[1], 16)
         if len(body) + size > MAX_BODY:
-            raise _too_large()
+            raise HttpError(413, _LARGE)
         if not size:
             break
         body += await reader.readexactly(size)
         if await reader.readexactly(2) != b"\r\n":
-            raise HttpError(400, "a chunk of the request's body is malformed")
+            raise HttpError(400, _CHUNK)
     for _ in range(64):  # trailers mean nothing to us
         if await reader.readuntil(b"\n") == b"\r\n":
             return body
     raise HttpError(400, "the request has too many trailers")
-
-
-def _too_large() -> HttpError:
-    return HttpError(413, f"the body of a request has at most {MAX_BODY >> 20} MiB")

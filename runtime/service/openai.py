@@ -28,7 +28,7 @@ from typing import (
 
 from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean
-from draftwire.options import STREAM_GROUPS, Option, check_prompt, options_of
+from draftwire.options import STREAM_GROUPS, check_prompt, options_of
 from draftwire.runtime.edge.actions import Token
 from draftwire.runtime.service.http import HttpError
 from draftwire.runtime.stream import Chunk
@@ -88,79 +88,101 @@ class Done:
 # ---- requests
 
 
-def _none(*harmless: object) -> Callable[[Any], bool]:
-    # False is no 0 and 1 no True where a client writes JSON.
-    return lambda v: any(type(v) is type(h) and v == h for h in (None, *harmless))
-
-
-# Fields that are not built yet, or never; these values of theirs ask for nothing.
-_NOT_YET: dict[str, Callable[[Any], bool]] = {
-    "functions": _none([]),
-    "function_call": _none("none", "auto"),
-    "reasoning_effort": _none(),
-    "verbosity": _none(),
-    "modalities": _none(["text"]),
-    "audio": _none(),
-    "prediction": _none(),
-    "web_search_options": _none(),
-    "service_tier": _none("auto", "default"),
-    "store": _none(False),
+# Fields that are not built yet, or never, and values of theirs that ask for nothing.
+_NOT_YET: dict[str, list[Any]] = {
+    "functions": [[]],
+    "function_call": ["none", "auto"],
+    "modalities": [["text"]],
+    "service_tier": ["auto", "default"],
+    "store": [False],
+    "reasoning_effort": [],
+    "verbosity": [],
+    "audio": [],
+    "prediction": [],
+    "web_search_options": [],
 }
-_TEXT = {
+_TEXT: dict[str, list[Any]] = {
     **_NOT_YET,
-    "tools": _none([]),
-    "tool_choice": _none("none", "auto"),
-    "best_of": _none(1),
-    "echo": _none(False),
-    "suffix": _none(""),
+    "tools": [[]],
+    "tool_choice": ["none", "auto"],
+    "best_of": [1],
+    "echo": [False],
+    "suffix": [""],
 }
-_RESPONSE = {
+_RESPONSE: dict[str, list[Any]] = {
     **{name: _NOT_YET[name] for name in ("service_tier", "store")},
-    "reasoning": _none({}),
-    "truncation": _none("disabled"),
-    "background": _none(False),
-    **dict.fromkeys(
-        ("previous_response_id", "conversation", "prompt", "max_tool_calls"), _none()
-    ),
+    "reasoning": [{}],
+    "truncation": ["disabled"],
+    "background": [False],
+    "previous_response_id": [],
+    "conversation": [],
+    "prompt": [],
+    "max_tool_calls": [],
 }
-# What says something about the asker and nothing about the answer.
-_NOTES = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
-_NOTES |= {"prompt_cache_retention"}
 _PASSED = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "ignore_eos"}
 _PASSED |= {"presence_penalty", "frequency_penalty", "repetition_penalty"}
 _PASSED |= {"logit_bias", "bad_words"}
-_SHARED = {"model", "stream", "stream_options", "draftwire"}
-_LOGPROBS = ("logprobs", "top_logprobs")
-_INCLUDED = "message.output_text.logprobs"  # how responses ask for them
-_FIELDS = {
-    "chat": (
-        _NOT_YET,
-        {"messages", "n", "max_tokens", "max_completion_tokens", *_LOGPROBS} | _PASSED,
-    ),
-    "text": (_TEXT, {"prompt", "n", "max_tokens", "logprobs"} | _PASSED),
-    "response": (
-        _RESPONSE,
-        {"input", "instructions", "max_output_tokens", "temperature", "top_p"}
-        | {"top_logprobs", "include"},
-    ),
-}
-_FIELDS["chat"][1].update(("tools", "tool_choice", "response_format"))
-_FIELDS["text"][1].add("response_format")
-_FIELDS["response"][1].update(("tools", "tool_choice", "text"))
-for _refused, _taken in _FIELDS.values():
-    _taken.add("parallel_tool_calls")
 _TEMPLATE = "chat_template_kwargs"  # as vLLM and SGLang call it
+_SHARED = {"model", "stream", "stream_options", "draftwire", "parallel_tool_calls"}
+# What says something about the asker and nothing about the answer.
+_SHARED |= {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+_SHARED |= {"prompt_cache_retention"}
+_CHAT = {"messages", "n", "max_tokens", "max_completion_tokens", "tools", "tool_choice"}
+_CHAT |= {"response_format", "logprobs", "top_logprobs", _TEMPLATE}
+_ITEMS = {"input", "instructions", "max_output_tokens", "temperature", "top_p", "tools"}
+_ITEMS |= {"top_logprobs", "include", "tool_choice", "text", _TEMPLATE}
+_FIELDS = {
+    "chat": (_NOT_YET, _CHAT | _PASSED | _SHARED),
+    "text": (
+        _TEXT,
+        {"prompt", "n", "max_tokens", "logprobs", "response_format"} | _PASSED | _SHARED,
+    ),
+    "response": (_RESPONSE, _ITEMS | _SHARED),
+}
 _TOLD = {"chat": "messages", "text": "prompt", "response": "input"}
-_FORM = {"type", "json_schema", "regex", "choice"}
+_INCLUDED = "message.output_text.logprobs"  # how responses ask for them
 _SCHEMA = {"name", "description", "schema", "strict"}
+_SUPPORTED = "docs/service.md says what is"
+
+
+class _Fields(Dict[str, Any]):
+    """An object of a request, its nulls left out, that stands ``at`` a place there."""
+
+    def __init__(self, given: Mapping[str, Any], at: str = "") -> None:
+        super().__init__((k, v) for k, v in given.items() if v is not None)
+        self.at = at
+
+    def typed(self, name: str, kind: type, wants: str, default: Any) -> Any:
+        value = self.get(name, default)
+        if not isinstance(value, kind):
+            raise _wrong(self.at + name, f"{name} is {_short(value)}; it must be {wants}")
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        found: bool = self.typed(name, bool, "true or false", default)
+        return found
+
+    def object(self, name: str) -> _Fields:
+        found = self.typed(name, dict, "an object", {})
+        return _Fields(found, f"{self.at}{name}.")
+
+    def only(self, *known: str) -> None:
+        for name in self:
+            if name not in known:
+                hint = did_you_mean(name, known, "docs/service.md says what is honoured")
+                raise _wrong(self.at + name, f"there is no {name!r:.64} there", hint=hint)
+
+    def option(self, name: str, option: str = "", param: str = "") -> dict[str, Any]:
+        """Return the option that the field ``name`` sets, checked."""
+        found = _STREAM[option or name]
+        try:
+            return {found.name: found.read(self.get(name), name)}
+        except ConfigError as exc:
+            raise _wrong(param or self.at + name, str(exc), hint=exc.hint) from exc
 
 
 def read_ask(kind: str, body: bytes) -> Ask:
-    """Read a request.
-
-    Args:
-        kind: ``"chat"``, ``"text"`` or ``"response"``.
-        body: As it came.
+    """Read a request; ``kind`` is ``"chat"``, ``"text"`` or ``"response"``.
 
     Raises:
         HttpError: It is none, or has a field that cannot be honoured; it says which.
@@ -171,75 +193,83 @@ def read_ask(kind: str, body: bytes) -> Ask:
         raise HttpError(400, f"the body is not JSON: {exc}") from exc
     if not isinstance(raw, dict):
         raise HttpError(400, "the body is not a JSON object")
-    refusable, honoured = _FIELDS[kind]
-    known = honoured | _SHARED | ({_TEMPLATE} if kind != "text" else set())
+    refused, taken = _FIELDS[kind]
     for name, value in raw.items():
-        if name in refusable and not refusable[name](value):
+        if name in refused and not _asks_nothing(value, refused[name]):
             what = f"{name} = {_short(value)} is not supported"
-            raise _wrong(name, what, "unsupported", "docs/service.md says what is")
-        if name not in refusable and name not in known and name not in _NOTES:
-            hint = did_you_mean(name, {*known, *refusable}, "")
+            raise _wrong(name, what, "unsupported", _SUPPORTED)
+        if name not in refused and name not in taken:
+            hint = did_you_mean(name, {*taken, *refused}, "")
             raise _wrong(name, f"there is no field {name[:64]!r}", "unknown_field", hint)
-    given = {name: value for name, value in raw.items() if value is not None}
-    extra = _object(given, "draftwire")
-    report = _typed(extra, "report", bool, "true or false", False, "draftwire.")
-    extra.pop("report", None)
-    settings = _object(given, "stream_options")
-    _only(settings, {"include_usage", "include_obfuscation"}, "stream_options")
+    given = _Fields(raw)
+    extra, settings = given.object("draftwire"), given.object("stream_options")
+    report = extra.flag("report")
+    settings.only("include_usage", "include_obfuscation")
+    own = _own_options(raw.get("draftwire") or {}, extra)
     form = _structure(kind, given)
     where = "text.format" if kind == "response" else "response_format"
     return Ask(
         kind=kind,
-        model=_typed(given, "model", str, "a name", ""),
+        model=given.typed("model", str, "a name", ""),
         prompts=_checked(kind, given),
-        options={**_options(given), **_logprobs(kind, given), **form, **_extra(extra)},
+        options={**_options(given), **_logprobs(kind, given), **form, **own},
         choices=_choices(given),
-        stream=_typed(given, "stream", bool, "true or false", False),
-        usage=_typed(
-            settings, "include_usage", bool, "true or false", False, "stream_options."
-        ),
+        stream=given.flag("stream"),
+        usage=settings.flag("include_usage"),
         report=report,
-        template_options=_object(given, _TEMPLATE) or None,
+        template_options=dict(given.object(_TEMPLATE)) or None,
         fields={
             "template_options": _TEMPLATE,
             **dict.fromkeys(form, where),
-            **{name: f"draftwire.{name}" for name in extra},
+            **{name: f"draftwire.{name}" for name in own},
         },
         **_tools(kind, given),
     )
 
 
-def _structure(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _asks_nothing(value: Any, harmless: Sequence[Any]) -> bool:
+    # False is no 0 and 1 no True where a client writes JSON.
+    return value is None or any(type(value) is type(h) and value == h for h in harmless)
+
+
+def _own_options(raw: Mapping[str, Any], given: _Fields) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name in raw:
+        if name not in _STREAM and name != "report":
+            hint = did_you_mean(name, _STREAM, "see docs/options.md")
+            what = f"there is no option {name[:64]!r}"
+            raise _wrong(f"draftwire.{name}", what, "unknown_field", hint)
+        if name in given and name != "report":
+            options.update(given.option(name))
+    return options
+
+
+def _structure(kind: str, given: _Fields) -> dict[str, Any]:
     """Return the option for what the text must be, where that is asked for."""
-    where = "response_format"
-    holder: Mapping[str, Any] = given
+    holder, name = given, "response_format"
     if kind == "response":
-        where, holder = "text.format", _object(given, "text")
-        _only(holder, {"format"}, "text")
-    name = where.rsplit(".", 1)[-1]
-    if holder.get(name) is None:
+        holder, name = given.object("text"), "format"
+        holder.only("format")
+    if name not in holder:
         return {}
-    found = _object(holder, name, where[: -len(name)])
+    found, where = holder.object(name), holder.at + name
     form = found.get("type")
     flat = kind == "response" and form == "json_schema"
-    _only(found, {"type", *_SCHEMA} if flat else _FORM, where)
+    found.only("type", *(_SCHEMA if flat else ("json_schema", "regex", "choice")))
     if form == "json_object":
         return {"schema": _STREAM["schema"].read("object")}
     if form == "json_schema":
-        inside = found if flat else _object(found, "json_schema", f"{where}.")
-        dot = f"{where}." if flat else f"{where}.json_schema."
-        _only(inside, {"type", *_SCHEMA} if flat else _SCHEMA, dot[:-1])
-        given = {key: value for key, value in inside.items() if value is not None}
-        _typed(given, "strict", bool, "true or false", False, dot)
-        _typed(given, "name", str, "text", "", dot)
+        inside = found if flat else found.object("json_schema")
+        inside.only("type" if flat else "name", *_SCHEMA)
+        inside.flag("strict")
+        inside.typed("name", str, "text", "")
         if not isinstance(inside.get("schema"), (dict, bool)):
             raise _wrong(where, f"{where} has no schema", hint="an object beside its name")
-        return {"schema": _read(_STREAM["schema"], inside["schema"], "schema", where)}
-    if form == "regex":  # beyond OpenAI's
-        return {"regex": _read(_STREAM["regex"], found.get("regex"), "regex", where)}
-    if form == "choice":
-        asked = found.get("choice") or None  # of no texts none can be chosen
-        return {"choice": _read(_STREAM["choice"], asked, "choice", where)}
+        return inside.option("schema", param=where)
+    if form == "choice" and not found.get("choice"):
+        found.pop("choice", None)  # of no texts none can be chosen
+    if form in ("regex", "choice"):  # beyond OpenAI's
+        return found.option(form, param=where)
     if form != "text":
         what = f"{where}.type = {_short(form)} is not supported"
         hint = "text, json_object, json_schema, regex or choice"
@@ -247,10 +277,10 @@ def _structure(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _tools(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _tools(kind: str, given: _Fields) -> dict[str, Any]:
     """Return the parts of an ask that say what may be called."""
     tools, choice = given.get("tools"), given.get("tool_choice", "auto")
-    parallel = _typed(given, "parallel_tool_calls", bool, "true or false", True)
+    parallel = given.flag("parallel_tool_calls", True)
     if kind == "text" or tools is None or tools == []:
         if kind != "text" and choice not in ("auto", "none"):
             raise _wrong("tool_choice", "tool_choice is of use with tools alone")
@@ -275,58 +305,38 @@ def _tools(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"tools": tools, "tool_choice": choice, "parallel": parallel}
 
 
-def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    options = {}
+def _options(given: _Fields) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    seed = given.get("seed")
+    if type(seed) is int and -(2**63) <= seed < 0:
+        given["seed"] = seed + 2**64  # the same 64 bits
     for name in sorted(_PASSED & given.keys()):
-        value = given[name]
-        if name == "seed" and type(value) is int and -(2**63) <= value < 0:
-            value += 2**64  # the same 64 bits
-        options[name] = _read(_STREAM[name], value, name, name)
+        options.update(given.option(name))
     for name in ("max_tokens", "max_output_tokens", "max_completion_tokens"):
         if name in given:  # the newest name, read last, wins
-            option = _STREAM["max_new_tokens"]
-            options[option.name] = _read(option, given[name], name, name)
+            options.update(given.option(name, "max_new_tokens"))
     return options
 
 
-def _logprobs(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _logprobs(kind: str, given: _Fields) -> dict[str, Any]:
     """Return how many likely tokens are wanted beside each one, where that is asked."""
-    option, most = _STREAM["logprobs"], given.get("top_logprobs")
     if kind == "text":
-        most, wanted = given.get("logprobs"), given.get("logprobs") is not None
-        return {option.name: _read(option, most, "logprobs", "logprobs")} if wanted else {}
+        return given.option("logprobs") if "logprobs" in given else {}
+    asks = "logprobs: true"
     if kind == "chat":
-        wanted = _typed(given, "logprobs", bool, "true or false", False)
+        wanted = given.flag("logprobs")
     else:
-        for name in _typed(given, "include", list, "a list", []):
+        asks = f'include: ["{_INCLUDED}"]'
+        wanted = bool(given.get("include"))
+        for name in given.typed("include", list, "a list", []):
             if name != _INCLUDED:
                 what = f"include: {_short(name)} is not supported"
                 raise _wrong("include", what, "unsupported", f"{_INCLUDED} is")
-        wanted = bool(given.get("include"))
-    if most is not None and not wanted and most != 0:
-        asks = "logprobs: true" if kind == "chat" else f'include: ["{_INCLUDED}"]'
+    most = given.setdefault("top_logprobs", 0)
+    if most != 0 and not wanted:
         raise _wrong("top_logprobs", f"top_logprobs is of use with {asks} alone")
-    found = _read(option, most or 0, "top_logprobs", "top_logprobs")
-    return {option.name: found} if wanted else {}
-
-
-def _extra(given: Mapping[str, Any]) -> dict[str, Any]:
-    options = {}
-    for name, value in given.items():
-        if name not in _STREAM:
-            hint = did_you_mean(name, _STREAM, "see docs/options.md")
-            what = f"there is no option {name[:64]!r}"
-            raise _wrong(f"draftwire.{name}", what, "unknown_field", hint)
-        if value is not None:
-            options[name] = _read(_STREAM[name], value, name, f"draftwire.{name}")
-    return options
-
-
-def _read(option: Option, value: object, where: str, param: str) -> Any:
-    try:
-        return option.read(value, where)
-    except ConfigError as exc:
-        raise _wrong(param, str(exc), hint=exc.hint) from exc
+    found = given.option("top_logprobs", "logprobs")
+    return found if wanted else {}
 
 
 def _choices(given: Mapping[str, Any]) -> int:
@@ -336,7 +346,7 @@ def _choices(given: Mapping[str, Any]) -> int:
     return found
 
 
-def _checked(kind: str, given: Mapping[str, Any]) -> list[Any]:
+def _checked(kind: str, given: _Fields) -> list[Any]:
     name = _TOLD[kind]
     if name not in given:
         raise _wrong(name, f"the field {name} is missing", "missing_field")
@@ -352,9 +362,9 @@ def _checked(kind: str, given: Mapping[str, Any]) -> list[Any]:
         raise _wrong(name, text, hint=exc.hint) from exc
 
 
-def _prompts(value: object, choices: int) -> list[Any]:
+def _prompts(value: Any, choices: int) -> list[Any]:
     several = isinstance(value, list) and value and not isinstance(value[0], int)
-    found = [check_prompt(prompt) for prompt in (value if several else [value])]  # type: ignore[attr-defined]
+    found = [check_prompt(prompt) for prompt in (value if several else [value])]
     if len(found) * choices > MAX_CHOICES:
         raise ConfigError(f"a request has at most {MAX_CHOICES} answers, n for each prompt")
     return found
@@ -387,19 +397,16 @@ def _is_text_part(part: object) -> bool:
     )
 
 
-def _call(call: object) -> object:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    assert isinstance(call, dict)
+def _call(call: Any) -> Any:
     try:
+        function = call["function"]
         arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
-        return call
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return call  # whoever checks messages says what is wrong, if that is
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _items(given: Mapping[str, Any]) -> object:
+def _items(given: _Fields) -> object:
     items = given["input"]
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
@@ -410,12 +417,12 @@ def _items(given: Mapping[str, Any]) -> object:
             before = plain[-1] if plain and isinstance(plain[-1], dict) else {}
             if "tool_calls" in (found or ()) and before.get("role") == "assistant":
                 # What a turn says and calls comes in pieces, and is one message.
-                plain[-1] = {**before, "tool_calls": [*before.get("tool_calls", ())]}
-                plain[-1]["tool_calls"] += found["tool_calls"]
+                calls = [*before.get("tool_calls", ()), *found["tool_calls"]]
+                plain[-1] = {**before, "tool_calls": calls}
             else:
                 plain.append(found)
         items = plain
-    said = _typed(given, "instructions", str, "text", "")
+    said = given.typed("instructions", str, "text", "")
     if said and isinstance(items, list):
         items = [{"role": "system", "content": said}, *items]
     return _messages(items)
@@ -444,26 +451,6 @@ def _item(item: Any, where: str) -> Any:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def _typed(
-    given: Mapping[str, Any], name: str, kind: type, wants: str, default: Any, at: str = ""
-) -> Any:
-    value = given.get(name, default)
-    if not isinstance(value, kind):
-        raise _wrong(at + name, f"{name} is {_short(value)}; it must be {wants}")
-    return value
-
-
-def _object(given: Mapping[str, Any], name: str, at: str = "") -> dict[str, Any]:
-    return dict(_typed(given, name, dict, "an object", {}, at))
-
-
-def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
-    for name, value in given.items():
-        if name not in known and value is not None:
-            hint = did_you_mean(name, known, "docs/service.md says what is honoured")
-            raise _wrong(f"{where}.{name}", f"there is no {name!r:.64} there", hint=hint)
-
-
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -480,44 +467,40 @@ def _wrong(
 
 def usage_of(done: list[Done], *, response: bool = False) -> dict[str, Any]:
     """Return what answers cost; what was not measured is null."""
-    reports = [one.report for one in done]
 
     def total(*path: str) -> Any:
-        values: list[Any] = list(reports)
+        values: list[Any] = [one.report for one in done]
         for key in path:
             values = [(value or {}).get(key) for value in values]
         return None if None in values else sum(values)
 
     prompt, written = total("prompt_tokens") or 0, total("tokens") or 0
-    names = ("input", "output") if response else ("prompt", "completion")
-    keys = ("up_payload", "down_payload", "up_wire", "down_wire")
-    found: dict[str, Any] = {
-        f"{names[0]}_tokens": prompt,
-        f"{names[1]}_tokens": written,
-        "total_tokens": prompt + written,
-    }
     kept = {"cached_tokens": total("prefix", "reused") or 0}
+    found: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "prompt_tokens_details": kept,
+    }
     if response:
-        found["input_tokens_details"] = kept
-        found["output_tokens_details"] = {"reasoning_tokens": 0}
-    else:
-        found["prompt_tokens_details"] = kept
-    found["draftwire"] = {
+        found = {
+            "input_tokens": prompt,
+            "output_tokens": written,
+            "input_tokens_details": kept,
+            "output_tokens_details": {"reasoning_tokens": 0},
+        }
+    keys = ("up_payload", "down_payload", "up_wire", "down_wire")
+    own = {
         "forwards": total("target_forwards"),
         "drafted": total("drafted"),
         "accepted": total("accepted"),
         "bytes": {key: total("bytes", key) for key in keys},
         "joules": total("energy", "joules"),
     }
-    return found
+    return {**found, "total_tokens": prompt + written, "draftwire": own}
 
 
 class Words:
-    """Log-probabilities as OpenAI's clients read them.
-
-    Args:
-        word: Returns the text of a token behind other text.
-    """
+    """Log-probabilities as OpenAI's clients read them; ``word`` is the text of a token."""
 
     def __init__(self, word: Callable[[int], str] = str) -> None:
         self.word = word
@@ -540,15 +523,12 @@ class Words:
         """Return those of completions, whose text begins at ``offset``."""
         content = self.content(tokens)
         words = [entry["token"] for entry in content]
-        starts = [offset + len("".join(words[:i])) for i in range(len(words))]
+        best = [entry["top_logprobs"] for entry in content]
         return {
             "tokens": words,
             "token_logprobs": [entry["logprob"] for entry in content],
-            "top_logprobs": [
-                {best["token"]: best["logprob"] for best in entry["top_logprobs"]}
-                for entry in content
-            ],
-            "text_offset": starts,
+            "top_logprobs": [{e["token"]: e["logprob"] for e in row} for row in best],
+            "text_offset": [offset + len("".join(words[:i])) for i in range(len(words))],
         }
 
 
@@ -582,25 +562,30 @@ def _called(call: Call) -> dict[str, Any]:
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
-class Answer:
-    """How chat completions and completions are answered.
+class _Form:
+    """How one ask is answered, by the target ``model``."""
 
-    Args:
-        ask: The request.
-        model: The target's name.
-    """
-
-    last_words: str | None = "[DONE]"
+    last_words: str | None = None
 
     def __init__(self, ask: Ask, model: str) -> None:
-        self._ask = ask
+        self._ask, self._model = ask, model
+        self._created = int(time.time())
         self.words = Words()
+
+
+class Answer(_Form):
+    """How chat completions and completions are answered."""
+
+    last_words = "[DONE]"
+
+    def __init__(self, ask: Ask, model: str) -> None:
+        super().__init__(ask, model)
         self._length: dict[int, int] = {}  # of the text so far, by choice
         self._chat = ask.kind == "chat"
         self._base = {
             "id": ("chatcmpl-" if self._chat else "cmpl-") + secrets.token_hex(12),
             "object": "chat.completion" if self._chat else "text_completion",
-            "created": int(time.time()),
+            "created": self._created,
             "model": model,
         }
 
@@ -613,8 +598,8 @@ class Answer:
                 message: dict[str, Any] = {"role": "assistant", "content": one.text}
                 message["refusal"] = None
                 if one.calls:
-                    message["content"] = one.text or None
-                    message["tool_calls"] = [_called(call) for call in one.calls]
+                    calls = [_called(call) for call in one.calls]
+                    message.update(content=one.text or None, tool_calls=calls)
                 said = {"message": message}
             said["logprobs"] = self._logprobs(index, one.tokens)
             choices.append(self._choice(index, said, one))
@@ -665,12 +650,7 @@ class Answer:
     def _choice(
         self, index: int, said: Mapping[str, Any], one: Done | None = None
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {
-            "index": index,
-            "logprobs": None,
-            **said,
-            "finish_reason": None,
-        }
+        choice = {"index": index, "logprobs": None, **said, "finish_reason": None}
         if one is not None:
             why = "tool_calls" if one.calls else "stop"
             choice["finish_reason"] = why if one.finish == "stop" else "length"
@@ -678,24 +658,17 @@ class Answer:
         return choice
 
     def _event(self, *choices: Mapping[str, Any]) -> tuple[None, dict[str, Any]]:
-        base: dict[str, Any] = dict(self._base)
-        if self._chat:
-            base["object"] = "chat.completion.chunk"
-        if self._ask.usage:
-            base["usage"] = None
-        return None, {**base, "choices": list(choices)}
+        kind = {"object": "chat.completion.chunk"} if self._chat else {}
+        usage = {"usage": None} if self._ask.usage else {}
+        return None, {**self._base, **kind, **usage, "choices": list(choices)}
 
 
-class Response:
+class Response(_Form):
     """How responses are answered: items, of which a message is one and a call another."""
 
-    last_words: str | None = None
-
     def __init__(self, ask: Ask, model: str) -> None:
-        self._ask = ask
-        self.words = Words()
+        super().__init__(ask, model)
         self._id, self._item = (f"{k}_{secrets.token_hex(16)}" for k in ("resp", "msg"))
-        self._created, self._model = int(time.time()), model
         self._number = -1
         self._speaks = False  # whether the message has begun
         self._items: list[dict[str, Any]] | None = None

@@ -75,13 +75,8 @@ class ServiceOptions:
 
 
 class Service:
-    """Serves local programs until a signal.
-
-    Args:
-        options: What it is told.
-        make_session: Makes a session; told whether a verifier has refused before.
-        environ: The environment, for systemd's words.
-    """
+    """Serves local programs until a signal; ``make_session`` is told whether a verifier has
+    refused before, and ``environ`` has systemd's words."""
 
     def __init__(
         self,
@@ -127,15 +122,8 @@ class Service:
             names |= {"localhost", *(f"{name}.local" for name in names)}
             gate = Gate(told.token, told.origins, tuple(names))
             await self._http.listen(gate, sock=port, ssl=told.tls)
-        supervisor, stopped, *others = (
-            asyncio.ensure_future(task)
-            for task in (
-                self._supervisor.run(),
-                stop.wait(),
-                self._watchdog(),
-                self._save(),
-            )
-        )
+        work = (self._supervisor.run(), stop.wait(), self._watchdog(), self._save())
+        supervisor, stopped, *others = map(asyncio.ensure_future, work)
         self._notifier.ready()
         also = f" and {self._address}" if self._address else ""
         _LOG.warning("serving local programs at %s%s", told.socket, also)
@@ -240,12 +228,8 @@ class Service:
     def _check_model(self, name: str) -> None:
         known = self._models()
         if name and name not in known:
-            raise HttpError(
-                404,
-                f"there is no model {name[:64]!r}; this board has {', '.join(known)}",
-                param="model",
-                code="model_not_found",
-            )
+            what = f"there is no model {name[:64]!r}; this board has {', '.join(known)}"
+            raise HttpError(404, what, param="model", code="model_not_found")
 
     async def _write(self, ask: Ask, reply: Reply) -> None:
         """Have all choices written, and answer."""
@@ -356,9 +340,8 @@ def _port(told: ServiceOptions) -> Iterator[socket.socket]:
     host, _, number = told.http.rpartition(":")
     host = host.strip("[]")
     if not host or not re.fullmatch("[0-9]{1,5}", number) or int(number) > 65535:
-        raise ConfigError(
-            f"http is {told.http!r}", hint="it must be HOST:PORT or unix:PATH"
-        )
+        hint = "it must be HOST:PORT or unix:PATH"
+        raise ConfigError(f"http is {told.http!r}", hint=hint)
     if not told.token and not _LOOPBACK.fullmatch(host):
         raise ConfigError(
             f"without a token, every machine that reaches {told.http} could use this board",
@@ -379,42 +362,35 @@ def _port(told: ServiceOptions) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def _listening(path: Path, group: str) -> Iterator[socket.socket]:
     """Own the socket at ``path``; a dead service's is replaced, a living one's is not."""
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if not stat.S_ISSOCK(path.stat().st_mode):
-                raise ConfigError(f"{path} is there and is no socket")
-            if _answers(path):
-                raise ConfigError(
-                    f"a service runs at {path} already", hint="stop it, or name --socket"
-                )
-            path.unlink()
-        mask = os.umask(0o177)  # nobody else, until the group is set
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        if group:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            os.chmod(path, 0o660)
-        listener.listen(_BACKLOG)
-    except KeyError as exc:
-        listener.close()
-        path.unlink()
-        raise ConfigError(f"there is no group {group!r}") from exc
-    except OSError as exc:
-        listener.close()
-        raise ConfigError(
-            f"{path} cannot be listened on: {exc.strerror or exc}",
-            hint="name another with --socket, or run it as a service",
-        ) from exc
-    try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                if not stat.S_ISSOCK(path.stat().st_mode):
+                    raise ConfigError(f"{path} is there and is no socket")
+                if _answers(path):
+                    what = f"a service runs at {path} already"
+                    raise ConfigError(what, hint="stop it, or name --socket")
+                path.unlink()
+            mask = os.umask(0o177)  # nobody else, until the group is set
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(mask)
+            stack.callback(path.unlink, missing_ok=True)
+            if group:
+                os.chown(path, -1, grp.getgrnam(group).gr_gid)
+                os.chmod(path, 0o660)
+            listener.listen(_BACKLOG)
+        except KeyError as exc:
+            raise ConfigError(f"there is no group {group!r}") from exc
+        except OSError as exc:
+            raise ConfigError(
+                f"{path} cannot be listened on: {exc.strerror or exc}",
+                hint="name another with --socket, or run it as a service",
+            ) from exc
         yield listener
-    finally:
-        listener.close()
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def _answers(path: Path) -> bool:

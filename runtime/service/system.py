@@ -19,9 +19,6 @@ _KEYS = ("starts", "clean_stops", "finished", "failed", "cancelled", "tokens")
 class Notifier:
     """Sends to the socket that the environment names; without one it does nothing.
 
-    Attributes:
-        watchdog_s: Seconds within which systemd wants to hear that we live, or None.
-
     Source:
         sd_notify(3): one datagram of ``KEY=VALUE`` lines to ``$NOTIFY_SOCKET``.
     """
