@@ -69,7 +69,6 @@ class PowerMeter:
 
     @property
     def measures(self) -> bool:
-        """True when there is a meter or a model."""
         return self._meter is not None or self._model is not None
 
     def account(self) -> StreamAccount:
@@ -101,11 +100,9 @@ class StreamAccount:
         return self.account.meter is not None or self.account.model is not None
 
     def close(self) -> None:
-        """Nothing of what follows belongs to the stream."""
         self.account.close_now()
 
     def sending(self) -> None:
-        """Note that a message goes out."""
         self._phase("transmit")
 
     def settle(self, *, drafting: bool, waiting: bool) -> None:
@@ -122,7 +119,6 @@ class StreamAccount:
             self._phase("draft")
 
     def link_lost(self) -> None:
-        """Note that there is nothing but waiting."""
         self._phase("wait")
 
     def _phase(self, name: str) -> None:

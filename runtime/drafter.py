@@ -34,14 +34,10 @@ class Model(Protocol):
     """
 
     @property
-    def length(self) -> int:
-        """Tokens in the KV cache."""
-
-    def forward(self, tokens: Sequence[int]) -> np.ndarray:
-        """Feed ``tokens``; return logits ``(vocab,)`` after the last one."""
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
+    def length(self) -> int: ...  # tokens in the KV cache
+    # Feed tokens; logits ``(vocab,)`` after the last one.
+    def forward(self, tokens: Sequence[int]) -> np.ndarray: ...
+    def rewind(self, length: int) -> None: ...  # forget all but the first ones
 
 
 class Step(NamedTuple):
@@ -116,7 +112,6 @@ class Drafter:
         self._inbox.append(_Begin(stream, model, proposer, cache, shape, guide, most))
 
     def submit(self, stream: int, order: Draft) -> None:
-        """Take an order of ``stream``."""
         self._inbox.append(_Order(stream, order))
 
     def forget(self) -> None:

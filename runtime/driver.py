@@ -50,7 +50,7 @@ from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.runtime.ports import EnginePort, Network
 from draftwire.runtime.traced import StreamTrace
 from draftwire.sampling import Proposer, SamplingParams, shape_for
-from draftwire.sampling.grammar import Compiled, Rules
+from draftwire.sampling.grammar import Rules
 from draftwire.transport.answers import to_exception
 from draftwire.transport.bits import id_bits
 from draftwire.transport.messages import (
@@ -65,7 +65,6 @@ from draftwire.transport.messages import (
     Message,
     Open,
     Progress,
-    Resumed,
     Welcome,
 )
 from draftwire.transport.traffic import Traffic
@@ -111,14 +110,11 @@ class StreamSpec:
 class Sink(Protocol):
     """Where the text of a stream goes; called in the driver's thread."""
 
-    def take(self, action: Emit | Revise) -> str | None:
-        """Show text, or take some back; return why to end the stream now, or None."""
-
-    def explain(self, line: str) -> None:
-        """Tell why a block left."""
-
-    def finished(self, run: StreamRun, error: DraftwireError | None) -> None:
-        """The stream is over, and ``run`` will not change any more."""
+    # Show text, or take some back; return why to end the stream now, or None.
+    def take(self, action: Emit | Revise) -> str | None: ...
+    def explain(self, line: str) -> None: ...  # why a block left
+    # The stream is over, and ``run`` will not change any more.
+    def finished(self, run: StreamRun, error: DraftwireError | None) -> None: ...
 
 
 @dataclass
@@ -169,7 +165,6 @@ class StreamRun:
 
     @property
     def over(self) -> bool:
-        """True once it has ended."""
         return self.ended_s > 0.0 or self.machine.done
 
     def warn(self, sentence: str) -> None:
@@ -331,7 +326,6 @@ class Driver:
             self._check_guessed(run)
 
     def _hush(self, run: StreamRun, step_s: float) -> None:
-        """Let the board wait for news where another step is hardly of use."""
         machine, now = run.machine, self._clock.now()
         if run.quiet is not None:
             run.quiet.cancel()
@@ -354,19 +348,18 @@ class Driver:
     # ---- events of the link
 
     def link_up(self, link: Link, welcome: Welcome) -> None:
-        """There is a connection: every stream goes on, oldest first."""
         self._tell_first(welcome)  # who opens a stream now finds the link up
         self._admit()
 
     def link_message(self, link: Link, frame: Frame) -> None:
-        """A message came."""
         stream, message = frame.stream, frame.message
         if stream is None:
             self._end_of_connection(message)
         elif stream in self._wires:  # else it was on its way to a stream that is over
             run = self._wires[stream]
-            if _ends(message):
-                self._free(stream)
+            finish = getattr(message, "finish", Finish.NOT_YET)
+            if isinstance(message, (Bye, Error)) or finish is not Finish.NOT_YET:
+                self._free(stream)  # it is the last one that the verifier says of it
             if run is not None and isinstance(message, Error):
                 self._peer_error(run, message)
             elif run is not None:
@@ -645,20 +638,16 @@ class Driver:
         rules, run.asked = run.spec.grammar, True
         if isinstance(message, Open):
             message = replace(message, brief=not run.whole)
-            if rules is not None:
-                self._tell_grammar(rules.compiled, run.wire)
+            grammar = None if rules is None else rules.compiled.grammar
+            if rules is not None and grammar and grammar.digest not in self._told:
+                self._told.add(grammar.digest)  # once on a connection
+                text = grammar.text.encode("utf-8")
+                link.send(Grammar(grammar.format, text, rules.compiled.mark), run.wire)
         if run.spec.trace is not None:
             message = run.spec.trace.sending(message, run.welcome)
         link.send(message, run.wire)
         if run.spec.explain and isinstance(message, Block) and not message.more:
             run.sink.explain(run.spec.controller.explain())
-
-    def _tell_grammar(self, compiled: Compiled, stream: int) -> None:
-        grammar = compiled.grammar
-        if grammar.digest not in self._told:
-            self._told.add(grammar.digest)
-            text = grammar.text.encode("utf-8")
-            self.link.send(Grammar(grammar.format, text, compiled.mark), stream)
 
     def _order(self, run: StreamRun, order: Draft) -> None:
         self._drafter.submit(run.number, order)
@@ -810,13 +799,6 @@ class Driver:
         first, self._first = self._first, None
         if first is not None:
             first(outcome)
-
-
-def _ends(message: Message) -> bool:
-    """Tell whether ``message`` is the last one that the verifier says of its stream."""
-    if isinstance(message, (Commit, Resumed)):
-        return message.finish is not Finish.NOT_YET
-    return isinstance(message, (Bye, Error))
 
 
 def _meaning(message: Error) -> DraftwireError:

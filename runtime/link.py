@@ -113,12 +113,10 @@ class Link:
 
     @property
     def up(self) -> bool:
-        """True while there is a connection."""
         return self._phase is _Phase.UP
 
     @property
     def failed(self) -> bool:
-        """True when no further try will be made."""
         return self._phase is _Phase.FAILED
 
     @property
@@ -139,7 +137,6 @@ class Link:
         return found
 
     def state(self) -> LinkState:
-        """Return a snapshot for the user."""
         lost_at = self._lost_at
         up = self._phase is _Phase.UP
         return LinkState(
@@ -156,7 +153,7 @@ class Link:
         return self._past.total if wire is None else self._past.total.plus(wire.meter.total)
 
     def framed(self) -> Traffic:
-        """Return those of them that belong to streams."""
+        """Return those bytes of them that belong to streams."""
         wire, past = self._wire, self._past.framed
         return past if wire is None else past.plus(wire.meter.framed)
 
@@ -166,7 +163,6 @@ class Link:
         return share if self._wire is None else share.plus(self._wire.meter.take(stream))
 
     def start(self) -> None:
-        """Begin to connect."""
         self._lost_at = self._clock.now()
         self._connect()
 
@@ -223,7 +219,6 @@ class Link:
         self._wire = self._network.connect(self._hello, self._events, timeout_s)
 
     def greeted(self, welcome: Welcome) -> None:
-        """The connection is there."""
         now = self._clock.now()
         self._greeted_in = now - self._tried_s
         again = self.welcome is not None

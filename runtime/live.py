@@ -82,7 +82,6 @@ class EngineThread:
         self._thread.start()
 
     def wake(self) -> None:
-        """There may be something to do."""
         self._event.set()
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, TypedDict, TypeVar
 
@@ -98,18 +97,11 @@ def with_defaults(options: Mapping[str, Any], function: str) -> dict[str, Any]:
 
 def generate_signature() -> inspect.Signature:
     """Return the signature of ``generate``, whose options are :class:`StreamOptions`."""
-    kinds = inspect.Parameter
-    first = [kinds("self", kinds.POSITIONAL_OR_KEYWORD)]
-    first.append(
-        kinds("prompt", kinds.POSITIONAL_OR_KEYWORD, annotation="str | Sequence[int]")
-    )
+    known, keyword = inspect.Parameter, inspect.Parameter.KEYWORD_ONLY
+    place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = [known("self", place), known("prompt", place, annotation="str | Sequence[int]")]
     options = [
-        kinds(
-            name,
-            kinds.KEYWORD_ONLY,
-            default=_DEFAULTS[name],
-            annotation=said.__forward_arg__,
-        )
+        known(name, keyword, default=_DEFAULTS[name], annotation=said.__forward_arg__)
         for name, said in StreamOptions.__annotations__.items()
     ]
     return inspect.Signature([*first, *options], return_annotation="_S")
@@ -290,7 +282,7 @@ class Structures:
 
     def __init__(self, package: DraftPackage) -> None:
         self._package = package
-        self._kept: OrderedDict[bytes, Compiled] = OrderedDict()
+        self._kept: dict[bytes, Compiled] = {}
 
     def rules(
         self,
@@ -325,13 +317,13 @@ class Structures:
                 hint="leave one of them out",
                 about="bad_words",
             )
-        compiled = self._kept.get(grammar.digest)
+        compiled = self._kept.pop(grammar.digest, None)
         if compiled is None:
             package = self._package
             words = vocabulary(package.tokenizer_path, package.family.tokenizer)
-            compiled = self._kept[grammar.digest] = words.compile(grammar)
+            compiled = words.compile(grammar)
             compiled.mark  # noqa: B018  (once, here: the driver's thread shall not wait)
-        self._kept.move_to_end(grammar.digest)
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+        self._kept[grammar.digest] = compiled  # the one used last stands last
+        if len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
         return Rules(compiled, welcome.vocab_size, tuple(stop_ids), options.force)

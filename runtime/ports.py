@@ -22,55 +22,35 @@ __all__ = ["Clock", "EnginePort", "Network", "Timer", "Wire", "WireEvents"]
 class WireEvents(Protocol):
     """What becomes of one connection."""
 
-    def up(self, welcome: Welcome) -> None:
-        """The verifier has greeted; at most once, before any message."""
-
-    def message(self, frame: Frame) -> None:
-        """A message came."""
-
-    def alive(self) -> None:
-        """A ping was answered."""
-
-    def down(self, error: DraftwireError) -> None:
-        """The connection is over, or never came to be; once, and nothing follows."""
+    # The verifier has greeted; at most once, before any message.
+    def up(self, welcome: Welcome) -> None: ...
+    def message(self, frame: Frame) -> None: ...
+    def alive(self) -> None: ...  # a ping was answered
+    # The connection is over, or never came to be; once, and nothing follows.
+    def down(self, error: DraftwireError) -> None: ...
 
 
 class Wire(Protocol):
-    """One connection, from the first packet of its set-up on.
+    """One connection, from the first packet of its set-up on."""
 
-    Attributes:
-        meter: Bytes and frames so far.
-    """
+    meter: Meter  # bytes and frames so far
 
-    meter: Meter
-
-    def send(self, message: Message, stream: int = 0) -> int:
-        """Put ``message`` of a stream in the outbox; never blocks.
-
-        Returns:
-            Bytes that it takes on the wire; 0 when the connection is over.
-        """
-
-    def ping(self) -> int:
-        """Ask for a sign of life; return its bytes on the wire, 0 when it is over."""
-
-    def close(self) -> None:
-        """End the connection at once, without waiting; no event follows."""
+    # Put a message in the outbox; never blocks. Bytes on the wire, 0 when it is over.
+    def send(self, message: Message, stream: int = 0) -> int: ...
+    def ping(self) -> int: ...  # ask for a sign of life; likewise
+    def close(self) -> None: ...  # at once, without waiting; no event follows
 
 
 class Network(Protocol):
     """Makes connections to one verifier."""
 
-    def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> Wire:
-        """Begin to connect and to greet within ``timeout_s``; ``events`` is told what
-        becomes of this connection alone, and never inside this call."""
+    # Begin to connect and to greet within ``timeout_s``; ``events`` is told what becomes of
+    # this connection alone, and never inside this call.
+    def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> Wire: ...
 
 
 class EnginePort(Protocol):
     """Runs the steps of a :class:`~draftwire.runtime.drafter.Drafter`, one at a time."""
 
-    def wake(self) -> None:
-        """There may be something to do."""
-
-    def close(self) -> None:
-        """Stop after the step at work."""
+    def wake(self) -> None: ...  # there may be something to do
+    def close(self) -> None: ...  # after the step at work

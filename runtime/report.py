@@ -349,14 +349,13 @@ def load_reports(
             raise ConfigError(
                 f"{path} is not JSON: {exc}", hint="was the run interrupted?"
             ) from exc
-        if isinstance(document, list):
-            if not document:
-                raise ConfigError(f"{path} holds an empty list, no run report")
-            for number, item in enumerate(document, 1):
-                label = f"{path.name}#{number}"
-                found.append((label, check_report(item, label)))
-        else:
+        if not isinstance(document, list):
             found.append((path.name, check_report(document, str(path))))
+        elif not document:
+            raise ConfigError(f"{path} holds an empty list, no run report")
+        else:
+            labels = [f"{path.name}#{number}" for number in range(1, len(document) + 1)]
+            found += [(label, check_report(o, label)) for label, o in zip(labels, document)]
     return found
 
 
@@ -389,65 +388,54 @@ def summarise(label: str, report: Mapping[str, Any]) -> Summary:
     )
 
 
-_COLUMNS = (
-    ("run", "label"),
-    ("tokens", "tokens"),
-    ("rounds", "rounds"),
-    ("acceptance", "acceptance"),
-    ("accepted/block", "accepted_per_block"),
-    ("forwards/token", "forwards_per_token"),
-    ("bytes/drafted", "bytes_per_drafted"),
-    ("tokens/s", "tokens_per_s"),
-    ("J/token", "joules_per_token"),
-)
-
-
 def table(summaries: Sequence[Summary]) -> str:
     """Return the summaries as plain text, one line a run; "-" is not measured."""
-    rows = [[_cell(getattr(s, field)) for _, field in _COLUMNS] for s in summaries]
-    return align([[title for title, _ in _COLUMNS], *rows])
+    head = ["run", "tokens", "rounds", "acceptance", "accepted/block", "forwards/token"]
+    head += ["bytes/drafted", "tokens/s", "J/token"]  # all but the last of a summary
+    rows = [[_cell(value) for value in list(vars(s).values())[:-1]] for s in summaries]
+    return align([head, *rows])
 
 
 def positions_table(summaries: Sequence[Summary]) -> str:
     """Return the acceptance by position in the block, or "" when no run tells it."""
-    known = [s for s in summaries if s.by_position]
+    known = [(s.label, s.by_position) for s in summaries if s.by_position]
     if not known:
         return ""
-    width = max(len(s.by_position or ()) for s in known)
-    rows = []
-    for summary in known:
-        values = list(summary.by_position or ())
-        values += [None] * (width - len(values))
-        rows.append([summary.label, *(_cell(value) for value in values)])
+    width = max(len(values) for _, values in known)
+    rows = [
+        [label, *map(_cell, values), *["-"] * (width - len(values))]
+        for label, values in known
+    ]
     header = ["accepted at position", *(str(i + 1) for i in range(width))]
     return align([header, *rows])
 
 
-_AHEAD = (
-    ("proposed", "proposed"),
-    ("wasted", "wasted"),
-    ("ahead", "drafted_ahead"),
-    ("used", "drafted_ahead_used"),
-    ("exits spoke", "provisional"),
-    ("were right", "provisional_right"),
-    ("outcomes", "outcomes"),
-    ("hit", "outcomes_used"),
-    ("saved s", "saved_s"),
-    ("wasted s", "wasted_s"),
-    ("wasted J", "wasted_joules"),
-)
+_AHEAD = {
+    "proposed": "proposed",
+    "wasted": "wasted",
+    "ahead": "drafted_ahead",
+    "used": "drafted_ahead_used",
+    "exits spoke": "provisional",
+    "were right": "provisional_right",
+    "outcomes": "outcomes",
+    "hit": "outcomes_used",
+    "saved s": "saved_s",
+    "wasted s": "wasted_s",
+    "wasted J": "wasted_joules",
+}
 
 
 def preemption_table(labels: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> str:
     """Return what drafting ahead of the verdicts brought, or "" when no run did it."""
-    rows = []
-    for label, report in zip(labels, reports):
-        found = report.get("preemption") or {}
-        if found.get("drafted_ahead"):
-            rows.append([label, *(_cell(found.get(field)) for _, field in _AHEAD)])
-    if not rows:
-        return ""
-    return align([["drafted ahead", *(title for title, _ in _AHEAD)], *rows])
+    told = [
+        (label, report.get("preemption") or {}) for label, report in zip(labels, reports)
+    ]
+    rows = [
+        [label, *(_cell(found.get(key)) for key in _AHEAD.values())]
+        for label, found in told
+        if found.get("drafted_ahead")
+    ]
+    return align([["drafted ahead", *_AHEAD], *rows]) if rows else ""
 
 
 def _cell(value: object) -> str:

@@ -15,6 +15,7 @@ import random
 import secrets
 from collections import deque
 from concurrent.futures import Future
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import (
@@ -132,17 +133,16 @@ class SessionBase(Generic[_S]):
         self._unreported: deque[StreamBase] = deque()
         # Seed, sample and positions of the last texts that were drawn.
         self._drawn: deque[tuple[int, int, range]] = deque(maxlen=64)
-        self._memory: Memory | None = None
+        self._memory: Memory | None = None  # made when the verifier is known
         self._capture: WireCapture | None = None
-        self._wire_log: WireLog | None = None
         self._measure = measure
-        self._thread = thread = LoopThread()
-        self._power: PowerMeter | None = None
-        self._engine: EngineThread | None = None
-        self._driver: Driver | None = None
-        try:
+        with ExitStack() as stack:  # what is undone, the last of it first
+            self._thread = thread = LoopThread()
+            stack.callback(thread.close, lambda: None)
+            wire_log = None
             if measure.wire_log is not None:
-                self._wire_log = WireLog(measure.wire_log, "device")
+                wire_log = WireLog(measure.wire_log, "device")
+                stack.callback(wire_log.close)
             network = WebsocketNetwork(
                 thread.clock.loop,
                 url,
@@ -150,7 +150,7 @@ class SessionBase(Generic[_S]):
                 insecure=connect.insecure,
                 tls=tls,
                 proxy=connect.proxy,
-                log=self._wire_log,
+                log=wire_log,
             )
             model = DraftModel.load(
                 package,
@@ -160,6 +160,7 @@ class SessionBase(Generic[_S]):
                 threads=draft.threads,
             )
             self._power = PowerMeter(measure.energy if energy is None else energy)
+            stack.callback(self._power.close)
             self._facts = {
                 "id": package.id,
                 "name": package.name,
@@ -167,71 +168,63 @@ class SessionBase(Generic[_S]):
                 "precision": model.precision,
             }
             self._warnings = list(model.warnings)
-            self._parallel = model.parallel
-            self._draft_context = model.context
+            self._parallel, self._draft_context = model.parallel, model.context
             self._drafter = Drafter(model, package.vocab_size)
-            self._engine = EngineThread(self._drafter)
+            engine = EngineThread(self._drafter)
+            stack.callback(engine.join)
             self._driver = driver = Driver(
                 thread.clock,
                 network,
                 self._drafter,
-                self._engine,
+                engine,
                 hello_of(package, connect.target),
                 LinkSettings(connect.timeout_s, connect.silence_s),
                 random.Random(),
             )
-            self._engine.start(driver, thread.clock.post)
+            engine.start(driver, thread.clock.post)
             if measure.capture:
                 self._capture = WireCapture(lambda: driver.link.ports)
+                stack.callback(self._capture.close)
+            stack.callback(self._settle_reports)
+            stack.callback(thread.close, driver.close)
             self._first: Future[_Outcome] = Future()
             thread.call(driver.connect, self._first.set_result)
-        except BaseException:
-            self._shut()
-            raise
+            self._parts = stack.pop_all()
 
     def _greeted(self, outcome: _Outcome) -> None:
         """The first try is over: take what it says, or what is known already."""
-        try:
-            if isinstance(outcome, Welcome):
-                self._welcome = outcome
-            elif self._offline == "draft" and may_pass(outcome):
-                log.warning("no verifier yet: %s", outcome)
-                known = recall_welcome(self._url, self._target, self._package)
-                self._welcome = known or assumed_welcome(self._package)
-            else:
-                raise outcome
-            if self._welcome.compatibility == "tokenizer":
-                self._warnings.append(
-                    f"target {self._welcome.target!r} shares the draft's tokenizer but "
-                    "not its backbone: fewer drafts may be accepted"
-                )
-            self._settle_reports()
-            assert self._power is not None
-            self._memory = Memory(
-                self._measure.suffix_cache,
-                self._welcome.tokenizer,
-                self._welcome.vocab_size,
-                self._power.measures,
-                self._measure.radio,
-                self._parallel,
+        if isinstance(outcome, Welcome):
+            self._welcome = outcome
+        elif self._offline == "draft" and may_pass(outcome):
+            log.warning("no verifier yet: %s", outcome)
+            known = recall_welcome(self._url, self._target, self._package)
+            self._welcome = known or assumed_welcome(self._package)
+        else:
+            raise outcome
+        if self._welcome.compatibility == "tokenizer":
+            self._warnings.append(
+                f"target {self._welcome.target!r} shares the draft's tokenizer but "
+                "not its backbone: fewer drafts may be accepted"
             )
-            self._drafter.vocab_size = self._welcome.vocab_size
-        except BaseException:
-            self._shut()
-            raise
+        self._settle_reports()
+        self._memory = Memory(
+            self._measure.suffix_cache,
+            self._welcome.tokenizer,
+            self._welcome.vocab_size,
+            self._power.measures,
+            self._measure.radio,
+            self._parallel,
+        )
+        self._drafter.vocab_size = self._welcome.vocab_size
 
     @property
     def welcome(self) -> Welcome:
         """What the verifier said of itself, last."""
-        driver = self._driver
-        found = None if driver is None else driver.link.welcome
-        return self._welcome if found is None else found
+        return self._driver.link.welcome or self._welcome
 
     @property
     def link(self) -> LinkState:
         """How the link to the verifier is doing."""
-        if self._driver is None:
-            return LinkState("closed", 0, 0, 0.0, "")
         return self._driver.link.state()
 
     @property
@@ -394,8 +387,8 @@ class SessionBase(Generic[_S]):
         given: Mapping[str, Any],
         behind: StreamBase | None = None,
     ) -> _S:
-        driver, memory, meter = self._driver, self._memory, self._power
-        if self._closed or driver is None or memory is None or meter is None:
+        driver, memory = self._driver, self._memory
+        if self._closed or memory is None:
             raise ConfigError("this session is closed")
         sampling, limits = Sampling.pick(given), Limits.pick(given)
         structure = Structure.pick(given)
@@ -429,7 +422,7 @@ class SessionBase(Generic[_S]):
         rules = self._structures.rules(structure, welcome, params, stop_ids)
         if rules is not None and sampling.logprobs is not None:
             rules = dataclasses.replace(rules, forcing=False)  # each token is judged then
-        account, budget = meter.account(), None
+        account, budget = self._power.account(), None
         if power.max_joules is not None:
             budget = Budget(account.account, power.max_joules)
         spec = StreamSpec(
@@ -486,11 +479,10 @@ class SessionBase(Generic[_S]):
 
     def cancel(self, stream: StreamBase) -> None:
         """Have ``stream`` ended; returns at once."""
-        driver = self._driver
 
         def stop() -> None:
-            if driver is not None and stream.number is not None:
-                driver.stop(stream.number, "cancelled")
+            if stream.number is not None:
+                self._driver.stop(stream.number, "cancelled")
 
         self._thread.call(stop)
 
@@ -506,8 +498,7 @@ class SessionBase(Generic[_S]):
 
         And keep what the verifier said, which may have come after this session began.
         """
-        driver = self._driver
-        welcome = None if driver is None else driver.link.welcome
+        welcome = self._driver.link.welcome
         if welcome is not None and welcome is not self._remembered:
             self._remembered = welcome
             remember_welcome(self._url, self._target, self._package, welcome)
@@ -556,18 +547,13 @@ class SessionBase(Generic[_S]):
     # ---- the end
 
     def _shut(self) -> None:
-        """End everything; harmless a second time, and when half of it never began."""
+        """End everything; harmless a second time."""
         if self._closed:
             return
         self._closed = True
-        driver = self._driver
-        self._thread.close((lambda: None) if driver is None else driver.close)
-        self._settle_reports()
-        if self._engine is not None:
-            self._engine.join()
-        for part in (self._power, self._capture, self._wire_log, self._memory):
-            if part is not None:
-                part.close()
+        self._parts.close()
+        if self._memory is not None:
+            self._memory.close()
 
 
 class Session(SessionBase[Stream]):
@@ -582,11 +568,10 @@ class Session(SessionBase[Stream]):
     def __init__(self, url: str, parts: Parts) -> None:
         super().__init__(url, parts)
         try:
-            outcome = self._first.result()
-        except BaseException:  # Ctrl-C while connecting
+            self._greeted(self._first.result())
+        except BaseException:  # also Ctrl-C while connecting
             self._shut()
             raise
-        self._greeted(outcome)
 
     def __enter__(self) -> Session:
         return self
@@ -607,11 +592,10 @@ class AsyncSession(SessionBase[AsyncStream]):
     async def _greet(self) -> None:
         """Wait for the first connection."""
         try:
-            outcome = await asyncio.wrap_future(self._first)
+            self._greeted(await asyncio.wrap_future(self._first))
         except BaseException:
             await self.close()
             raise
-        self._greeted(outcome)
 
     async def __aenter__(self) -> AsyncSession:
         return self

@@ -158,11 +158,9 @@ class StreamBase:
         return 0.0 if self._owner is None else self._owner.now() - self._began_s
 
     def explain(self, line: str) -> None:
-        """Tell why a block left."""
         self._put(line)
 
     def finished(self, run: StreamRun, error: DraftwireError | None) -> None:
-        """The stream is over."""
         rest = ""
         if error is None and not self._screen.stopped:
             rest = self._screen.flush()
@@ -190,7 +188,6 @@ class StreamBase:
         self._go_on()
 
     def _open(self) -> None:
-        """Make ready for :meth:`_put`."""
         raise NotImplementedError
 
     def _put(self, item: _Item) -> None:

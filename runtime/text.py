@@ -1,6 +1,6 @@
 """Text out of a stream of tokens: whole characters only, and stop strings kept back.
 
-``Detokenizer`` turns ids into text at a bounded cost for each token; ``StopFilter`` lets
+``detokenizer`` turns ids into text at a bounded cost for each token; ``StopFilter`` lets
 text through until a stop string begins; ``TextStream`` is both in a row, and ``Screen`` is
 what the user sees: tokens and their text, with guesses that may go.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Sequence, Union
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.actions import Emit, Token
@@ -24,43 +24,30 @@ _LOOK_BACK = 4
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # byte fallback, as Llama spells it
 
 
-class Detokenizer:
-    """Turns ids into text as they come; the chunks joined are the whole decoding.
+def detokenizer(tokenizer: Any, prompt_ids: Sequence[int] = ()) -> Decoder:
+    """Return what makes text of ids as they come: ``push`` ids, and ``flush`` what is left.
 
-    Special tokens have no text. A character whose bytes are spread over several tokens
-    comes out with the last of them.
+    The chunks joined are the whole decoding. Special tokens have no text. A character whose
+    bytes are spread over several tokens comes out with the last of them; half a one becomes
+    U+FFFD at the end.
 
     Args:
         tokenizer: A ``draftwire.tokenizer.Tokenizer`` or a ``tokenizers.Tokenizer``.
         prompt_ids: Tokens before the first one pushed; their text is not repeated, but
             a word that continues it keeps its leading space.
     """
-
-    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
-        engine = getattr(tokenizer, "engine", tokenizer)
-        # The library skips special tokens before it decodes, so they may be dropped
-        # here; that keeps them out of the window, where they would hide a first word.
-        special = {
-            token_id
-            for token_id, token in engine.get_added_tokens_decoder().items()
-            if token.special
-        }
-        self._decoder: _ByteDecoder | _WindowDecoder
-        # The pickled state of a decoder is its JSON; the whole tokenizer's would be large.
-        state = "{}" if engine.decoder is None else engine.decoder.__getstate__()
-        if json.loads(state).get("type") == "ByteLevel":
-            self._decoder = _ByteDecoder(engine, special)
-            self._decoder.push(prompt_ids[-_LOOK_BACK:])  # half a character may be there
-        else:
-            self._decoder = _WindowDecoder(engine, special, prompt_ids)
-
-    def push(self, ids: Iterable[int]) -> str:
-        """Take further ids; return the text that they complete."""
-        return self._decoder.push(ids)
-
-    def flush(self) -> str:
-        """Return what is left; half a character becomes U+FFFD."""
-        return self._decoder.flush()
+    engine = getattr(tokenizer, "engine", tokenizer)
+    # The library skips special tokens before it decodes, so they may be dropped here; that
+    # keeps them out of the window, where they would hide a first word.
+    added = engine.get_added_tokens_decoder().items()
+    special = {token_id for token_id, token in added if token.special}
+    # The pickled state of a decoder is its JSON; the whole tokenizer's would be large.
+    state = "{}" if engine.decoder is None else engine.decoder.__getstate__()
+    if json.loads(state).get("type") != "ByteLevel":
+        return _WindowDecoder(engine, special, prompt_ids)
+    found = _ByteDecoder(engine, special)
+    found.push(prompt_ids[-_LOOK_BACK:])  # half a character may be there
+    return found
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -194,6 +181,9 @@ class _WindowDecoder:
         return held < _MAX_HELD
 
 
+Decoder = Union[_ByteDecoder, _WindowDecoder]
+
+
 class StopFilter:
     """Lets text through up to the first stop string, which it swallows.
 
@@ -237,36 +227,29 @@ class StopFilter:
         if self.stopped is not None:
             self._held = ""
             return text[:begin]
-        shown = len(text) - self._overlap(text)
+        # What may begin a stop string is kept back.
+        shown = max(0, len(text) - self._longest + 1)
+        while not any(stop.startswith(text[shown:]) for stop in self._stop):
+            shown += 1
         self._held = text[shown:]
         return text[:shown]
 
     def flush(self) -> str:
-        """Return what was held back; no more text will come."""
         held, self._held = self._held, ""
         return held
 
-    def _overlap(self, text: str) -> int:
-        """Return the length of the longest tail that may begin a stop string."""
-        for size in range(min(len(text), self._longest - 1), 0, -1):
-            tail = text[-size:]
-            if any(stop.startswith(tail) for stop in self._stop):
-                return size
-        return 0
-
 
 class TextStream:
-    """Ids in, text for the user out: a :class:`Detokenizer` and a :class:`StopFilter`."""
+    """Ids in, text for the user out: a :func:`detokenizer` and a :class:`StopFilter`."""
 
     def __init__(
         self, tokenizer: Any, *, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._detokenizer = detokenizer(tokenizer, prompt_ids)
         self._filter = StopFilter(stop)
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that was met, or None."""
         return self._filter.stopped
 
     def push(self, ids: Iterable[int]) -> str:
@@ -275,7 +258,6 @@ class TextStream:
         return self._filter.push(self._detokenizer.push(ids))
 
     def flush(self) -> str:
-        """Return what was held back; the generation is over."""
         text = self._filter.push(self._detokenizer.flush())
         return text + self._filter.flush()
 
@@ -299,7 +281,6 @@ class Screen:
 
     @property
     def unverified(self) -> int:
-        """How many tokens shown are still guesses."""
         return len(self.tokens) - self._verified
 
     @property
@@ -348,7 +329,6 @@ class Screen:
         self.text = self._stream.push([token.id for token in self.tokens])
 
     def flush(self) -> str:
-        """Return what was held back; the answer is over."""
         rest = self._stream.flush()
         self.text += rest
         return rest

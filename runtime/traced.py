@@ -45,12 +45,10 @@ class StreamTrace:
             self._trace.step("draftwire.round", time.monotonic() - sent_s, attributes)
 
     def lost(self) -> None:
-        """The link is gone."""
         self._sent.clear()
         self._trace.event("link lost")
 
     def finished(self, run: StreamRun, error: Exception | None) -> None:
-        """The stream is over."""
         counts = run.machine.counts
         attributes = {
             "gen_ai.usage.input_tokens": len(run.spec.prompt),

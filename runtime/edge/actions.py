@@ -14,17 +14,21 @@ TokenKind = Literal[
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the text."""
+    """One token of the text.
 
-    id: int  # token id
-    # ``"accepted"`` (drafted here), ``"correction"`` or ``"bonus"`` (the verifier's own),
-    # ``"forced"`` (a grammar left no choice), ``"resumed"`` (committed while the link was
-    # lost), ``"unverified"`` (a guess shown while there was no verifier), or
-    # ``"completed"`` (nobody's: the shortest way to a whole structure, where the deadline
-    # came first)
+    Attributes:
+        id: Token id.
+        kind: ``"accepted"`` (drafted here), ``"correction"`` or ``"bonus"`` (the
+            verifier's own), ``"forced"`` (a grammar left no choice), ``"resumed"``
+            (committed while the link was lost), ``"unverified"`` (a guess shown while
+            there was no verifier), or ``"completed"`` (nobody's: the shortest way to a
+            whole structure, where the deadline came first).
+        logprobs: Where they are asked for: its id and the target's log-probability of it,
+            then those of the ids that the target found likeliest.
+    """
+
+    id: int
     kind: TokenKind
-    # where they are asked for: its id and the target's log-probability of it, then those of
-    # the ids that the target found likeliest
     logprobs: tuple[tuple[int, float], ...] = ()
 
 

@@ -50,19 +50,16 @@ class InFlight:
 
     def __init__(self, *, whole: bool) -> None:
         self.whole = whole
-        self.epoch = 0
+        self.reset(0)
+
+    def reset(self, epoch: int) -> None:
+        """Nothing is on its way any more; the next block opens branch ``epoch``."""
+        self.epoch = epoch
         self.tokens: list[int] = []
         self._forced: list[bool] = []  # of each of them
         self._blocks: list[_Sent] = []
         # Branches that may still be judged, likewise.
         self._old: dict[int, tuple[list[int], list[bool]]] = {}
-
-    def reset(self, epoch: int) -> None:
-        """Nothing is on its way any more; the next block opens branch ``epoch``."""
-        self.epoch = epoch
-        self.tokens, self._forced = [], []
-        self._blocks = []
-        self._old = {}
 
     @property
     def sent(self) -> int:
@@ -118,17 +115,14 @@ class InFlight:
             ProtocolError: So many were not sent.
         """
         forced = self._marked(epoch)[1]
-        at = 0
-        for _ in range(count):
-            if at == len(forced):
-                raise ProtocolError(
-                    f"the verifier accepted {count} tokens of branch {epoch}, but "
-                    f"{len(forced) - sum(forced)} of it are out"
-                )
-            at += 1
-            while at < len(forced) and forced[at]:
-                at += 1
-        return at
+        drawn = [at for at, is_forced in enumerate(forced) if not is_forced]
+        if count > len(drawn):
+            raise ProtocolError(
+                f"the verifier accepted {count} tokens of branch {epoch}, but "
+                f"{len(drawn)} of it are out"
+            )
+        ends = [*drawn[1:], len(forced)]  # each with what is forced behind it
+        return ends[count - 1] if count else 0
 
     def accepted(self, epoch: int, count: int) -> list[tuple[int, bool]]:
         """Return the ids that stand when ``count`` are accepted, and which are forced."""

@@ -54,7 +54,6 @@ class Line:
 
     @property
     def ids(self) -> list[int]:
-        """The drafted ids."""
         return [p.token for p in self.proposals]
 
     @property
@@ -110,7 +109,6 @@ class Lines:
 
     @property
     def full(self) -> bool:
-        """True when one more line would push another out."""
         return len(self.others) >= self._most
 
     def advance(self, kept: Sequence[int]) -> bool:
@@ -141,7 +139,6 @@ class Lines:
             del self.others[0]
 
     def drop_others(self) -> None:
-        """Forget everything but the main line."""
         self.others = []
 
     def find(self, ids: Sequence[int]) -> Line | None:
@@ -189,7 +186,6 @@ class Guesses:
         self.ids: list[int] = []
 
     def show(self, ids: Sequence[int]) -> list[Action]:
-        """Show more of them."""
         self.ids += ids
         tokens = tuple(Token(i, "unverified") for i in ids)
         return [Emit(tokens)] if tokens else []

@@ -206,7 +206,6 @@ class EdgeSession:
 
     @property
     def done(self) -> bool:
-        """True when the stream is over."""
         return self.state is DONE
 
     @property
@@ -231,7 +230,6 @@ class EdgeSession:
 
     @property
     def drafting(self) -> bool:
-        """True while the drafter has work."""
         return self._drafter.wanted > 0
 
     @property
@@ -252,12 +250,10 @@ class EdgeSession:
 
     @property
     def _believed_alone(self) -> bool:
-        """The verifier believes that no drafts are wanted."""
         return self._alone in (_Alone.YES, _Alone.ENDING)
 
     @property
     def _streams(self) -> bool:
-        """The verifier goes on without being asked."""
         return self._racing or self._believed_alone
 
     def _enter(self, event: str, to: State) -> None:
@@ -548,7 +544,13 @@ class EdgeSession:
             self.counts.near_ties = self._ties + commit.near_ties
         self._rest.passed(before + len(new), len(new))
         if len(commit.beside) == 2:
-            self._note_beside(*commit.beside)
+            counts, (wanted, spared) = self.counts, self._told_before
+            counts.wanted, counts.spared = (
+                wanted + commit.beside[0],
+                spared + commit.beside[1],
+            )
+            self._rest.told(counts.wanted, counts.spared, len(self._committed))
+            counts.rested = self._rest.tokens
         self._ceiling.passed(len(new), ran)
         if not self.done and commit.finish is Finish.NOT_YET:
             self._aim()
@@ -579,12 +581,6 @@ class EdgeSession:
                 hint="a fault of the verifier or of memory: nothing after the last text "
                 "that agreed can be trusted",
             )
-
-    def _note_beside(self, wanted: int, spared: int) -> None:
-        counts, (wanted_before, spared_before) = self.counts, self._told_before
-        counts.wanted, counts.spared = wanted_before + wanted, spared_before + spared
-        self._rest.told(counts.wanted, counts.spared, len(self._committed))
-        counts.rested = self._rest.tokens
 
     def _follow(self, ids: Sequence[int], before: int, gone: int) -> None:
         """Bring the lines, the block in hand and the drafter up to the new text."""
@@ -625,7 +621,6 @@ class EdgeSession:
 
     @property
     def _in_flight(self) -> int:
-        """Blocks that wait for a verdict."""
         return self._wire.blocks(len(self._committed))
 
     def _room(self, line: Line) -> int:
@@ -650,7 +645,6 @@ class EdgeSession:
         return [*sent, *self._steer()]
 
     def _begin_block(self) -> None:
-        """Decide how long the block in hand shall be, when that is not decided yet."""
         hand, main, mode = self._hand, self._lines.main, self._mode
         if hand.ready:
             return
@@ -668,7 +662,9 @@ class EdgeSession:
         if main.ends(self._stop_ids) or self._room(main) == 0:
             hand.ready = block > 0
             return
-        limit = self._limit_now(main)
+        # The most tokens of the block; 0: the target goes on alone.
+        idle = self._rest.lasts(len(self._committed)) or not self._draftable(main)
+        limit = self._controller.limit() if self.has_engine and not idle else 0
         told = self._believed_alone
         if limit < 1:
             self._alone = _Alone.YES if told else _Alone.ASKED
@@ -685,14 +681,6 @@ class EdgeSession:
         if self._guide is not None:
             block = [p for p in block if not p.forced]
         return self._controller.enough(block)
-
-    def _limit_now(self, main: Line) -> int:
-        """Return the most tokens of the next block; 0: the target goes on alone."""
-        if not self.has_engine or not self._draftable(main):
-            return 0
-        if self._rest.lasts(len(self._committed)):
-            return 0
-        return self._controller.limit()
 
     def _dispatch(self, verdict: bool) -> list[Action]:
         mode, main, wire, hand = self._mode, self._lines.main, self._wire, self._hand
@@ -716,7 +704,10 @@ class EdgeSession:
             cut = mode.cut and not self._racing
             hand.ready |= cut or self._enough(block)
         if block and hand.ready:
-            return [*actions, *self._send_block()]
+            actions.append(self._send(more=False))  # as far as one block goes
+            start = len(wire.tokens)
+            self._hand = _Hand(start, None, len(main) > start)
+            return actions
         pieces = drawn(main.proposals[len(wire.tokens) :]) if mode.batch else 0
         if hand.quota is not None and 0 < mode.batch <= pieces:
             return [*actions, self._send(more=True)]
@@ -726,13 +717,6 @@ class EdgeSession:
         if last or (self._alone is not _Alone.NO and owed):
             actions.append(self._send(more=False))  # asks for a token
         return actions
-
-    def _send_block(self) -> list[Action]:
-        """Send the block in hand, as far as one block goes."""
-        send = self._send(more=False)
-        self._hand = _Hand(len(self._wire.tokens))
-        self._hand.ready = len(self._lines.main) > self._hand.start
-        return [send]
 
     def _send(self, *, more: bool) -> Send:
         """Send what the verifier has not got of the main line."""
@@ -801,7 +785,6 @@ class EdgeSession:
         return Send(block)
 
     def _steer(self) -> list[Action]:
-        """Give the drafter what is most useful now."""
         line, count = self._task()
         return self._drafter.order(line, count, self._committed, self._controller.way)
 

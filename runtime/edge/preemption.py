@@ -47,12 +47,10 @@ class Preemption:
         self._ahead = 0  # drafts made since the last verdict
 
     def reset(self) -> None:
-        """Nothing is in flight any more."""
         self._exit_said = ()
         self._ahead = 0
 
     def drafted(self) -> None:
-        """A token was drafted while a verdict was out."""
         self._counts.preempted += 1
         self._ahead += 1
 

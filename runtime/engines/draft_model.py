@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Sequence, Union
@@ -99,7 +101,12 @@ class DraftModel:
             from draftwire.packages import load_draft
 
             package = load_draft(os.fspath(package))
-        context = _choose_context(package.context, max_context)
+        context = package.context if max_context is None else max_context
+        if not 1 <= context <= package.context:
+            raise ConfigError(
+                f"a context of {context} tokens was asked, the draft has {package.context}",
+                hint=f"choose a context of 1 to {package.context} tokens",
+            )
         ignored = ""
         if precision is None and engine is None and threads is None:
             hint, ignored = board_hint(package)
@@ -125,7 +132,10 @@ class DraftModel:
         if threads == "auto":
             count, opened = _measure_threads(make, context)
         else:
-            count = _check_threads(threads)
+            count = 1 if threads is None else threads  # type: ignore[assignment]
+            if type(count) is not int or count < 1:
+                what = f"threads is {threads!r}"
+                raise ConfigError(what, hint="give a number from 1, or 'auto'")
             opened = make(count)
         model = cls(
             opened,
@@ -141,7 +151,6 @@ class DraftModel:
 
     @property
     def length(self) -> int:
-        """Tokens in the KV cache."""
         return self._length
 
     @property
@@ -182,7 +191,7 @@ class DraftModel:
         return logits
 
     def _check(self, tokens: Sequence[int]) -> None:
-        if not tokens:
+        if not len(tokens):  # an array has no truth of its own
             raise ValueError("forward() needs at least one token")
         if min(tokens) < 0 or max(tokens) >= self.vocab_size:
             raise ValueError(f"a token outside the vocabulary of {self.vocab_size}")
@@ -215,7 +224,6 @@ class DraftModel:
         self._length = length
 
     def reset(self) -> None:
-        """Forget every token."""
         self._length = 0
 
 
@@ -232,25 +240,6 @@ def spec_of(package: DraftPackage, file: PackageFile, *, capacity: int) -> Model
     )
 
 
-def _choose_context(package_context: int, wanted: int | None) -> int:
-    if wanted is None:
-        return package_context
-    if not 1 <= wanted <= package_context:
-        raise ConfigError(
-            f"a context of {wanted} tokens was asked, the draft has {package_context}",
-            hint=f"choose a context of 1 to {package_context} tokens",
-        )
-    return wanted
-
-
-def _check_threads(threads: Threads) -> int:
-    if threads is None:
-        return 1
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ConfigError(f"threads is {threads!r}", hint="give a number from 1, or 'auto'")
-    return threads
-
-
 def _check_logits(engine: Engine, path: Path) -> None:
     """Refuse a model that loads and computes nonsense (it happens, silently)."""
     logits = engine.step(0, 0)
@@ -263,21 +252,15 @@ def _check_logits(engine: Engine, path: Path) -> None:
 
 def _measure_threads(make: Callable[[int], Engine], context: int) -> tuple[int, Engine]:
     """Return the quickest thread count on this machine now, and its engine."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    counts = sorted({1, 2, min(4, cores), cores})
-    best_count, best_engine, best_s = 0, None, 0.0
-    for count in counts:
-        if count > cores:
-            break
-        engine = make(count)
+    mine = getattr(os, "sched_getaffinity", None)  # of Linux
+    cores = len(mine(0)) if mine is not None else os.cpu_count() or 1
+    best, best_s = (1, make(1)), math.inf
+    for count in sorted({1, *(n for n in (2, 4, cores) if n <= cores)}):
+        engine = best[1] if count == 1 else make(count)
         step_s = _median_step_s(engine, min(8, context))
-        if best_engine is None or step_s < best_s * _AUTO_GAIN:
-            best_count, best_engine, best_s = count, engine, step_s
-    assert best_engine is not None
-    return best_count, best_engine
+        if step_s < best_s * _AUTO_GAIN:
+            best, best_s = (count, engine), step_s
+    return best
 
 
 def _median_step_s(engine: Engine, limit: int) -> float:
@@ -286,4 +269,4 @@ def _median_step_s(engine: Engine, limit: int) -> float:
         start = time.perf_counter()
         engine.step(0, past % limit)
         times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    return statistics.median(times)

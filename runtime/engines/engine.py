@@ -36,11 +36,10 @@ class Engine(Protocol):
     name: str
     multi_token: bool
 
-    def step(self, token: int, past: int) -> np.ndarray:
-        """Run ``token`` at position ``past``; logits ``(vocab,)``, a reused view."""
-
-    def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
-        """Run ``tokens`` from position ``past``; logits ``(vocab,)`` of the last."""
+    # Run a token at position ``past``, or several from there on; logits ``(vocab,)`` of the
+    # last, a reused view.
+    def step(self, token: int, past: int) -> np.ndarray: ...
+    def block(self, tokens: Sequence[int], past: int) -> np.ndarray: ...
 
 
 def first_line(exc: BaseException) -> str:

@@ -110,7 +110,6 @@ class _Signature:
         self.pairs = [(old, new[:, 0]) for old, new in zip(self.caches, self.fresh)]
 
     def keep(self, past: int, count: int) -> None:
-        """Put the first ``count`` new tokens into the caches."""
         for cache, fresh in zip(self.caches, self.fresh):
             cache[:, past : past + count] = fresh[:, :count]
 
@@ -150,7 +149,6 @@ class LiteRTEngine:
         self._fill_from = 12 if name.startswith("ai-edge-litert") else self._prefill.tokens
 
     def step(self, token: int, past: int) -> np.ndarray:
-        """Run one token."""
         for one in self._steps:
             if past < one.room:
                 break
@@ -208,8 +206,14 @@ def _check_signatures(interpreter: Any, spec: ModelSpec, file: str) -> list[str]
     """Return the names of the signatures of a draft that fits its package."""
     found = interpreter.get_signature_list()
     names = sorted(key for key in found if key.split(".")[0] in ("step", "prefill"))
-    kinds = {key.split(".")[0] for key in names}
+    for kind in ("step", "prefill"):
+        if not any(key.split(".")[0] == kind for key in names):
+            raise ModelError(
+                f"{file} is no draft: it lacks the signature {kind}",
+                hint="`draftwire export package --engine litert` makes drafts for LiteRT",
+            )
     wanted = {f"{kind}.{i}" for i in range(spec.layers) for kind in ("key", "value")}
+    longest = 0
     for key in names:
         caches = {name for name in found[key]["inputs"] if "." in name}
         if caches != wanted:
@@ -217,14 +221,6 @@ def _check_signatures(interpreter: Any, spec: ModelSpec, file: str) -> list[str]
                 f"{file} has {len(caches)} cache inputs, its package says {spec.layers} "
                 f"layers ({len(wanted)} inputs)"
             )
-    if kinds != {"step", "prefill"}:
-        raise ModelError(
-            f"{file} is no draft: it lacks the signature "
-            f"{'step' if 'step' not in kinds else 'prefill'}",
-            hint="`draftwire export package --engine litert` makes drafts for LiteRT",
-        )
-    longest = 0
-    for key in names:
         runner = interpreter.get_signature_runner(key)
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
         _, heads, room, size = (int(n) for n in inputs["key.0"]["shape"])

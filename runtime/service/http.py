@@ -104,9 +104,14 @@ class Gate:
                     hint="its operator allows them with --http-origin",
                 )
             headers = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
-        if not self._is_ours(request.fields.get("host", "")):
-            # A name that somebody else's name server points at us (DNS rebinding).
-            raise HttpError(421, "this service does not go by the name in the field Host")
+        found = _HOST.match(request.fields.get("host", ""))
+        name = found[1].strip("[]").lower() if found else ""
+        if self.hosts is not None and name not in self.hosts:
+            try:
+                ipaddress.ip_address(name)
+            except ValueError:  # a name that another's name server points at us: rebinding
+                what = "this service does not go by the name in the field Host"
+                raise HttpError(421, what) from None
         if request.method == "OPTIONS":
             asked = request.fields.get("access-control-request-headers", "")
             return {
@@ -128,17 +133,6 @@ class Gate:
                 )
         return headers
 
-    def _is_ours(self, host: str) -> bool:
-        if self.hosts is None:
-            return True
-        found = _HOST.match(host)
-        name = found[1].strip("[]").lower() if found else ""
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name in self.hosts
-        return True
-
 
 class Reply:
     """The answer to one request: whether any of it has ``begun``, whether to ``keep`` the
@@ -152,7 +146,6 @@ class Reply:
     async def json(
         self, document: object, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a whole answer."""
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
         body = b"" if status == 204 else text.encode("utf-8", "replace")
         fields = {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -172,7 +165,6 @@ class Reply:
         await self._send(f"{line}data: {data}\n\n".encode("utf-8", "replace"), part=True)
 
     async def end(self) -> None:
-        """End a stream of events."""
         if self.keep:
             self._writer.write(b"0\r\n\r\n")
         await self._send(b"")
@@ -227,7 +219,6 @@ class HttpServer:
 
     @property
     def clients(self) -> int:
-        """How many are connected."""
         return len(self._connections)
 
     async def listen(self, gate: Gate, **where: Any) -> asyncio.AbstractServer:
@@ -253,7 +244,6 @@ class HttpServer:
         return server
 
     def shut(self) -> None:
-        """Take no further connection."""
         for server in self._servers:
             server.close()
 

@@ -70,7 +70,6 @@ class Ask:
 
     @property
     def logprobs(self) -> bool:
-        """Whether tokens are to come with their log-probabilities."""
         return self.options.get("logprobs") is not None
 
 
@@ -563,7 +562,9 @@ def _called(call: Call) -> dict[str, Any]:
 
 
 class _Form:
-    """How one ask is answered, by the target ``model``."""
+    """How one ask is answered, by the target ``model``: as a whole, or as what comes when
+    it begins, with a piece of text, when a choice is over, at the end, or when it fails.
+    """
 
     last_words: str | None = None
 
@@ -590,7 +591,6 @@ class Answer(_Form):
         }
 
     def whole(self, done: list[Done]) -> dict[str, Any]:
-        """Return the whole answer."""
         choices = []
         for index, one in enumerate(done):
             said: dict[str, Any] = {"text": one.text}
@@ -606,13 +606,11 @@ class Answer(_Form):
         return {**self._base, "choices": choices, "usage": usage_of(done)}
 
     def begin(self) -> Events:
-        """Yield what comes before any text."""
         for index in range(self._ask.choices if self._chat else 0):
             delta = {"role": "assistant", "content": ""}
             yield self._event({**self._choice(index, {"delta": delta}), "draftwire": None})
 
     def piece(self, index: int, chunk: Chunk) -> Events:
-        """Yield a piece of text."""
         said: dict[str, Any] = {"text": chunk.text}
         if self._chat:
             said = {"delta": {"content": chunk.text}}
@@ -621,7 +619,6 @@ class Answer(_Form):
         yield self._event({**self._choice(index, said), "draftwire": _piece(chunk)})
 
     def over(self, index: int, one: Done) -> Events:
-        """Yield the end of a choice."""
         said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
         if one.calls is not None and one.text:  # it was held back
             yield self._event(self._choice(index, {"delta": {"content": one.text}}))
@@ -631,13 +628,11 @@ class Answer(_Form):
         yield self._event(self._choice(index, said, one))
 
     def end(self, done: list[Done]) -> Events:
-        """Yield what comes after all text."""
         if self._ask.usage:
             name, data = self._event()
             yield name, {**data, "usage": usage_of(done)}
 
     def failed(self, error: dict[str, Any]) -> Events:
-        """Yield what says that it went wrong."""
         yield None, error
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
@@ -679,21 +674,17 @@ class Response(_Form):
             self._format = whole
 
     def whole(self, done: list[Done]) -> dict[str, Any]:
-        """Return the whole answer."""
         return self._document(done[0])
 
     def begin(self) -> Events:
-        """Yield what comes before any text."""
         for name in ("created", "in_progress"):
             yield self._event(f"response.{name}", response=self._document(None))
 
     def piece(self, index: int, chunk: Chunk) -> Events:
-        """Yield a piece of text."""
         said = self.words.content(chunk.tokens)
         yield from self._say(chunk.text, logprobs=said, draftwire=_piece(chunk))
 
     def over(self, index: int, one: Done) -> Events:
-        """Yield the end of the text, and what is called."""
         for place, item in enumerate(self._output(one)):
             if item["type"] == "message":
                 yield from self._say(one.text if one.calls is not None else "", logprobs=[])
@@ -713,13 +704,11 @@ class Response(_Form):
             yield self._event(name, output_index=place, item=item)
 
     def end(self, done: list[Done]) -> Events:
-        """Yield what comes after all text."""
         yield self._event(
             f"response.{self._status(done[0])}", response=self._document(done[0])
         )
 
     def failed(self, error: dict[str, Any]) -> Events:
-        """Yield what says that it went wrong."""
         yield self._event(
             "error", **{k: v for k, v in error["error"].items() if k != "type"}
         )

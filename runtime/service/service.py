@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterator, Mapping
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
 from draftwire.options import MAX_TOKENS
 from draftwire.runtime.service.http import Gate, HttpError, HttpServer, Reply, Request
-from draftwire.runtime.service.link import Supervisor
 from draftwire.runtime.service.openai import (
     Answer,
     Ask,
@@ -34,7 +33,7 @@ from draftwire.runtime.service.openai import (
     Words,
     read_ask,
 )
-from draftwire.runtime.service.streams import Streams
+from draftwire.runtime.service.streams import Streams, Supervisor
 from draftwire.runtime.service.system import Notifier, StateFile
 
 if TYPE_CHECKING:
@@ -157,7 +156,6 @@ class Service:
             self._state.save(self._streams.counts)
 
     def status(self) -> dict[str, Any]:
-        """Return how the service is."""
         streams, counts = self._streams, dict(self._streams.counts)
         tokens = counts.pop("tokens")
         return {
@@ -404,7 +402,6 @@ def _answers(path: Path) -> bool:
 
 
 def _resident_mib() -> float | None:
-    """Return the memory that we hold, MiB, or None where /proc does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             pages = int(file.read().split()[1])

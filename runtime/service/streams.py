@@ -1,25 +1,44 @@
-"""The streams of local programs: a few at once, the others in the order they came."""
+"""The one session of a service, and the streams of local programs on it.
+
+A session finds its verifier by itself, also the first time, and comes back after every
+loss. A :class:`Supervisor` is for what it cannot do: a verifier that refuses for good (a
+wrong token, another tokenizer) may be mended by its operator, and a board on a hill should
+come back without a visit. Only monotonic time is used, as the clock of a board without a
+battery starts in 1970. Streams run a few at once, the others in the order they came.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Mapping
 
-from draftwire.errors import BusyError, DraftwireError
+from draftwire.errors import (
+    BusyError,
+    ConfigError,
+    DraftwireError,
+    IncompatibleError,
+    ModelError,
+    RefusedError,
+    TransportError,
+)
 from draftwire.options import OPTIONS
-from draftwire.runtime.service.link import Supervisor
 
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
     from draftwire.runtime.stream import AsyncStream, Chunk
 
-
+_LOG = logging.getLogger("draftwire.service")
 MAX_STREAMS = 4  # at once; they share one draft model
 MAX_WAITING = 8  # for their turn
 # A prompt on a slow board, beyond a stream's own patience; after that something hangs.
 SLACK_S = 120.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
+_LOOK_S = 0.25
+_CLOCK_IS_SET = 1_700_000_000  # 2023: no board that runs this has an earlier time
 
 Begin = Callable[["AsyncSession", Mapping[str, Any]], "AsyncStream"]
 
@@ -36,11 +55,9 @@ class Turn:
         self.due: float | None = None
 
     def alive(self) -> None:
-        """Something happened."""
         self.due = time.monotonic() + self._silence_s
 
     async def chunks(self) -> AsyncIterator[Chunk]:
-        """Yield its chunks."""
         assert self.stream is not None
         async for chunk in self.stream:
             self.alive()
@@ -77,12 +94,10 @@ class Streams:
 
     @property
     def running(self) -> int:
-        """Streams that have their turn."""
         return min(len(self._turns), MAX_STREAMS)
 
     @property
     def waiting(self) -> int:
-        """Streams that wait for it."""
         return len(self._turns) - self.running
 
     @property
@@ -94,10 +109,10 @@ class Streams:
     async def _sum(self, turn: Turn) -> None:
         """Add what an ended stream took to ``work``; what was not measured is left out."""
         report = await turn.report()
-        parts = {f"seconds_{k}": v for k, v in (report.get("seconds") or {}).items()}
-        parts.update({f"bytes_{k}": v for k, v in (report.get("bytes") or {}).items()})
-        for name in ("tokens", "rounds", "drafted", "accepted", "target_forwards"):
-            parts[name] = report.get(name)
+        names = ("tokens", "rounds", "drafted", "accepted", "target_forwards")
+        parts = {name: report.get(name) for name in names}
+        for group in ("seconds", "bytes"):
+            parts.update({f"{group}_{k}": v for k, v in (report.get(group) or {}).items()})
         joules = (report.get("energy") or {}).get("joules")
         if joules is not None:
             parts.update(joules=joules, joule_tokens=report.get("tokens"))
@@ -123,9 +138,8 @@ class Streams:
         options = {**self._defaults, **given}
         patience = float(options.get("patience_s", OPTIONS["patience_s"].default))
         if self.waiting >= MAX_WAITING:
-            raise BusyError(
-                f"{MAX_WAITING} streams wait already", hint="ask again a little later"
-            )
+            what = f"{MAX_WAITING} streams wait already"
+            raise BusyError(what, hint="ask again a little later")
         turn = Turn(patience + self._slack_s)
         self._turns.append(turn)
         self._advance()
@@ -191,3 +205,144 @@ class Streams:
         if ends is not None:  # the deadline counts from when the request came
             options["deadline_s"] = max(ends - time.monotonic(), 1e-3)
         turn.stream = begin(session, options)
+
+
+class Supervisor:
+    """Makes a session, and another one when the verifier refused it for good.
+
+    ``make`` gives one that does without a verifier at first; it is told whether the
+    verifier has refused before. ``on_change`` gets a sentence whenever the state changes.
+    Without a ``session``, ``error`` says why.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[bool], Awaitable[AsyncSession]],
+        on_change: Callable[[str], None],
+    ) -> None:
+        self._make = make
+        self._on_change = on_change
+        self.session: AsyncSession | None = None
+        self.error: DraftwireError | None = None
+        self._tries = 0
+        self._ever = False
+        self._said = ""
+
+    async def run(self) -> None:
+        """Keep a session until this is cancelled.
+
+        Raises:
+            DraftwireError: Only a change on this board helps.
+        """
+        pause = _FIRST_PAUSE_S
+        while True:
+            self._tries += 1
+            try:
+                session = await self._make(self.error is not None)
+            except DraftwireError as exc:
+                self.error = exc
+                # A setting that worked before is one that somebody is just changing, and
+                # the verifier may get another target: all else is this board's to mend.
+                mine = isinstance(exc, ConfigError) and not self._ever
+                if (mine or isinstance(exc, ModelError)) and not isinstance(
+                    exc, IncompatibleError
+                ):
+                    raise
+                self._say(f"no verifier: {self._words()}")
+                # Jitter: a fleet that was refused by one verifier must not return as one.
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+                continue
+            pause = _FIRST_PAUSE_S
+            self.session, self.error, self._tries = session, None, 0
+            try:
+                await self._watch(session)
+            finally:
+                self.session = None
+                try:
+                    await session.close()
+                except DraftwireError as exc:
+                    _LOG.warning("%s", exc)
+
+    async def wait(self, offline: str, patience_s: float) -> AsyncSession:
+        """Return the session as soon as a stream may begin on it.
+
+        Guesses (``offline``) may begin before anything is known of the verifier; all else
+        needs to know its target, and bears ``patience_s`` without it once the draft is
+        loaded.
+
+        Raises:
+            TransportError: There is no verifier.
+        """
+        ends = time.monotonic() + patience_s
+        while True:
+            session = self.session
+            if session is not None and (offline == "draft" or _met(session)):
+                return session
+            loading = offline == "draft" and session is None and self.error is None
+            if time.monotonic() >= ends and not loading:
+                raise self.absent()
+            await asyncio.sleep(_LOOK_S / 5)
+
+    def absent(self) -> TransportError:
+        """Return the error that says why no stream can begin."""
+        session = self.session
+        found = session.link.error if session is not None else self._words()
+        return TransportError(
+            f"there is no verifier yet: {found or 'still connecting'}",
+            hint="the service goes on trying; `draftwire service status`",
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the link's state for people and programs."""
+        link = None if self.session is None else self.session.link
+        begins = link is None or (link.state == "reconnecting" and not self._ever)
+        return {
+            "state": "connecting" if link is None or begins else link.state,
+            "attempts": self._tries if link is None else link.attempts,
+            "reconnects": 0 if link is None else link.reconnects,
+            "down_s": None if link is None else round(link.down_s, 3),
+            "error": self._words() if link is None else link.error or None,
+        }
+
+    def target(self) -> dict[str, str] | None:
+        """Return name and version of the target, as far as they are known."""
+        if self.session is None or not _met(self.session):
+            return None
+        welcome = self.session.welcome
+        return {"name": welcome.target, "version": welcome.target_version}
+
+    def _words(self) -> str | None:
+        return None if self.error is None else _with_clock(str(self.error))
+
+    async def _watch(self, session: AsyncSession) -> None:
+        while True:
+            link = session.link
+            if link.state == "up":
+                self._ever = True
+                self._say(f"connected to target {session.welcome.target}")
+            elif link.state == "reconnecting":
+                what = "link lost, reconnecting" if self._ever else "no verifier"
+                self._say(f"{what}: {_with_clock(link.error)}")
+            else:
+                _LOG.warning("the verifier refused: %s", link.error)
+                self.error = RefusedError(link.error or "the link ended")
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    def _say(self, sentence: str) -> None:
+        if sentence != self._said:
+            self._said = sentence
+            _LOG.warning("%s", sentence)
+            self._on_change(sentence)
+
+
+def _met(session: AsyncSession) -> bool:
+    """Tell whether the verifier has ever said what it is, now or in an earlier life."""
+    return session.welcome.compatibility != "unknown"
+
+
+def _with_clock(said: str) -> str:
+    if "certificate" in said and time.time() < _CLOCK_IS_SET:
+        said += "; the clock of this board is not set yet"
+    return said

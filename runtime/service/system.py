@@ -25,30 +25,19 @@ class Notifier:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
-        self.watchdog_s = self._watchdog(environ)
+        self.watchdog_s: float | None = None
+        usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+        if usec.isdecimal() and int(usec) and pid in ("", str(os.getpid())):
+            self.watchdog_s = int(usec) / 1e6  # else it is meant for another process
         self._said = ""
 
-    @staticmethod
-    def _watchdog(environ: Mapping[str, str]) -> float | None:
-        pid = environ.get("WATCHDOG_PID", "")
-        if pid and pid != str(os.getpid()):
-            return None  # meant for another process
-        try:
-            wanted = int(environ.get("WATCHDOG_USEC", "")) / 1e6
-        except ValueError:
-            return None
-        return wanted if wanted > 0 else None
-
     def ready(self) -> None:
-        """Say that requests are taken."""
         self._send("READY=1")
 
     def alive(self) -> None:
-        """Say that nothing hangs."""
         self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """Say that we are on our way out."""
         self._send("STOPPING=1")
 
     def status(self, sentence: str) -> None:
@@ -82,7 +71,6 @@ class StateFile:
         self.trouble: str | None = None
 
     def started(self) -> None:
-        """Count a start."""
         self._before["starts"] += 1
         self.save({})
 

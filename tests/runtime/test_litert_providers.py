@@ -12,10 +12,9 @@ ort = pytest.importorskip("onnxruntime")
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.runtime.engines import onnx as onnx_engine  # noqa: E402
-from draftwire.runtime.engines import providers as onnx_providers  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.runtime.engines.engine import ModelSpec  # noqa: E402
-from draftwire.runtime.engines.providers import (  # noqa: E402
+from draftwire.runtime.engines.onnx import (  # noqa: E402
     CUDA,
     TENSORRT,
     Profile,
@@ -134,7 +133,7 @@ def test_where_nodes_ran_is_read_from_the_profile(nodes, warning, tmp_path):
     options = SimpleNamespace()
     profile = Profile(options)
     assert options.enable_profiling
-    found = onnx_providers.first_run(
+    found = onnx_engine.first_run(
         SimpleNamespace(step=lambda token, past: None),
         SimpleNamespace(end_profiling=lambda: str(path)),
         CUDA,
@@ -155,7 +154,7 @@ def test_tensorrt_builds_once_and_says_so(tmp_path):
 
     def run():
         (tmp_path / "profile.json").write_text("[]")
-        onnx_providers.first_run(
+        onnx_engine.first_run(
             SimpleNamespace(step=lambda t, p: (cache / "a.engine").write_text("")),
             SimpleNamespace(end_profiling=lambda: str(tmp_path / "profile.json")),
             TENSORRT,

@@ -16,6 +16,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "go", "parameters": SCHEMA}}
 FLAT = {"type": "function", "name": "go", "parameters": SCHEMA, "strict": True}
 OUTPUT = {"type": "function_call_output", "call_id": "1", "output": "there"}
+NO_OUTPUT = {"type": "function_call_output", "call_id": "1"}
 COMPACT = '{"type":"object","properties":{"x":{"type":"integer"}}}'
 
 
@@ -25,89 +26,60 @@ def ask(kind: str = "chat", **fields: Any) -> Any:
     return read_ask(kind, json.dumps(body).encode())
 
 
+def named(**inside: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": inside}
+
+
 @pytest.mark.parametrize(
-    ("kind", "fields", "options"),
+    ("kind", "form", "options"),
     [
-        ("chat", {"response_format": {"type": "text"}}, {}),
-        ("chat", {"response_format": None}, {}),
-        (
-            "chat",
-            {"response_format": {"type": "json_object"}},
-            {"schema": '{"type":"object"}'},
-        ),
-        (
-            "chat",
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "s", "strict": True, "schema": SCHEMA},
-                }
-            },
-            {"schema": COMPACT},
-        ),
-        (
-            "text",
-            {"response_format": {"type": "json_object"}},
-            {"schema": '{"type":"object"}'},
-        ),
+        ("chat", {"type": "text"}, {}),
+        ("chat", None, {}),
+        ("chat", {"type": "json_object"}, {"schema": '{"type":"object"}'}),
+        ("chat", named(name="s", strict=True, schema=SCHEMA), {"schema": COMPACT}),
+        ("text", {"type": "json_object"}, {"schema": '{"type":"object"}'}),
         (
             "response",
-            {"text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}},
+            {"type": "json_schema", "name": "s", "schema": SCHEMA},
             {"schema": COMPACT},
         ),
-        ("response", {"text": {"format": {"type": "text"}}}, {}),
-        ("chat", {"response_format": {"type": "regex", "regex": "a+"}}, {"regex": "a+"}),
-        (
-            "chat",
-            {"response_format": {"type": "choice", "choice": ["a", "b"]}},
-            {"choice": ("a", "b")},
-        ),
-        (
-            "chat",
-            {"draftwire": {"schema": SCHEMA, "force": False}},
-            {"schema": COMPACT, "force": False},
-        ),
+        ("response", {"type": "text"}, {}),
+        ("chat", {"type": "regex", "regex": "a+"}, {"regex": "a+"}),
+        ("chat", {"type": "choice", "choice": ["a", "b"]}, {"choice": ("a", "b")}),
     ],
 )
-def test_a_format_is_an_option_of_the_stream(kind: str, fields: Any, options: Any) -> None:
+def test_a_format_is_an_option_of_the_stream(kind: str, form: Any, options: Any) -> None:
+    fields = {"text": {"format": form}} if kind == "response" else {"response_format": form}
     assert dict(ask(kind, **fields).options) == options
+    found = ask(draftwire={"schema": SCHEMA, "force": False}).options
+    assert dict(found) == {"schema": COMPACT, "force": False}
+
+
+@pytest.mark.parametrize(
+    ("form", "where"),
+    [
+        ({"type": "xml"}, ""),
+        ("json", ""),
+        ({"type": "json_schema"}, ""),
+        (named(schema=5), ""),
+        ({}, ""),
+        ({"json_schema": {"schema": SCHEMA}}, ""),
+        ({"type": "text", "x": 1}, ".x"),
+        ({"type": "json_schema", "json_schema": 5}, ".json_schema"),
+        (named(schema=SCHEMA, strict="yes"), ".json_schema.strict"),
+        ({"type": "choice", "choice": []}, ""),
+    ],
+)
+def test_what_is_no_format_is_named(form: Any, where: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        ask("chat", response_format=form)
+    assert (caught.value.status, caught.value.param) == (400, "response_format" + where)
 
 
 @pytest.mark.parametrize(
     ("kind", "fields", "param"),
     [
-        ("chat", {"response_format": {"type": "xml"}}, "response_format"),
-        ("chat", {"response_format": "json"}, "response_format"),
-        ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
-        (
-            "chat",
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
-            "response_format",
-        ),
         ("response", {"text": {"format": {"type": "json_schema"}}}, "text.format"),
-        ("chat", {"response_format": {}}, "response_format"),
-        (
-            "chat",
-            {"response_format": {"json_schema": {"schema": SCHEMA}}},
-            "response_format",
-        ),
-        ("chat", {"response_format": {"type": "text", "x": 1}}, "response_format.x"),
-        (
-            "chat",
-            {"response_format": {"type": "json_schema", "json_schema": 5}},
-            "response_format.json_schema",
-        ),
-        (
-            "chat",
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"schema": SCHEMA, "strict": "yes"},
-                }
-            },
-            "response_format.json_schema.strict",
-        ),
-        ("chat", {"response_format": {"type": "choice", "choice": []}}, "response_format"),
         ("response", {"text": {"format": {"schema": SCHEMA}}}, "text.format.schema"),
         ("chat", {"tools": {}}, "tools"),
         ("chat", {"tools": [{}]}, "tools"),
@@ -123,14 +95,10 @@ def test_a_format_is_an_option_of_the_stream(kind: str, fields: Any, options: An
         ("response", {"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ("response", {"input": [{"type": "function_call", "name": "go"}]}, "input"),
         ("response", {"input": [{"type": "function_call", "call_id": "1"}]}, "input"),
-        (
-            "response",
-            {"input": [{"type": "function_call_output", "call_id": "1"}]},
-            "input",
-        ),
+        ("response", {"input": [NO_OUTPUT]}, "input"),
     ],
 )
-def test_what_is_no_format_and_no_tool_is_named(kind: str, fields: Any, param: str) -> None:
+def test_what_is_no_tool_is_named(kind: str, fields: Any, param: str) -> None:
     with pytest.raises(HttpError) as caught:
         ask(kind, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)

@@ -1,7 +1,9 @@
-"""A board rests where the verifier's own draft makes its drafts needless."""
+"""When a board had better not draft: it rests where the verifier's own draft makes its
+drafts needless, and is hushed before a verdict that would void the step; never for long."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate
-from draftwire.runtime.edge.rest import Rest
+from draftwire.runtime.edge.rest import Hush, Rest
 
 
 def test_it_rests_longer_each_time_and_looks_again():
@@ -65,3 +67,35 @@ def test_a_slow_board_rests_and_the_report_says_so(step_ms, idle):
     eager = simulate(replace(plan, scheme=scheme_named("race"))).streams[0]
     assert eager.report({}, ())["beside"] is None
     assert (stream.counts.proposed < 0.6 * eager.counts.proposed) is idle
+
+
+def known(judged=40, right=24):
+    hush = Hush()
+    hush.verdict(1.0, 0.1, judged, right)
+    return hush
+
+
+def test_it_waits_for_news_that_are_due_before_a_step_ends():
+    hush = known()
+    assert hush.until_s(1.01, 0.02, 9) == 1.01, "it ends before them"
+    assert hush.until_s(1.09, 0.02, 9) == pytest.approx(1.15)
+    assert hush.until_s(1.09, 0.02, 1) == 1.09, "that may well be of use"
+    assert hush.until_s(1.2, 0.02, 9) == 1.2, "news that are late are not waited for"
+
+
+def test_a_draft_that_is_mostly_right_goes_on():
+    assert known(400, 395).until_s(1.09, 0.02, 9) == 1.09
+    assert known(40, 0).until_s(1.09, 0.02, 1) > 1.09
+
+
+def test_where_it_pays_in_simulation():
+    """Long forwards, a short trip, a draft that is often wrong."""
+    profile = find("agx-a100-llama").replaced(
+        "assumed", "a test", link__rtt_ms=80.0, text__acceptance=0.6,
+        cloud__read_ms_per_token=0.0, draft__read_ms_per_token=0.0,
+        link__up_mbit_s=math.inf, link__down_mbit_s=math.inf,
+    )  # fmt: skip
+    plan = Plan(profile, scheme_named("cloud"), streams=1, tokens=600)
+    loud = simulate(replace(plan, scheme=scheme_named("race+patience")))
+    quiet = simulate(replace(plan, scheme=scheme_named("race+patience+hush")))
+    assert quiet.ms_per_token < 0.99 * loud.ms_per_token

@@ -19,11 +19,9 @@ from draftwire.errors import (
     IncompatibleError,
     ModelError,
     RefusedError,
-    TransportError,
 )
-from draftwire.runtime.service import link as service_link
-from draftwire.runtime.service.link import Supervisor
-from draftwire.runtime.service.streams import MAX_STREAMS, Streams
+from draftwire.runtime.service import streams as service_link
+from draftwire.runtime.service.streams import MAX_STREAMS, Streams, Supervisor
 from draftwire.runtime.service.system import Notifier, StateFile
 
 
@@ -339,22 +337,6 @@ def test_going_away_refuses_those_that_wait() -> None:
         assert [got[-1][0] for got in running] == ["cancelled"] * MAX_STREAMS
 
     working(lambda: Sand(endless), test)
-
-
-def test_without_a_verifier_a_stream_says_so_and_not_nothing() -> None:
-    async def test() -> None:
-        supervisor = Supervisor(raising(), lambda sentence: None)
-        streams = Streams(supervisor, {})
-        answers = [
-            ask(streams, patience_s=0.01)[1],
-            ask(streams, deadline_s=0.01)[1],
-            ask(streams, offline="error")[1],
-        ]
-        await until(lambda: all(over(got) for got in answers))
-        for (got,) in answers:
-            assert isinstance(got, TransportError) and "no verifier yet" in str(got)
-
-    within(test)
 
 
 def test_a_full_or_read_only_state_folder_is_borne(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import socket
 import stat
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -24,7 +23,7 @@ from service_lab import (
 )
 
 from draftwire.cli import main
-from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
+from draftwire.errors import ConfigError, DraftwireError, TransportError
 from draftwire.runtime.service.client import ServiceClient, default_socket
 from draftwire.runtime.service.http import MAX_CLIENTS
 
@@ -181,45 +180,22 @@ def test_limits(shared: Running) -> None:
         clients.append(client)
         return len(clients) == MAX_CLIENTS
 
-    threads: list[threading.Thread] = []
     try:
         eventually(come_in, "all are in")
         with pytest.raises(TransportError, match="connected already|went away"):
             with shared.client() as one_more:
                 one_more.status()
-        streams = [client.generate("Once", max_new_tokens=8000) for client in clients]
-        next(streams[0])
-        errors: list[DraftwireError] = []
-
-        def one(stream: Iterator[dict[str, Any]]) -> None:
-            try:
-                for _ in stream:
-                    if errors:
-                        break
-            except DraftwireError as exc:
-                errors.append(exc)
-
-        for stream in streams[1:13]:  # 4 run, 8 may wait
-            threads.append(threading.Thread(target=one, args=(stream,)))
-            threads[-1].start()
-        eventually(lambda: errors, "one is refused")
-        assert isinstance(errors[0], BusyError) and "wait already" in str(errors[0])
     finally:
-        for client in clients:
-            with suppress(OSError, AttributeError):  # a refused one has none any more
-                client._connection.sock.shutdown(socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join(PATIENCE_S)
         for client in clients:
             client.close()
 
-    def quiet() -> bool:
+    def there_is_room() -> bool:
         try:
-            return not shared.status()["streams"]["waiting"]
+            return bool(shared.status())
         except TransportError:  # the last of them are still hanging up
             return False
 
-    eventually(quiet, "all is quiet")
+    eventually(there_is_room, "the service takes programs again")
 
 
 def test_the_commands(shared: Running, capsys: pytest.CaptureFixture[str]) -> None:

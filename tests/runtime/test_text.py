@@ -12,10 +12,10 @@ from hypothesis import strategies as st  # noqa: E402
 
 from draftwire.errors import ConfigError  # noqa: E402
 from draftwire.runtime.text import (  # noqa: E402
-    Detokenizer,
     StopFilter,
     TextStream,
     _ByteDecoder,
+    detokenizer,
 )
 
 CORPUS = [
@@ -101,13 +101,13 @@ def cut(items, places):
     return [items[a:b] for a, b in zip(edges, edges[1:])]
 
 
-def stream(detokenizer, pieces):
+def stream(decoder, pieces):
     chunks = []
     for piece in pieces:
-        chunk = detokenizer.push(piece)
+        chunk = decoder.push(piece)
         chunk.encode("utf-8")  # valid at every step
         chunks.append(chunk)
-    chunks.append(detokenizer.flush())
+    chunks.append(decoder.flush())
     return chunks
 
 
@@ -121,8 +121,8 @@ def test_chunks_join_to_the_whole_text(name, text, places):
     ids = tokenizer.encode(text).ids
     pieces = cut(ids, places)
     whole = tokenizer.decode(ids)
-    assert "".join(stream(Detokenizer(tokenizer), pieces)) == whole
-    assert "".join(stream(Detokenizer(tokenizer), [[i] for i in ids])) == whole
+    assert "".join(stream(detokenizer(tokenizer), pieces)) == whole
+    assert "".join(stream(detokenizer(tokenizer), [[i] for i in ids])) == whole
 
 
 @settings(deadline=None, max_examples=300)
@@ -131,20 +131,20 @@ def test_any_byte_level_ids_join_to_the_whole_text(ids, places):
     tokenizer = ALL["byte-level"]
     known = [i for i in ids if tokenizer.id_to_token(i) is not None]
     whole = tokenizer.decode(known)
-    assert "".join(stream(Detokenizer(tokenizer), cut(ids, places))) == whole
+    assert "".join(stream(detokenizer(tokenizer), cut(ids, places))) == whole
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
 @settings(deadline=None, max_examples=100)
 @given(ids=st.lists(st.integers(0, 500), max_size=30))
 def test_nonsense_ids_still_give_valid_text(name, ids):
-    stream(Detokenizer(ALL[name]), [[i] for i in ids])
+    stream(detokenizer(ALL[name]), [[i] for i in ids])
 
 
 def test_a_character_comes_out_whole_and_with_its_last_token():
     tokenizer = ALL["llama"]
     ids = tokenizer.encode("a😀b").ids
-    chunks = stream(Detokenizer(tokenizer), [[i] for i in ids])
+    chunks = stream(detokenizer(tokenizer), [[i] for i in ids])
     assert [c for c in chunks if c] == ["a", "😀", "b"]
 
 
@@ -164,17 +164,17 @@ def test_a_character_that_the_prompt_began_comes_out_whole(name):
     ids = byte_ids(name, text)
     for cut in range(1, len(ids)):
         whole = text.encode()[:cut].decode(errors="ignore")
-        detokenizer = Detokenizer(ALL[name], ids[:cut])
-        pieces = [detokenizer.push([i]) for i in ids[cut:]]
-        assert "".join(pieces) + detokenizer.flush() == text[len(whole) :], cut
+        decoder = detokenizer(ALL[name], ids[:cut])
+        pieces = [decoder.push([i]) for i in ids[cut:]]
+        assert "".join(pieces) + decoder.flush() == text[len(whole) :], cut
 
 
 def test_half_a_character_at_the_end_is_replaced():
     tokenizer = ALL["byte-level"]
     ids = tokenizer.encode("\U0001f9ff").ids  # not in the corpus: four byte tokens
-    detokenizer = Detokenizer(tokenizer)
-    assert detokenizer.push(ids[:-1]) == ""
-    assert detokenizer.flush() == "�"
+    decoder = detokenizer(tokenizer)
+    assert decoder.push(ids[:-1]) == ""
+    assert decoder.flush() == "�"
 
 
 @pytest.mark.parametrize("name", ["llama", "metaspace"])
@@ -182,17 +182,17 @@ def test_the_first_word_after_a_prompt_keeps_its_space(name):
     tokenizer = ALL[name]
     prompt = tokenizer.encode("the robot").ids
     ids = tokenizer.encode("the").ids
-    assert Detokenizer(tokenizer, prompt).push(ids) == " the"
-    assert Detokenizer(tokenizer).push(ids) == "the"
+    assert detokenizer(tokenizer, prompt).push(ids) == " the"
+    assert detokenizer(tokenizer).push(ids) == "the"
 
 
 def test_special_tokens_have_no_text_and_hide_no_space():
     tokenizer = ALL["llama"]
     ids = tokenizer.encode("the robot").ids
     bos = tokenizer.token_to_id("<s>")
-    detokenizer = Detokenizer(tokenizer)
-    text = detokenizer.push([bos, *ids, bos])
-    assert text + detokenizer.push(tokenizer.encode("the").ids) == "the robot the"
+    decoder = detokenizer(tokenizer)
+    text = decoder.push([bos, *ids, bos])
+    assert text + decoder.push(tokenizer.encode("the").ids) == "the robot the"
 
 
 def test_cost_of_a_token_does_not_grow():
@@ -212,10 +212,10 @@ def test_cost_of_a_token_does_not_grow():
     for text in ("the robot " * 300, "😀" * 300):
         counting = Counting(engine)
         ids = engine.encode(text).ids
-        stream(Detokenizer(counting), [[i] for i in ids])
+        stream(detokenizer(counting), [[i] for i in ids])
         assert counting.longest <= 16
     counting = Counting(engine)
-    stream(Detokenizer(counting), [[3 + 0x80]] * 300)  # continuation bytes only
+    stream(detokenizer(counting), [[3 + 0x80]] * 300)  # continuation bytes only
     assert counting.longest <= 32
 
 
