@@ -33,49 +33,14 @@ if TYPE_CHECKING:
 
 
 SCHEMA = "draftwire.report/1"
-FINISHES = ("length", "stop", "deadline", "budget", "cancelled", "error")
-
-# The keys of a report, in order: of a group (the keys that it has, whatever was
-# measured; it may hold more), or of a plain value (what it is when nothing was measured).
-_KEYS: Mapping[str, Any] = {
-    "schema": SCHEMA,
-    "versions": (),
-    "draft": ("id", "name", "engine", "precision"),
-    "target": ("name", "version", "family", "numerics"),
-    "sampling": ("scheme", "temperature", "top_k", "top_p", "seed", "sample", "noise"),
-    "mode": ("objective", "pipeline", "controller"),
-    "prompt_tokens": None,
-    "prefix": ("unsent", "reused"),
-    "tokens": 0,
-    "token_ids": [],
-    "text": None,
-    "finish": None,
-    "rounds": None,
-    "drafted": None,
-    "accepted": None,
-    "forced": None,
-    "completed": None,
-    "accepted_by_position": [],
-    "judged_by_position": None,
-    "target_forwards": None,
-    "near_ties": None,
-    "bytes": ("up_payload", "down_payload", "up_wire", "down_wire"),
-    "seconds": ("total", "prefill", "first_token", "draft", "wait", "verify"),
-    "energy": ("joules", "source", "scope", "uncertainty", "by_phase", "why_null"),
-    "link": ("rtt_ms", "up_mbit_s", "reconnects"),
-    "preemption": None,
-    "leaves": None,
-    "beside": None,
-    "evidence": None,
-    "warnings": [],
-}
 _COUNTS = ("prompt_tokens", "tokens", "rounds", "drafted", "accepted", "target_forwards")
 _OF_COUNTS = (
     *("rounds", "drafted", "accepted", "forced", "completed"),
     *("accepted_by_position", "judged_by_position"),
 )
 _LISTS = ("token_ids", "accepted_by_position", "warnings")
-_GROUPS = [name for name, keys in _KEYS.items() if isinstance(keys, tuple) and keys]
+_GROUPS = ("draft", "target", "sampling", "mode", "bytes", "seconds", "energy", "link")
+_DRAWN = ("scheme", "temperature", "top_k", "top_p", "seed", "sample", "noise")
 
 
 def versions() -> dict[str, str]:
@@ -88,44 +53,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def build_report(**measured: Any) -> dict[str, Any]:
-    """Return the report of a run, ready for JSON; what was not measured is left out.
-
-    ``tokens`` is the length of ``token_ids``; ``accepted`` counts drafted tokens alone (no
-    correction, no bonus), and ``judged_by_position[i]`` the blocks that had a draft ``i``.
-    ``versions`` stand beside those of :func:`versions`, e.g. the verifier's.
-
-    Raises:
-        ValueError: The values contradict themselves, or one has no place (our bug).
-    """
-    unknown = set(measured) - set(_KEYS)
-    if unknown:
-        raise ValueError(f"a report has no {', '.join(sorted(unknown))}")
-    values = {
-        **{k: dict.fromkeys(v) if isinstance(v, tuple) else v for k, v in _KEYS.items()},
-        **measured,
-        "versions": {**versions(), **measured.get("versions", {})},
-        "tokens": len(measured.get("token_ids", ())),
-    }
-    for group in _GROUPS:
-        values[group] = {**dict.fromkeys(_KEYS[group]), **values[group]}
-    drafted, accepted = values["drafted"], values["accepted"]
-    if values["finish"] not in (None, *FINISHES):
-        raise ValueError(f"finish is {values['finish']!r}")
-    if (accepted or 0) > (drafted or 0):
-        raise ValueError(f"{accepted} accepted of {drafted} drafted")
-    energy = values["energy"]
-    if energy["joules"] is None and not energy["why_null"]:
-        energy["why_null"] = "no power source was asked for"
-    return {key: _plain(value) for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return ``value`` as JSON has it: numpy scalars unwrapped, no NaN."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -194,10 +127,12 @@ def stream_report(
     signal: Mapping[str, Any] = MappingProxyType({}),
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the report of a stream that has ended.
+    """Return the report of a stream that has ended, ready for JSON.
 
-    ``token_ids`` and ``text`` are what the user saw, ``capture`` has counted the bytes on
-    the wire, ``signal`` is what the radio says, and ``warnings`` are the session's.
+    ``accepted`` counts drafted tokens alone (no correction, no bonus), and
+    ``judged_by_position[i]`` the blocks that had a draft ``i``. ``token_ids`` and ``text``
+    are what the user saw, ``capture`` has counted the bytes on the wire, ``signal`` is what
+    the radio says, and ``warnings`` are the session's.
     """
     spec, counts = run.spec, run.machine.counts
     params, mode = spec.params, spec.mode
@@ -219,21 +154,23 @@ def stream_report(
                 f"{share or 0:.0%} of that: the board did not draft for {counts.rested} of "
                 f"{counts.tokens} tokens"
             )
-    return build_report(
-        draft=draft,
-        target={
+    document = {
+        "schema": SCHEMA,
+        "versions": versions(),
+        "draft": draft,
+        "target": {
             "name": welcome.target,
             "version": welcome.target_version,
             "family": welcome.family,
             "numerics": None if welcome.numerics == "unstated" else welcome.numerics,
         },
-        sampling={
+        "sampling": {
             field.name: value
             for field in dataclasses.fields(params)
             if (value := getattr(params, field.name)) != field.default
-            or field.name in _KEYS["sampling"]
+            or field.name in _DRAWN
         },
-        mode={
+        "mode": {
             "objective": mode.objective,
             "pipeline": mode.pipeline,
             "preempt": mode.preempt_text,
@@ -242,21 +179,22 @@ def stream_report(
             "controller": spec.controller.name,
             **run.decisions.ways(),
         },
-        prompt_tokens=len(spec.prompt),
-        prefix={"unsent": counts.unsent, "reused": counts.reused},
-        token_ids=token_ids,
-        text=text,
-        finish=run.finish,
+        "prompt_tokens": len(spec.prompt),
+        "prefix": {"unsent": counts.unsent, "reused": counts.reused},
+        "tokens": len(token_ids),
+        "token_ids": token_ids,
+        "text": text,
+        "finish": run.finish,
         **{name: getattr(counts, name) for name in _OF_COUNTS},
-        target_forwards=counts.forwards,
-        near_ties=counts.near_ties if welcome.numerics == "close" else None,
-        bytes={
+        "target_forwards": counts.forwards,
+        "near_ties": counts.near_ties if welcome.numerics == "close" else None,
+        "bytes": {
             "up_payload": traffic.up_payload,
             "down_payload": traffic.down_payload,
             "up_wire": up,
             "down_wire": down,
         },
-        seconds={
+        "seconds": {
             "total": total,
             "prefill": run.prefill_s,
             "first_token": first_token_s,
@@ -264,8 +202,8 @@ def stream_report(
             "wait": max(0.0, total - run.draft_s - run.prefill_s),
             "verify": counts.compute_s,
         },
-        energy=energy,
-        link={
+        "energy": energy,
+        "link": {
             "compatibility": welcome.compatibility,
             "reconnects": run.reconnects,
             "wire_bytes": "computed" if capture is None else "captured",
@@ -273,18 +211,19 @@ def stream_report(
             **run.decisions.report(),
             **signal,
         },
-        warnings=[
+        "preemption": _preemption(counts, run.draft_s, energy),
+        "leaves": {"sent": counts.leaves, "right": counts.leaves_right},
+        "beside": beside,
+        "evidence": spec.proposer.told() if isinstance(spec.proposer, QsProposer) else None,
+        "warnings": [
             *warnings,
             *run.warnings,
             *idle,
             *run.decisions.warnings(),
             *filter(None, [loss_of(params, spec.vocab_size)]),
         ],
-        preemption=_preemption(counts, run.draft_s, energy),
-        leaves={"sent": counts.leaves, "right": counts.leaves_right},
-        beside=beside,
-        evidence=spec.proposer.told() if isinstance(spec.proposer, QsProposer) else None,
-    )
+    }
+    return {key: plain(value) for key, value in document.items()}
 
 
 _AHEAD_COUNTS = ("provisional", "provisional_right", "outcomes", "outcomes_used")

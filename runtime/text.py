@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from functools import partial
 from typing import Any, Iterable, Sequence, Union
 
 from draftwire.errors import ConfigError
@@ -269,15 +270,11 @@ class Screen:
     def __init__(
         self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]
     ) -> None:
-        self._source = (tokenizer, prompt_ids, stop)
+        self._new = partial(TextStream, tokenizer, prompt_ids=prompt_ids, stop=stop)
         self._stream = self._new()
         self._verified = 0
         self.tokens: list[Token] = []
         self.text = ""
-
-    def _new(self) -> TextStream:
-        tokenizer, prompt_ids, stop = self._source
-        return TextStream(tokenizer, prompt_ids=prompt_ids, stop=stop)
 
     @property
     def unverified(self) -> int:
@@ -312,8 +309,7 @@ class Screen:
         return piece, tuple(self.tokens[before:])
 
     def _cut(self) -> None:
-        tokenizer, prompt_ids, _ = self._source
-        plain = TextStream(tokenizer, prompt_ids=prompt_ids)
+        plain = self._new(stop=())
         length = 0
         for count, token in enumerate(self.tokens):
             if length >= len(self.text):

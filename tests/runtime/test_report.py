@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from draftwire.cli import main
 from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError, OutputError
-from draftwire.runtime.report import build_report, check_report, load_reports, summarise
+from draftwire.runtime.report import check_report, load_reports, plain, summarise
 
 GROUPS = {
     "draft": {"id", "name", "engine", "precision"},
@@ -28,60 +29,70 @@ KEYS |= {"rounds", "drafted", "accepted", "accepted_by_position", "target_forwar
 KEYS |= {"warnings"}
 
 
-def full_report():
-    return build_report(
-        prompt_tokens=5,
-        token_ids=[4, 8, 15, 16, 23, 42, 7, 1],
-        text="eight tokens",
-        finish="length",
-        rounds=4,
-        drafted=8,
-        accepted=4,
-        accepted_by_position=[3, 1],
-        judged_by_position=[4, 4],
-        target_forwards=4,
-        bytes={"up_payload": 40, "down_payload": 16},
-        seconds={"total": 2.0},
-    )
+def full_report(**changes):
+    """A report as a run writes it, as far as readers look at it."""
+    report = {
+        "schema": "draftwire.report/1",
+        **dict.fromkeys(GROUPS, {}),
+        "prompt_tokens": 5,
+        "tokens": 8,
+        "token_ids": [4, 8, 15, 16, 23, 42, 7, 1],
+        "warnings": [],
+        **{"rounds": 4, "drafted": 8, "accepted": 4, "target_forwards": 4},
+        "accepted_by_position": [3, 1],
+        "judged_by_position": [4, 4],
+        "bytes": {"up_payload": 40, "down_payload": 16},
+        "seconds": {"total": 2.0},
+    }
+    return {**report, **changes}
 
 
-def test_an_empty_run_has_every_key_and_invents_no_number():
-    report = build_report()
+def empty_report():
+    counts = dict.fromkeys(("rounds", "drafted", "accepted", "target_forwards"))
+    nothing = {"judged_by_position": None, "bytes": {}, "seconds": {}}
+    return full_report(tokens=0, token_ids=[], accepted_by_position=[], **counts, **nothing)
+
+
+def test_a_run_has_every_key_and_invents_no_number(live_report):
+    report = live_report
     assert KEYS <= set(report)
     for key, members in GROUPS.items():
         assert members <= set(report[key])
     assert report["schema"] == "draftwire.report/1"
-    assert report["tokens"] == 0
-    for group in ("bytes", "seconds", "link"):
-        assert set(report[group].values()) == {None}
-    assert report["energy"]["joules"] is None
-    assert report["energy"]["why_null"]
-    assert report["target_forwards"] is None
+    assert report["tokens"] == len(report["token_ids"]) == 6
+    assert report["accepted"] <= report["drafted"] and report["finish"] == "length"
+    assert report["energy"]["joules"] is None and report["energy"]["why_null"]
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert check_report(report, "a run") is report
+
+
+@pytest.fixture
+def live_report():
+    import draftwire
+    from draftwire.cli._local_verifier import local_verifier
+
+    fixtures = Path(__file__).resolve().parents[1] / "fixtures"
+    with local_verifier([fixtures / "tiny.target"]) as (url, token):
+        draft = fixtures / "tiny.draft"
+        with draftwire.connect(url, draft=draft, token=token, energy="off") as session:
+            list(session.generate("the robot", max_new_tokens=6))
+            return session.report
 
 
 def test_numpy_numbers_and_nan_become_json():
-    energy = {"joules": 1.5, "source": "ina3221", "scope": "board"}
-    link = {"rtt_ms": np.float32(2.5), "jitter": np.nan}
-    report = build_report(token_ids=list(np.arange(3)), link=link, energy=energy)
-    report = json.loads(json.dumps(report, allow_nan=False))
-    assert report["token_ids"] == [0, 1, 2]
-    assert report["link"]["rtt_ms"] == 2.5
-    assert report["link"]["jitter"] is None
-    assert report["energy"]["why_null"] is None, "what is measured needs no reason"
-
-
-def test_a_record_that_contradicts_itself_is_our_bug():
-    with pytest.raises(ValueError, match="5 accepted of 4"):
-        build_report(accepted=5, drafted=4)
-    with pytest.raises(ValueError, match="finish"):
-        build_report(finish="done")
-    with pytest.raises(ValueError, match="no joules"):
-        build_report(joules=1.0)
+    found = plain({"ids": list(np.arange(3)), "ms": np.float32(2.5), "jitter": np.nan})
+    assert json.loads(json.dumps(found, allow_nan=False)) == {
+        "ids": [0, 1, 2],
+        "ms": 2.5,
+        "jitter": None,
+    }
+    with pytest.raises(ValueError, match="cannot hold object"):
+        plain([object()])
 
 
 def test_written_as_a_whole_or_not_at_all(tmp_path, capsys):
     target = tmp_path / "run.json"
-    write_json(build_report(), str(target))
+    write_json(empty_report(), str(target))
     before = target.read_text()
     with pytest.raises(ValueError):
         write_json({"x": float("nan")}, str(target))
@@ -89,7 +100,7 @@ def test_written_as_a_whole_or_not_at_all(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["run.json"]
     with pytest.raises(OutputError, match="cannot write"):
         write_json({}, str(tmp_path / "missing" / "run.json"))
-    write_json([build_report()], "-")
+    write_json([empty_report()], "-")
     assert json.loads(capsys.readouterr().out)[0]["schema"] == "draftwire.report/1"
 
 
@@ -102,14 +113,14 @@ def test_ratios_come_from_the_counters():
     assert summary.tokens_per_s == 4.0
     assert summary.joules_per_token is None
     assert summary.by_position == (0.75, 0.25)
-    summary = summarise("run", build_report())
+    summary = summarise("run", empty_report())
     assert (summary.acceptance, summary.tokens_per_s, summary.by_position) == (None,) * 3
 
 
 def test_command_reads_files_and_lists(tmp_path, capsys):
     one, many = tmp_path / "one.json", tmp_path / "many.json"
     write_json(full_report(), str(one))
-    write_json([full_report(), build_report()], str(many))
+    write_json([full_report(), empty_report()], str(many))
     assert main(["report", str(one), str(many)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["run", "tokens", "rounds", "acceptance"]
