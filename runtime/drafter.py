@@ -53,9 +53,9 @@ class Step(NamedTuple):
 
 class _Begin(NamedTuple):
     stream: int
-    model: Model | None
     proposer: Proposer
     cache: SuffixCache | None
+    model: Model | None
     shape: Shape | None
     guide: Guide | None
     most: int
@@ -78,12 +78,8 @@ class Drafter:
         self.vocab_size = vocab_size
         self._inbox: deque[_Begin | _Order] = deque()
         self.stream = -1
-        self._proposer: Proposer | None = None
-        self._shape: Shape | None = None
-        self._guide: Guide | None = None
-        self._most = sys.maxsize
+        self._work: _Begin | None = None
         self._drawn: list[int] = []  # places of this order's drafts in the sequence
-        self._cache: SuffixCache | None = None
         self._sequence: list[int] = []
         self._branch = 0
         self._left = 0
@@ -109,7 +105,7 @@ class Drafter:
         logits. No draft makes sense behind ``most`` ids: what a grammar forces may come
         there before all are drafted that were ordered.
         """
-        self._inbox.append(_Begin(stream, model, proposer, cache, shape, guide, most))
+        self._inbox.append(_Begin(stream, proposer, cache, model, shape, guide, most))
 
     def submit(self, stream: int, order: Draft) -> None:
         self._inbox.append(_Order(stream, order))
@@ -117,8 +113,7 @@ class Drafter:
     def forget(self) -> None:
         """Let go of the model and of everything else; no step follows."""
         self._inbox.clear()
-        self._model = self._proposer = self._cache = self._shape = self._guide = None
-        self._rows = None
+        self._model = self._work = self._rows = None
         self._left = 0
 
     def step(self) -> Step | None:
@@ -131,9 +126,10 @@ class Drafter:
         if not (self._inbox or self._left):
             return None
         self._take_orders()
-        model, proposer, sequence = self._model, self._proposer, self._sequence
-        if not self._left or model is None or proposer is None:
+        model, work, sequence = self._model, self._work, self._sequence
+        if not self._left or model is None or work is None:
             return None
+        shape, guide = work.shape, work.guide
         left, self._left = self._left, 0  # an engine that raises ends the order
         waiting, masks, depth = len(sequence) - model.length, 0, 0
         if waiting > _CHUNK:
@@ -141,11 +137,11 @@ class Drafter:
             model.forward(sequence[at : at + _CHUNK])
             self._left = left
             return Step(self.stream, self._branch, None, _CHUNK)
-        recall = self._cache.propose(sequence) if self._cache is not None else None
-        if self._shape is not None:
-            self._shape.follow(sequence)
-        if recall is not None and self._guide is not None:
-            recall = recall if self._guide.allows(recall.token) else None
+        recall = work.cache.propose(sequence) if work.cache is not None else None
+        if shape is not None:
+            shape.follow(sequence)
+        if recall is not None and guide is not None:
+            recall = recall if guide.allows(recall.token) else None
         if recall is not None:  # the model reads it when it is asked the next time
             proposal, waiting = Proposal(recall.token, recall.confidence), 0
         else:
@@ -161,17 +157,17 @@ class Drafter:
                     f"the draft model gave logits that are not numbers behind "
                     f"{len(sequence)} tokens"
                 )
-            if self._shape is not None:
-                logits = self._shape.rows(logits[None])[0]
-            proposal = proposer.propose(logits, len(sequence))
+            if shape is not None:
+                logits = shape.rows(logits[None])[0]
+            proposal = work.proposer.propose(logits, len(sequence))
             if depth:
                 proposal = proposal._replace(depth=depth)
-        if self._guide is not None:
-            path = self._guide.path((), (proposal.token,))
+        if guide is not None:
+            path = guide.path((), (proposal.token,))
             proposal = proposal._replace(then=path.ids[1:], last=path.ended)
         self._drawn.append(len(sequence))
         sequence += (proposal.token, *proposal.then)
-        over = proposal.last or len(sequence) >= self._most
+        over = proposal.last or len(sequence) >= work.most
         self._left = 0 if over else left - 1
         return Step(self.stream, self._branch, proposal, waiting, masks)
 
@@ -196,9 +192,7 @@ class Drafter:
         while inbox:
             word = inbox.popleft()
             if isinstance(word, _Begin):
-                self.stream, self._proposer = word.stream, word.proposer
-                self._cache, self._shape, self._guide = word.cache, word.shape, word.guide
-                self._most = word.most
+                self.stream, self._work = word.stream, word
                 if word.model is not None:
                     self._model, self._sequence = word.model, []
                 self._branch = self._left = 0
@@ -217,8 +211,8 @@ class Drafter:
                 same = common(self._sequence[valid:], tokens) if tokens else 0
                 self._sequence[valid:] = tokens
                 self._drawn.clear()
-                if self._shape is not None:
-                    self._shape.cut(valid)
+                if self._work is not None and self._work.shape is not None:
+                    self._work.shape.cut(valid)
                 if model is not None and model.length > valid + same:
                     model.rewind(valid + same)
                 self._branch, self._left = order.branch, order.count

@@ -161,29 +161,22 @@ class StreamBase:
         self._put(line)
 
     def finished(self, run: StreamRun, error: DraftwireError | None) -> None:
-        rest = ""
-        if error is None and not self._screen.stopped:
-            rest = self._screen.flush()
-        self.error = error
-        self.finish = run.finish
-        self._run = run
+        screen = self._screen
+        rest = screen.flush() if error is None and not screen.stopped else ""
+        self.error, self.finish, self._run = error, run.finish, run
         now = self._elapsed_s()
         if self._owner is not None:
             self._owner.ended(self, run)
-        self._over.set()
-        if error is not None:
-            self._put(error)
-        else:
-            left = self._screen.unverified
-            self._put(Chunk(rest, (), now, run.finish, unverified=left))
-        self._put(None)
-        self._go_on()
+        self._end(error or Chunk(rest, (), now, run.finish, unverified=screen.unverified))
 
     def refused(self, error: DraftwireError) -> None:
         """The stream did not begin."""
         self.error, self.finish = error, "error"
+        self._end(error)
+
+    def _end(self, last: _Item) -> None:
         self._over.set()
-        self._put(error)
+        self._put(last)
         self._put(None)
         self._go_on()
 
