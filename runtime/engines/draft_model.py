@@ -75,7 +75,6 @@ class DraftModel:
         engine: str | None = None,
         threads: Threads = None,
         max_context: int | None = None,
-        spin: bool = False,
         provider: str | None = None,
     ) -> DraftModel:
         """Open a draft package on this device.
@@ -89,7 +88,6 @@ class DraftModel:
             engine: "onnxruntime" or "litert"; by default onnxruntime where it is installed.
             threads: Threads inside one operator (default 1), or "auto" to measure.
             max_context: Tokens to reserve a KV cache for, at most the model's context.
-            spin: Let idle threads spin instead of sleeping.
             provider: Where onnxruntime computes: "cpu", "cuda", "tensorrt", or "auto".
 
         Raises:
@@ -125,7 +123,7 @@ class DraftModel:
             )
 
         def make(count: int) -> Engine:
-            opened: Engine = open_engine(path, spec, threads=count, spin=spin, **extra)
+            opened: Engine = open_engine(path, spec, threads=count, **extra)
             _check_logits(opened, path)
             return opened
 

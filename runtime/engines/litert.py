@@ -50,17 +50,14 @@ def import_litert() -> tuple[Any, str]:
     )
 
 
-def open_engine(
-    path: Path, spec: ModelSpec, *, threads: int = 1, spin: bool = False
-) -> Engine:
-    """Open a ``.tflite`` draft; ``spin`` has no effect: LiteRT's threads sleep.
+def open_engine(path: Path, spec: ModelSpec, *, threads: int = 1) -> Engine:
+    """Open a ``.tflite`` draft.
 
     Raises:
         ConfigError: LiteRT is not installed.
         ModelError: This LiteRT cannot run the file, or it is not the model that the package
             describes.
     """
-    del spin
     interpreter_class, name = import_litert()
     if spec.graph != "static":
         raise ModelError(

@@ -74,7 +74,6 @@ def open_engine(
     spec: ModelSpec,
     *,
     threads: int = 1,
-    spin: bool = False,
     provider: str | None = None,
     draft_id: str = "",
 ) -> Engine:
@@ -84,7 +83,6 @@ def open_engine(
         path: The ``.onnx`` file.
         spec: The model's shape, form of graph and cache capacity.
         threads: Threads inside one operator.
-        spin: Let idle threads spin: quicker on an idle board, a waste of energy elsewhere.
         provider: See :func:`~draftwire.runtime.engines.onnx.choose_provider`.
         draft_id: Id of the package, for what a provider builds and keeps.
 
@@ -124,7 +122,7 @@ def open_engine(
     errors: tuple[type[Exception], ...] = (ModelError, *engine_errors(ort))
     for chosen in dict.fromkeys((provider, CPU)):
         try:
-            engine = _open(ort, path, spec, threads, spin, chosen, draft_id)
+            engine = _open(ort, path, spec, threads, chosen, draft_id)
             break
         except errors as exc:
             if chosen == CPU:
@@ -140,16 +138,15 @@ def _open(
     path: Path,
     spec: ModelSpec,
     threads: int,
-    spin: bool,
     provider: str,
     draft_id: str,
 ) -> SharedCacheEngine | ConcatEngine:
     """Open a draft on one provider; what it does not run is in the warnings."""
-    options = ort.SessionOptions()
+    name, options = f"onnxruntime {ort.__version__}", ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if threads > 1 and not spin:
+    if threads > 1:  # idle ones that spin are quicker on an idle board, and waste energy
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     cache = cache_folder(os.environ, draft_id or path.stem, ort.__version__)
     chosen: list[Any] = [CPU]
@@ -161,11 +158,10 @@ def _open(
         session = ort.InferenceSession(str(path), options, providers=chosen)
     except engine_errors(ort) as exc:
         raise ModelError(
-            f"onnxruntime {ort.__version__} cannot load {path}: {first_line(exc)}",
+            f"{name} cannot load {path}: {first_line(exc)}",
             hint="export the draft again, or update onnxruntime",
         ) from exc
     _check_caches(session, spec, path)
-    name = f"onnxruntime {ort.__version__}"
     engine: SharedCacheEngine | ConcatEngine
     if spec.graph == "gqa":
         right = version_tuple(ort.__version__) >= _GQA_MULTI_TOKEN_FROM

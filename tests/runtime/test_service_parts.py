@@ -17,7 +17,6 @@ from draftwire.errors import (
     ConfigError,
     DraftwireError,
     IncompatibleError,
-    ModelError,
     RefusedError,
 )
 from draftwire.runtime.service import streams as service_link
@@ -167,16 +166,6 @@ def test_it_tries_for_ever_and_again_after_a_refusal() -> None:
         assert [s for s in said if "wrong token" in s]
         # A verifier that refused is asked before a model is loaded for it again.
         assert greeted == [False, True, True, True, True]
-
-    within(test)
-
-
-@pytest.mark.parametrize("error", [ConfigError("no such file"), ModelError("no engine")])
-def test_what_only_this_board_can_mend_ends_it(error: DraftwireError) -> None:
-    async def test() -> None:
-        async with kept(raising(error)) as (_, _, task):
-            with pytest.raises(type(error), match=str(error)):
-                await task
 
     within(test)
 
