@@ -416,9 +416,10 @@ class _Run(Caller):
             self.engine.push(self, push)
 
     def close(self) -> None:
-        if not self.closed:
-            self.engine.soon(self.engine.abort, self)
+        over = self.closed
         super().close()
+        if not over:
+            self.engine.soon(self.engine.abort, self)
 
     def take(self, output: Any) -> None:
         """Take in an answer, in the place of vLLM's own collector."""
