@@ -24,7 +24,6 @@ from draftwire.sampling import (
     separate,
 )
 from draftwire.sampling.coupled import race
-from draftwire.sampling.evidence import qs_codec
 from draftwire.sampling.evidence.bits import BitReader, BitWriter, get_set, put_set
 from draftwire.sampling.evidence.lattice import Lattice
 from draftwire.sampling.laws import largest
@@ -105,7 +104,7 @@ def test_quantised_distributions(case):
     ids, weights = np.array(case["ids"]), np.array(case["weights"])
     draft = Lattice(ids, weights, int(weights.sum()))
     token, vocab = case["token"], case["vocab_size"]
-    assert qs_codec.encode(draft, token, vocab).hex() == case["hex"]
+    assert qs.encode(draft, token, vocab).hex() == case["hex"]
     (found,) = qs.unpack([token], unhex(case["hex"]), vocab)
     assert found.ids.tolist() == case["ids"] and found.weights.tolist() == case["weights"]
 
