@@ -1,7 +1,7 @@
 """QS: quantise, sample, verify. A few bits of draft law go up instead of all of it.
 
 The device cuts the draft's law to a support, rounds it to a lattice of whole numbers
-(``evidence.lattice``), and only then draws the token. The cloud decodes the
+(``evidence.Lattice``), and only then draws the token. The cloud decodes the
 same whole numbers, so rejection sampling returns exactly the target's law.
 
 Per token the device chooses
@@ -18,7 +18,7 @@ Evidence up: for each token these bits, from the lowest up, padded to a byte::
 
     support - 1            7 bits    n, at most 128 tokens, all of weight above 0
     resolution             4 bits    index into RESOLUTIONS; absent when n is 1
-    the n - 1 other ids    a set out of vocab - 1, see bits.put_set
+    the n - 1 other ids    a set out of vocab - 1, see evidence.put_set
     the weights            a set of n - 1 cuts out of resolution - 1, see put_small
 
 The drafted token itself is known from the block, so the set holds the others only, each
@@ -41,15 +41,16 @@ from typing import Any, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling.evidence.bits import (
+from draftwire.sampling.evidence import (
     BitReader,
     BitWriter,
+    Lattice,
     get_set,
     get_small,
     put_set,
     put_small,
+    quantise,
 )
-from draftwire.sampling.evidence.lattice import Lattice, quantise
 from draftwire.sampling.laws import Law, SamplingParams, largest
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens
 from draftwire.sampling.scheme import Card, Scheme

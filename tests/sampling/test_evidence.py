@@ -23,15 +23,16 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.evidence.bits import (
+from draftwire.sampling.evidence import (
     BitReader,
     BitWriter,
+    Lattice,
     get_set,
     get_small,
     put_set,
     put_small,
+    quantise,
 )
-from draftwire.sampling.evidence.lattice import Lattice, quantise
 from draftwire.sampling.qs import RESOLUTIONS
 
 WITH_EVIDENCE = ["residual", "qs", "separate"]

@@ -32,7 +32,7 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.evidence.lattice import Lattice, quantise
+from draftwire.sampling.evidence import Lattice, quantise
 from draftwire.sampling.laws import Law
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.qs import encode

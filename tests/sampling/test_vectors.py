@@ -24,8 +24,7 @@ from draftwire.sampling import (
     separate,
 )
 from draftwire.sampling.coupled import race
-from draftwire.sampling.evidence.bits import BitReader, BitWriter, get_set, put_set
-from draftwire.sampling.evidence.lattice import Lattice
+from draftwire.sampling.evidence import BitReader, BitWriter, Lattice, get_set, put_set
 from draftwire.sampling.laws import largest
 from draftwire.sampling.races import first_arrivals, noise_of
 
