@@ -164,10 +164,7 @@ def test_a_recurrent_model_is_refused(tmp_path):
     ("break_it", "complaint"),
     [
         (lambda d: (d / "config.json").unlink(), "no config.json"),
-        (
-            lambda d: (d / "config.json").write_text('{"model_type": "x"}'),
-            "cannot load",
-        ),
+        (lambda d: (d / "config.json").write_text('{"model_type": "x"}'), "cannot load"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 64), "cannot load"),
         (
             lambda d: (d / "model.safetensors").write_bytes(
