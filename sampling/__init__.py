@@ -6,7 +6,7 @@ numpy alone; no I/O, no models. ``SCHEMES`` is the table that ``--scheme`` reads
 from __future__ import annotations
 
 from draftwire.errors import ConfigError
-from draftwire.sampling import coupled, greedy, match, qs, residual, separate
+from draftwire.sampling import coupled, greedy, qs, residual, separate
 from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of, log_probs
 from draftwire.sampling.scheme import (
     Card,
@@ -45,7 +45,7 @@ __all__ = [
 SCHEMES: dict[str, Scheme] = {
     scheme.card.name: scheme
     for scheme in (
-        *(greedy.SCHEME, coupled.SCHEME, match.SCHEME, residual.SCHEME, qs.SCHEME),
+        *(greedy.SCHEME, coupled.SCHEME, coupled.MATCH_SCHEME, residual.SCHEME, qs.SCHEME),
         *(separate.SCHEME, separate.LOSSY_SCHEME, greedy.ARGMAX_SCHEME),
     )
 }
@@ -55,8 +55,7 @@ def _named(name: str) -> Scheme:
     scheme = SCHEMES.get(name)
     if scheme is None:
         raise ConfigError(
-            f"unknown sampling scheme {name!r}",
-            hint="known schemes: " + ", ".join(SCHEMES),
+            f"unknown sampling scheme {name!r}", hint="known schemes: " + ", ".join(SCHEMES)
         )
     return scheme
 
@@ -101,11 +100,7 @@ def loss_of(params: SamplingParams, vocab_size: int) -> str:
 
 
 def make_proposer(
-    params: SamplingParams,
-    vocab_size: int,
-    *,
-    insight: bool = False,
-    second: bool = False,
+    params: SamplingParams, vocab_size: int, *, insight: bool = False, second: bool = False
 ) -> Proposer:
     """Return the device half of ``params.scheme``; a ConfigError where it cannot be had.
 

@@ -9,8 +9,15 @@ with any draft, block size or network, and only token ids ever cross the wire.
 Acceptance of one token is ``sum_j 1 / sum_i max(p_i / p_j, q_i / q_j)``, at least
 ``(1 - TV) / (1 + TV)``.
 
+``match`` does without shared noise: the target samples its own token, and a draft that
+equals it was a good guess. Only ids cross the network, and the output is the target's
+sample for the seed, whatever was drafted. The device guesses its most likely token, which
+is the best guess there is against an independent sample: it agrees with probability
+``p(argmax q)``, far more seldom.
+
 Source:
-    Daliri, Musco, Suresh 2024, https://arxiv.org/abs/2408.07978.
+    Daliri, Musco, Suresh 2024, https://arxiv.org/abs/2408.07978. For ``match``:
+    ``common/speculative.cpp`` and ``common/sampling.cpp`` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -19,14 +26,24 @@ import math
 
 import numpy as np
 
-from draftwire.sampling.laws import Law, SamplingParams, law_of, peak, total_of
+from draftwire.sampling.laws import (
+    Law,
+    SamplingParams,
+    draw_of,
+    law_of,
+    most_likely,
+    peak,
+    total_of,
+)
+from draftwire.sampling.philox import Domain
 from draftwire.sampling.races import first_arrivals, keys_of, noise_of
 from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-CARD = Card(
-    "coupled",
+CARD = Card("coupled", exact=True, note="ids up; one id down; the noise is shared by seed")
+MATCH_CARD = Card(
+    "match",
     exact=True,
-    note="ids up; one id down; the noise is shared by seed",
+    note="ids up; one id down; the target samples alone, a draft must equal its sample",
 )
 
 
@@ -85,4 +102,18 @@ def _decider(params: SamplingParams, vocab_size: int) -> ByToken:
     return ByToken(CARD.name, choose)
 
 
+class _Guesser(IdsOnly):
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        token = most_likely(logits)
+        return Proposal(token, law_of(logits, self._params).prob(token))
+
+
+def _alone(params: SamplingParams, vocab_size: int) -> ByToken:
+    def choose(logits: np.ndarray, position: int) -> int:
+        return draw_of(logits, params, params.coin(position, Domain.CORRECT))
+
+    return ByToken(MATCH_CARD.name, choose)
+
+
 SCHEME = Scheme(CARD, _Proposer, _decider)
+MATCH_SCHEME = Scheme(MATCH_CARD, _Guesser, _alone)

@@ -1,7 +1,7 @@
 """QS: quantise, sample, verify. A few bits of draft law go up instead of all of it.
 
 The device cuts the draft's law to a support, rounds it to a lattice of whole numbers
-(``evidence.lattice``), and only then draws the token. The cloud decodes the
+(``evidence.Lattice``), and only then draws the token. The cloud decodes the
 same whole numbers, so rejection sampling returns exactly the target's law.
 
 Per token the device chooses
@@ -14,7 +14,16 @@ Per token the device chooses
 Both follow from the law at this position and from earlier ones, never from the token
 that is drawn at this one: otherwise the draw would no longer have the law that is sent.
 
-Evidence up: for each token the bits of :mod:`draftwire.sampling.evidence.qs_codec`.
+Evidence up: for each token these bits, from the lowest up, padded to a byte::
+
+    support - 1            7 bits    n, at most 128 tokens, all of weight above 0
+    resolution             4 bits    index into RESOLUTIONS; absent when n is 1
+    the n - 1 other ids    a set out of vocab - 1, see evidence.put_set
+    the weights            a set of n - 1 cuts out of resolution - 1, see put_small
+
+The drafted token itself is known from the block, so the set holds the others only, each
+id above the drafted one lowered by 1. Weights are in the order of rising ids; the cuts
+are their running sums, less 1. A law on one token takes one byte.
 
 Source:
     Quantize-Sample-and-Verify, https://arxiv.org/abs/2507.00605; sparse and conformal,
@@ -24,16 +33,24 @@ Source:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling.evidence import qs_codec
-from draftwire.sampling.evidence.bits import BitReader
-from draftwire.sampling.evidence.lattice import Lattice, quantise
-from draftwire.sampling.evidence.qs_codec import MAX_SUPPORT, RESOLUTIONS
+from draftwire.sampling.evidence import (
+    BitReader,
+    BitWriter,
+    Lattice,
+    get_set,
+    get_small,
+    put_set,
+    put_small,
+    quantise,
+)
 from draftwire.sampling.laws import Law, SamplingParams, largest
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens
 from draftwire.sampling.scheme import Card, Scheme
@@ -45,6 +62,10 @@ CARD = Card(
     any_draft=False,
 )
 
+MAX_SUPPORT = 128
+MAX_BYTES = 512  # of one token: 127 ids of 24 bits are far from it
+RESOLUTIONS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 100, 128, 200, 256, 400, 512, 768)
+_CODES = {resolution: code for code, resolution in enumerate(RESOLUTIONS)}
 _FIRST_THRESHOLD = 1e-3
 _LOWEST, _HIGHEST = 1e-7, 0.999
 _TOLD = 4096  # positions that a report tells of
@@ -67,7 +88,7 @@ class QsSettings:
     # mass to drop on average by the threshold; 0 keeps the top ``support``
     budget: float = 0.05
     rate: float = 0.02  # how fast the threshold moves
-    resolution: int = 0  # one of ``qs_codec.RESOLUTIONS``, or 0 to choose by ``tolerance``
+    resolution: int = 0  # one of ``RESOLUTIONS``, or 0 to choose by ``tolerance``
     # mass that rounding may move, the smaller the more bits; the finest lattice is taken
     # where none keeps it
     tolerance: float = 0.05
@@ -129,7 +150,7 @@ class QsProposer(Drawn):
         return self._trail[-1][1] if self._trail else _FIRST_THRESHOLD
 
     def _packed(self, draft: Lattice, token: int) -> bytes:
-        return qs_codec.encode(draft, token, self._vocab_size)
+        return encode(draft, token, self._vocab_size)
 
     def shortfall(self) -> str:
         """Say by how much the budget was missed, "" when it was kept."""
@@ -204,16 +225,59 @@ def _round(ids: np.ndarray, probs: np.ndarray, settings: QsSettings) -> Lattice:
     return Lattice(ids[kept], weights[kept], resolution)
 
 
+def encode(draft: Lattice, token: int, vocab_size: int) -> bytes:
+    """Return the evidence of ``token``, which was drawn from ``draft``.
+
+    That has rising ids, weights above 0 and a total out of ``RESOLUTIONS`` (or one token
+    of weight 1).
+    """
+    assert draft.ids is not None
+    ids: list[int] = draft.ids.tolist()
+    bits = BitWriter()
+    bits.put(len(ids) - 1, 7)
+    if len(ids) > 1:
+        bits.put(_CODES[draft.total], 4)
+        at = bisect_left(ids, token)
+        others = ids[:at] + [i - 1 for i in ids[at + 1 :]]
+        put_set(bits, others, vocab_size - 1)
+        cuts = [c - 1 for c in accumulate(draft.weights.tolist()[:-1])]
+        put_small(bits, cuts, draft.total - 1)
+    return bits.done()
+
+
+def decode(bits: BitReader, token: int, vocab_size: int) -> Lattice:
+    """Undo :func:`encode`; the reader stands at the next token's evidence then.
+
+    Raises:
+        ProtocolError: The bits are no law on this vocabulary.
+    """
+    count = bits.take(7) + 1
+    if count > vocab_size:
+        raise ProtocolError(f"a support of {count} tokens out of {vocab_size}")
+    if count == 1:
+        bits.align()
+        return Lattice(np.array([token], np.int64), np.ones(1, np.int64), 1)
+    total = RESOLUTIONS[bits.take(4)]
+    if count > total:
+        raise ProtocolError(f"{count} weights above 0 cannot sum to {total}")
+    others = get_set(bits, count - 1, vocab_size - 1)
+    at = bisect_left(others, token)
+    ids = others[:at] + [token] + [i + 1 for i in others[at:]]
+    cuts = [0, *(c + 1 for c in get_small(bits, count - 1, total - 1)), total]
+    bits.align()
+    return Lattice(np.array(ids, np.int64), np.diff(np.array(cuts, np.int64)), total)
+
+
 def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[Lattice]:
     """Return the law of each token; a ProtocolError where the evidence is not theirs."""
-    if len(evidence) > qs_codec.MAX_BYTES * len(tokens):
+    if len(evidence) > MAX_BYTES * len(tokens):
         raise ProtocolError(
             f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, at most "
-            f"{qs_codec.MAX_BYTES} each"
+            f"{MAX_BYTES} each"
         )
     check_tokens(tokens, vocab_size)
     bits = BitReader(evidence)
-    drafts = [qs_codec.decode(bits, token, vocab_size) for token in tokens]
+    drafts = [decode(bits, token, vocab_size) for token in tokens]
     bits.finish()
     return drafts
 

@@ -13,10 +13,23 @@ exactly who comes first, and compute the noise of the few that can:
     listed cell by cell (4 on average among 4,096 tokens), and ``EPS`` plus an
     exponential number, which matters for likely tokens alone. Nearly independent of the
     vocabulary's size. ``transport/PROTOCOL.md`` fixes the numbers.
+``murmur3/vllm``, ``murmur3/sglang``
+    The seeded noise of stock servers, of all tokens: a device that knows it drafts what
+    they will sample. vLLM's V2 runner takes ``argmax(logits / T + G)``, SGLang's
+    deterministic sampler as well, with ``G = -ln E`` of a MurmurHash3 of seed, position and
+    token id. SGLang sorts a batch by probability where any request in it is greedy or has
+    a top-k or top-p, and then hashes ranks in place of ids: with ranks always, by a top-k
+    that keeps all, a text does not depend on its neighbours. So that is what we have it
+    do. ``E`` is computed here in float64; vLLM's is float32, so two tokens that are that
+    close may change places: there the texts agree up to ties, as the numerics of such a
+    server say.
 
 Source:
-    Screening and both clocks are ours; the hash is SplitMix64 (Steele, Lea, Flood 2014,
-    https://doi.org/10.1145/2660193.2660195).
+    Screening and both clocks are ours; the hash of ``sparse`` is SplitMix64 (Steele, Lea,
+    Flood 2014, https://doi.org/10.1145/2660193.2660195). vLLM 0.32,
+    ``v1/worker/gpu/sample/gumbel.py``; SGLang 0.5.23, ``layers/sampler.py``,
+    ``top_k_top_p_min_p_sampling_from_probs_torch``. MurmurHash3 (x86, 32 bits): Austin
+    Appleby, public domain.
 """
 
 from __future__ import annotations
@@ -29,7 +42,6 @@ import numpy as np
 
 from draftwire.sampling import philox
 from draftwire.sampling.laws import above, weights_of
-from draftwire.sampling.murmur3 import murmur_noise
 
 # Tokens whose logit is so many temperatures below the top have a weight below 0.001.
 _SPAN = 7.0
@@ -335,3 +347,41 @@ def _sparse_race(
         if needed <= span or len(likely) == len(logits):
             return finish.order()
         span = max(needed + 1e-3, span + 1.0)
+
+
+# ---- murmur3: of stock servers
+
+_C1, _C2 = 0xCC9E2D51, 0x1B873593
+
+
+def hashes(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
+    """Return MurmurHash3 ``(n,)`` of (seed low, seed high, position, id), 32 bits each, as
+    uint64.
+    """
+    h = np.zeros(len(ids), np.uint64)
+    for word in (seed & philox.MASK, seed >> 32, position & philox.MASK, np.asarray(ids)):
+        key = np.asarray(word, dtype=np.uint64) * np.uint64(_C1) & _LOW
+        key = (key << np.uint64(15) | key >> np.uint64(17)) & _LOW
+        h = h ^ (key * np.uint64(_C2) & _LOW)
+        h = (h << np.uint64(13) | h >> np.uint64(19)) & _LOW
+        h = h * np.uint64(5) + np.uint64(0xE6546B64) & _LOW
+    h ^= np.uint64(16)  # bytes that were mixed in
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ h >> np.uint64(shift)) * np.uint64(factor) & _LOW
+    return h ^ h >> np.uint64(16)
+
+
+def murmur_noise(kind: str, seed: int, position: int, ids: np.ndarray) -> np.ndarray:
+    """Return the exponential noise ``(n,)`` of ids, float64 above 0, as a server of
+    ``kind`` has it.
+
+    ``position`` is that of the token that is chosen; both servers hash that of the one
+    before. For SGLang ``ids`` are ranks.
+    """
+    drawn = hashes(seed, position - 1, ids).astype(np.float64)
+    if kind == "murmur3/vllm":
+        noise: np.ndarray = -np.log1p(-(drawn + 0.5) * 2.0**-32)
+    else:
+        with np.errstate(divide="ignore"):  # a hash of 0 never wins
+            noise = np.maximum(-np.log(drawn / philox.MASK), 2.0**-32)
+    return noise

@@ -17,7 +17,7 @@ from typing import Callable, Collection, Sequence
 import numpy as np
 
 from draftwire.errors import ProtocolError
-from draftwire.sampling.evidence.lattice import Lattice
+from draftwire.sampling.evidence import Lattice
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import Decision, Half, Proposal

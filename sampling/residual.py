@@ -18,7 +18,7 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling.evidence.lattice import Lattice
+from draftwire.sampling.evidence import Lattice
 from draftwire.sampling.laws import Law, SamplingParams
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens
 from draftwire.sampling.scheme import Card, Scheme

@@ -27,8 +27,14 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling.evidence.bits import BitReader, BitWriter, get_set, put_set
-from draftwire.sampling.evidence.lattice import Lattice, quantise
+from draftwire.sampling.evidence import (
+    BitReader,
+    BitWriter,
+    Lattice,
+    get_set,
+    put_set,
+    quantise,
+)
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens

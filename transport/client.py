@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import queue
-import ssl
 import threading
 from typing import Any, Callable
 
@@ -18,9 +17,10 @@ class Connection:
     """A connection whose loop runs in a thread of its own, and ends with it.
 
     Args:
-        url: See :class:`WebsocketNetwork`, as the other settings.
+        url: Of the verifier.
         hello: What this device says first.
         timeout: Seconds for connecting and greeting.
+        **settings: See :class:`WebsocketNetwork`: token, insecure, tls, proxy.
 
     Attributes:
         welcome: The verifier's answer.
@@ -34,23 +34,13 @@ class Connection:
     """
 
     def __init__(
-        self,
-        url: str,
-        hello: Hello,
-        *,
-        token: str | None = None,
-        insecure: bool = False,
-        tls: ssl.SSLContext | None = None,
-        proxy: str = "auto",
-        timeout: float = 10.0,
+        self, url: str, hello: Hello, *, timeout: float = 10.0, **settings: Any
     ) -> None:
         self.url = url
         self._loop = asyncio.new_event_loop()
         self._inbox: queue.Queue[Welcome | Message | DraftwireError] = queue.Queue()
         try:
-            network = WebsocketNetwork(
-                self._loop, url, token=token, insecure=insecure, tls=tls, proxy=proxy
-            )
+            network = WebsocketNetwork(self._loop, url, **settings)
             self._wire = network.connect(hello, _Inbox(self._inbox, self._loop), timeout)
         except BaseException:
             self._loop.close()

@@ -29,10 +29,7 @@ _Way = Tuple[int, int, Tuple[int, ...], bytes, int, "Place | None"]
 
 
 def shortest(
-    guide: Guide,
-    bytes_of: _Bytes,
-    single: Mapping[int, int],
-    before: Sequence[int] = (),
+    guide: Guide, bytes_of: _Bytes, single: Mapping[int, int], before: Sequence[int] = ()
 ) -> tuple[int, ...] | None:
     """Return ids that complete the text behind which ``guide`` stands, or None where none
     do.

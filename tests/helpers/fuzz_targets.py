@@ -26,8 +26,7 @@ from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
-from draftwire.transport.codec import Codec
-from draftwire.transport.explain import explain
+from draftwire.transport.codec import Codec, explain
 from draftwire.transport.messages import (
     Block,
     Bye,

@@ -35,6 +35,29 @@ def ask_in_pieces(target, ids, rng):
     return np.array(found)
 
 
+def assert_ragged(target, slots, whole, seed, tolerance):
+    """Rows of ragged batches and rewinds are those of reading each text anew.
+
+    ``whole`` returns the logits behind each id of a text; ``slots`` are taken.
+    """
+    rng, texts = np.random.default_rng(seed), {slot: [] for slot in slots}
+    for _ in range(15):
+        batch = []
+        for slot in rng.permutation(slots)[: rng.integers(1, len(slots) + 1)]:
+            text = texts[int(slot)]
+            del text[len(text) - rng.integers(0, min(5, len(text) + 1)) :]  # a rewind
+            n = int(rng.integers(1, min(9, target.context - len(text))))
+            tokens = rng.integers(0, target.vocab_size, n)
+            rows = int(rng.integers(0, n + 1))
+            batch.append(SlotInput(int(slot), len(text), tokens, rows))
+            text += tokens.tolist()
+        for item, rows in zip(batch, target.forward(batch)):
+            wanted = whole(texts[item.slot])
+            assert rows.shape == (item.rows, target.vocab_size)
+            assert np.allclose(rows, wanted[len(wanted) - item.rows :], 0, tolerance)
+        texts = {s: t if len(t) < target.context - 10 else [] for s, t in texts.items()}
+
+
 def plain_text(
     row_after,
     prompt,

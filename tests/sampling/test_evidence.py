@@ -23,17 +23,17 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.evidence import qs_codec
-from draftwire.sampling.evidence.bits import (
+from draftwire.sampling.evidence import (
     BitReader,
     BitWriter,
+    Lattice,
     get_set,
     get_small,
     put_set,
     put_small,
+    quantise,
 )
-from draftwire.sampling.evidence.lattice import Lattice, quantise
-from draftwire.sampling.evidence.qs_codec import RESOLUTIONS
+from draftwire.sampling.qs import RESOLUTIONS
 
 WITH_EVIDENCE = ["residual", "qs", "separate"]
 VOCABULARIES = (4096, 32000, 151936)
@@ -126,10 +126,10 @@ def test_quantised_laws_come_back(seed, vocab, support, resolution, flat):
     if len(kept) == 1:
         draft = Lattice(ids[kept], np.ones(1, np.int64), 1)
     token = draft.draw(rng.random())
-    evidence = qs_codec.encode(draft, token, vocab)
-    assert len(evidence) <= qs_codec.MAX_BYTES
+    evidence = qs.encode(draft, token, vocab)
+    assert len(evidence) <= qs.MAX_BYTES
     bits = BitReader(evidence)
-    found = qs_codec.decode(bits, token, vocab)
+    found = qs.decode(bits, token, vocab)
     bits.finish()
     assert np.array_equal(found.ids, draft.ids)
     assert np.array_equal(found.weights, draft.weights)
@@ -174,7 +174,7 @@ def test_bits_stay_at_their_bound(vocab, support, resolution):
     draft = Lattice(ids, weights, resolution)
     if support == 1:
         draft = Lattice(ids, np.ones(1, np.int64), 1)
-    bits = 8 * len(qs_codec.encode(draft, int(ids[0]), vocab))
+    bits = 8 * len(qs.encode(draft, int(ids[0]), vocab))
     assert bits <= limit
     # Nor is the code longer than the number of such laws asks for.
     if support > 1:
@@ -200,7 +200,7 @@ def test_dense_lattice_is_that_of_the_whole_vocabulary():
         whole = quantise(law_of(logits, params).dense(vocab), 100)
         assert np.array_equal(proposal.evidence.ids, np.flatnonzero(whole))
         assert np.array_equal(proposal.evidence.weights, whole[whole > 0])
-        sizes.append(8 * len(qs_codec.encode(proposal.evidence, proposal.token, vocab)))
+        sizes.append(8 * len(qs.encode(proposal.evidence, proposal.token, vocab)))
     assert max(sizes) <= 1.02 * bound_bits(vocab, vocab, 100) + 16
 
 
@@ -464,7 +464,7 @@ def test_the_largest_evidence_is_judged_in_bounded_work():
     rng = np.random.default_rng(0)
     ids = np.sort(rng.choice(vocab, 128, replace=False))
     draft = Lattice(ids, quantise(np.full(128, 1 / 128), 768), 768)
-    evidence = qs_codec.encode(draft, int(ids[0]), vocab) * 255
+    evidence = qs.encode(draft, int(ids[0]), vocab) * 255
     drafts = qs.unpack([int(ids[0])] * 255, evidence, vocab)
     assert len(drafts) == 255 and np.array_equal(drafts[-1].ids, ids)
     assert residual.unpack([], b"", vocab) == [] == separate.unpack([], b"", vocab)

@@ -7,8 +7,7 @@ import pytest
 
 from draftwire.errors import ConfigError
 from draftwire.sampling import SamplingParams, make_decider
-from draftwire.sampling.murmur3 import hashes, murmur_noise
-from draftwire.sampling.races import first_arrivals
+from draftwire.sampling.races import first_arrivals, hashes, murmur_noise
 
 IDS = np.array([0, 1, 49151])
 

@@ -32,10 +32,10 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.evidence.lattice import Lattice, quantise
-from draftwire.sampling.evidence.qs_codec import encode
+from draftwire.sampling.evidence import Lattice, quantise
 from draftwire.sampling.laws import Law
 from draftwire.sampling.philox import Domain
+from draftwire.sampling.qs import encode
 from draftwire.sampling.rejection import residual_of
 
 VOCAB = 4

@@ -24,9 +24,7 @@ from draftwire.sampling import (
     separate,
 )
 from draftwire.sampling.coupled import race
-from draftwire.sampling.evidence import qs_codec
-from draftwire.sampling.evidence.bits import BitReader, BitWriter, get_set, put_set
-from draftwire.sampling.evidence.lattice import Lattice
+from draftwire.sampling.evidence import BitReader, BitWriter, Lattice, get_set, put_set
 from draftwire.sampling.laws import largest
 from draftwire.sampling.races import first_arrivals, noise_of
 
@@ -105,7 +103,7 @@ def test_quantised_distributions(case):
     ids, weights = np.array(case["ids"]), np.array(case["weights"])
     draft = Lattice(ids, weights, int(weights.sum()))
     token, vocab = case["token"], case["vocab_size"]
-    assert qs_codec.encode(draft, token, vocab).hex() == case["hex"]
+    assert qs.encode(draft, token, vocab).hex() == case["hex"]
     (found,) = qs.unpack([token], unhex(case["hex"]), vocab)
     assert found.ids.tolist() == case["ids"] and found.weights.tolist() == case["weights"]
 

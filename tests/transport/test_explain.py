@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from draftwire.cli import main
-from draftwire.transport.explain import explain
+from draftwire.transport.codec import explain
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "wire_v2.json").read_text())
 VECTORS = GOLDEN["frames"]

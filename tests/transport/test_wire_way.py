@@ -307,9 +307,7 @@ async def test_a_connection_may_end_at_any_byte_of_tls(certificate) -> None:
             async with serving(cut) as relayed:
                 seen = Seen()
                 wire = WebsocketNetwork(
-                    asyncio.get_running_loop(),
-                    f"wss://127.0.0.1:{relayed}",
-                    tls=context,
+                    asyncio.get_running_loop(), f"wss://127.0.0.1:{relayed}", tls=context
                 ).connect(HELLO, seen, 10)
                 while not seen.log:
                     await asyncio.sleep(0.001)

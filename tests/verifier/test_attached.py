@@ -145,9 +145,7 @@ def test_coupled_texts_are_those_of_the_seed_where_the_processor_is(folder, serv
 
 
 @pytest.mark.parametrize(
-    "server",
-    [{"kind": kind, "seeded": True} for kind in ("vllm", "sglang")],
-    indirect=True,
+    "server", [{"kind": kind, "seeded": True} for kind in ("vllm", "sglang")], indirect=True
 )
 def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, server):
     target = attach(folder, server)

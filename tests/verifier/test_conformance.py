@@ -304,10 +304,7 @@ FAULTS = {
         logits(lambda s, row, at, draft: draft if at % 11 == 10 else None),
         {GREEDY, RIGHT},
     ),
-    "accepts tokens near the argmax": (
-        logits(near),
-        {GREEDY},
-    ),
+    "accepts tokens near the argmax": (logits(near), {GREEDY}),
     "goes wrong after 60": (logits(lambda s, _, at, d: 3 if at > 60 else None), {GREEDY}),
     "goes wrong in races": (
         logits(lambda s, row, at, d: 3 if s._racing and at % 8 == 3 else None),
@@ -411,15 +408,9 @@ FAULTS = {
         decides("qs", lambda found, p, n: Decision(found[0], p[found[0]])),
         {"qs: verdicts"},
     ),
-    "ignores the grammar": (
-        opens({"grammar": None}),
-        {KEPT, FORCED, INSIDE},
-    ),
+    "ignores the grammar": (opens({"grammar": None}), {KEPT, FORCED, INSIDE}),
     "forces nothing": (opens(forced=False), {FORCED, INSIDE}),
-    "masks nothing behind a draft": (
-        {"session": {"_shaped": unmasked}},
-        {KEPT, FORCED},
-    ),
+    "masks nothing behind a draft": ({"session": {"_shaped": unmasked}}, {KEPT, FORCED}),
     "says that a structure is whole": (
         says(if_(Commit, finish=lambda m: m.finish and Finish.STOP)),
         {INSIDE, ENDS},

@@ -10,15 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from verifier_lab import (
-    VOCAB,
-    ArithmeticBackend,
-    ask,
-    continuation,
-    device,
-    live,
-    serving,
-)
+from verifier_lab import VOCAB, ArithmeticBackend, ask, continuation, device, live, serving
 
 from draftwire.errors import ModelError, PackageError, RefusedError
 from draftwire.packages import Exit, load_target

@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-from safetensors.torch import save_file  # noqa: E402  (after importorskip)
+from pieces import assert_ragged  # noqa: E402  (after importorskip)
+from safetensors.torch import save_file  # noqa: E402
 from verifier_lab import assert_leaves  # noqa: E402
 
 from draftwire.errors import IncompatibleError, ModelError, PackageError  # noqa: E402
@@ -63,23 +64,8 @@ def test_ragged_batches_and_rewinds_equal_recomputation(llama):
     target = HFTarget(llama, slots=5, threads=1)
     assert (target.vocab_size, target.context) == (WORDS, 96)
     assert (target.bos_id, target.eos_ids) == (None, (1,))
-    rng = np.random.default_rng(1)
-    texts = {target.allocate(): [] for _ in range(5)}
-    for _ in range(12):
-        batch = []
-        for slot in rng.permutation(5)[: rng.integers(1, 6)]:
-            text = texts[int(slot)]
-            del text[len(text) - rng.integers(0, min(4, len(text) + 1)) :]
-            n = int(rng.integers(1, 7))
-            tokens = rng.integers(0, WORDS, n)
-            rows = int(rng.integers(0, n + 1))
-            batch.append(SlotInput(int(slot), len(text), tokens, rows))
-            text += tokens.tolist()
-        for item, rows in zip(batch, target.forward(batch)):
-            assert rows.shape == (item.rows, WORDS)
-            wanted = recompute(target, texts[item.slot])
-            wanted = wanted[len(wanted) - item.rows :]
-            assert rows == pytest.approx(wanted, abs=2e-4)
+    slots = [target.allocate() for _ in range(5)]
+    assert_ragged(target, slots, lambda ids: recompute(target, ids), 1, 2e-4)
 
 
 def test_a_reused_slot_holds_nothing_of_the_last_session(llama):
@@ -178,10 +164,7 @@ def test_a_recurrent_model_is_refused(tmp_path):
     ("break_it", "complaint"),
     [
         (lambda d: (d / "config.json").unlink(), "no config.json"),
-        (
-            lambda d: (d / "config.json").write_text('{"model_type": "x"}'),
-            "cannot load",
-        ),
+        (lambda d: (d / "config.json").write_text('{"model_type": "x"}'), "cannot load"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 64), "cannot load"),
         (
             lambda d: (d / "model.safetensors").write_bytes(

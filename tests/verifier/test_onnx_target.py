@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from pieces import assert_ragged
+
 from draftwire.errors import ConfigError, ModelError, PackageError, RefusedError
 from draftwire.packages import NewFile, load_target, write_package
 from draftwire.tensors import read_tensors, write_tensors
@@ -76,32 +78,8 @@ def evolve(folder, name, rank=2, scale=0.5, stem=None):
 
 
 def test_a_ragged_batch_equals_single_forwards(target, slots):
-    rng = np.random.default_rng(0)
-    texts = {slot: [] for slot in slots[:-1]}
-    for _ in range(15):
-        batch = []
-        for slot in rng.permutation(slots[:-1])[: rng.integers(1, 6)]:
-            text = texts[int(slot)]
-            cut = int(rng.integers(0, min(5, len(text) + 1)))
-            del text[len(text) - cut :]  # a rewind
-            n = int(rng.integers(1, min(9, target.context - len(text))))
-            tokens = rng.integers(0, target.vocab_size, n)
-            rows = int(rng.integers(0, n + 1))
-            batch.append(SlotInput(int(slot), len(text), tokens, rows))
-            text += tokens.tolist()
-        for item, rows in zip(batch, target.forward(batch)):
-            wanted = whole(target, slots[-1], texts[item.slot])
-            assert rows.shape == (item.rows, target.vocab_size)
-            assert rows == pytest.approx(wanted[len(wanted) - item.rows :], abs=1e-4)
-        texts = {s: t if len(t) < target.context - 10 else [] for s, t in texts.items()}
-
-
-def test_one_block_equals_single_tokens(target, slots):
-    ids = np.random.default_rng(1).integers(0, target.vocab_size, 40)
-    one = whole(target, slots[0], ids)
-    for i, token in enumerate(ids):
-        (row,) = target.forward([SlotInput(slots[1], i, np.array([token]), 1)])
-        assert row[0] == pytest.approx(one[i], abs=1e-4)
+    *some, last = slots
+    assert_ragged(target, some, lambda ids: whole(target, last, ids), 0, 1e-4)
 
 
 def test_contexts_far_apart_do_not_share_a_forward(target, slots, monkeypatch):

@@ -61,10 +61,7 @@ def test_every_field_is_one_that_sglang_has(asked):
             assert -(2**63) <= sampling["sampling_seed"] < 2**63
     # A draw without a seed of ours has a fresh one: SGLang's own default is 42 for all.
     drawn = SamplingParams("match", 1.0)
-    seeds = {
-        target._how(drawn)["sampling_seed"],
-        target._how(drawn)["sampling_seed"],
-    }
+    seeds = {target._how(drawn)["sampling_seed"], target._how(drawn)["sampling_seed"]}
     assert len(seeds) == 2 and 42 not in seeds
 
 

@@ -366,7 +366,7 @@ class AttachedTarget:
         if params.scheme == "match" or params.scheme == "coupled" and own:
             how: dict[str, Any] = {
                 "temperature": params.temperature,
-                # SGLang hashes ranks where it sorts: have it sort always (murmur3.py).
+                # SGLang hashes ranks where it sorts: have it sort always (races.py).
                 "top_k": params.top_k or (self.vocab_size if sglang else 0),
                 "top_p": params.top_p,
             }

@@ -94,8 +94,6 @@ class HFTarget(SlotTarget):
         dtype: "float32", "float16" or "bfloat16"; None takes float32 on a CPU and the
             checkpoint's own elsewhere.
         threads: Torch threads; None leaves torch's choice.
-        name: Name to offer; None takes the folder's.
-        version: Version to offer; None takes the folder's name.
         numerics: ``"exact"`` or ``"close"``; None takes close in float32 and exact below
             it, where near ties are many.
         bases: Shares tensors with other targets of the same base: an adapter then runs
@@ -123,8 +121,6 @@ class HFTarget(SlotTarget):
         device: str | None = None,
         dtype: str | None = None,
         threads: int | None = None,
-        name: str | None = None,
-        version: str | None = None,
         numerics: str | None = None,
         bases: HFBases | None = None,
     ) -> None:
@@ -153,8 +149,7 @@ class HFTarget(SlotTarget):
         self.tokenizer_path = tokenizer / "tokenizer.json"
         words = load_tokenizer(self.tokenizer_path).vocab_size
         self.id = f"hf:{folder.name}"
-        self.name = name or folder.name
-        self.version = version or folder.name
+        self.name = self.version = folder.name
         self.family = Family(
             name=str(config.model_type),
             backbone=None,

@@ -376,10 +376,7 @@ def _make(
 
 
 def _session(
-    path: Path,
-    weights: Arrays,
-    threads: int | None,
-    graph: bytes | None = None,
+    path: Path, weights: Arrays, threads: int | None, graph: bytes | None = None
 ) -> Any:
     """Return a session of the graph at ``path``, or of ``graph`` made of it.
 

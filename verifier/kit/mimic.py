@@ -38,7 +38,7 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.kit.rows import Failed, Kept, NotTested, expect, must_be
+from draftwire.verifier.kit.rows import End, Failed, Kept, NotTested, expect, must_be
 from draftwire.verifier.kit.target import logits_after
 from draftwire.verifier.target_session import TargetSession
 
@@ -158,14 +158,15 @@ class Mimic(Kept):
         return served
 
 
-class Link:
+class Link(End):
     """One connection of a device."""
 
     hello: Hello  # what it said first
     welcome: Welcome  # what was answered
 
     def __init__(self, mimic: Mimic, socket: Any) -> None:
-        self.mimic, self.socket, self.codec = mimic, socket, Codec()
+        super().__init__(socket)
+        self.mimic = mimic
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._back: list[Frame] = []
         self.numbers: set[int] = set()  # of streams that run
@@ -210,15 +211,6 @@ class Link:
     def put_back(self, frame: Frame) -> None:
         """Let a frame be heard again."""
         self._back.append(frame)
-
-    async def say(self, message: Message, number: int = 0, tail: bytes = b"") -> None:
-        """Send a message, with bytes behind it."""
-        await self.send(self.codec.encode(message, number) + tail)
-
-    async def send(self, data: bytes | str) -> None:
-        """Send raw bytes."""
-        with contextlib.suppress(ConnectionClosed):
-            await self.socket.send(data)
 
     async def greet(
         self, tail: bytes = b"", also: tuple[str, ...] = (), **changes: Any

@@ -38,7 +38,7 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.kit.rows import Failed, Kept, NotTested, expect, must_be
+from draftwire.verifier.kit.rows import End, Failed, Kept, NotTested, expect, must_be
 from draftwire.verifier.kit.target import text_of
 
 EVIDENCE = ("residual", "qs", "separate", "separate-lossy")  # schemes
@@ -140,28 +140,20 @@ class Kit(Kept):
         return self._texts[key][:count]
 
 
-class Peer:
+class Peer(End):
     """One connection."""
 
     welcome: Welcome  # what the verifier answered to the hello
 
     def __init__(self, socket: Any, kit: Kit) -> None:
-        self.socket, self.kit, self.codec = socket, kit, Codec()
+        super().__init__(socket)
+        self.kit = kit
         self._heard: dict[int | None, deque[Message]] = {}
 
     @property
     def block(self) -> int:
         """Drafts that may always be sent: one block."""
         return min(self.welcome.max_block, self.welcome.room)
-
-    async def send(self, frame: bytes | str) -> None:
-        """Send raw bytes."""
-        with contextlib.suppress(ConnectionClosed):  # `hear` tells how it ended
-            await self.socket.send(frame)
-
-    async def say(self, message: Message, number: int = 0) -> None:
-        """Send a message."""
-        await self.send(self.codec.encode(message, number))
 
     def _of(self, number: int | None) -> deque[Message]:
         return self._heard.setdefault(number, deque())

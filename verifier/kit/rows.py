@@ -7,10 +7,11 @@ import contextlib
 import time
 from typing import Any, Awaitable, Callable, Iterator, List, NamedTuple, Sequence, TypeVar
 
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from draftwire.errors import DraftwireError
-from draftwire.transport.messages import Error
+from draftwire.transport.codec import Codec
+from draftwire.transport.messages import Error, Message
 
 _Run = Callable[..., Awaitable["str | None"]]
 T = TypeVar("T")
@@ -92,6 +93,22 @@ class Kept:
         self.seen[name] = self.seen.get(name, 0) + 1
         if not holds:
             self.broken.setdefault(name, complaint)
+
+
+class End:
+    """An end of a websocket that says what it is told."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket, self.codec = socket, Codec()
+
+    async def send(self, data: bytes | str) -> None:
+        """Send raw bytes; nothing happens when the connection has ended."""
+        with contextlib.suppress(ConnectionClosed):
+            await self.socket.send(data)
+
+    async def say(self, message: Message, number: int = 0, tail: bytes = b"") -> None:
+        """Send a message of a stream, with bytes behind it."""
+        await self.send(self.codec.encode(message, number) + tail)
 
 
 def rules(*entries: tuple[str, str, str]) -> list[Row]:

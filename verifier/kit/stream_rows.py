@@ -22,14 +22,7 @@ from draftwire.transport.messages import (
 )
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.kit.peer import EVIDENCE, Kit, Peer, Stream
-from draftwire.verifier.kit.rows import (
-    NotTested,
-    Table,
-    about,
-    expect,
-    must_be,
-    rules,
-)
+from draftwire.verifier.kit.rows import NotTested, Table, about, expect, must_be, rules
 from draftwire.verifier.kit.target import logits_after
 
 ROWS = Table()

@@ -110,7 +110,7 @@ def _is_log(name: str) -> bool:
 
 def _decode(args: argparse.Namespace) -> int:
     """Explain a frame."""
-    from draftwire.transport.explain import explain
+    from draftwire.transport.codec import explain
 
     if args.vocab is not None and not 2 <= args.vocab <= 1 << 24:
         raise ConfigError(f"--vocab is {args.vocab}", hint="2 to 16777216")

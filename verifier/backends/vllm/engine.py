@@ -34,12 +34,11 @@ from draftwire.verifier.backends.streaming import (
     Run,
     Step,
 )
-from draftwire.verifier.backends.vllm import PINNED
+from draftwire.verifier.backends.vllm import KEY, PINNED
 from draftwire.verifier.backends.vllm.loading import VllmLoader, empty_adapter, rank_of
 
 log = logging.getLogger("draftwire.verifier")
 
-KEY = "draftwire"
 _HERE = "draftwire.verifier.backends.vllm"
 _MOST = 8  # drafts of a stream that one step judges
 _TRIES = (1.0, 3.0, 10.0)  # pauses before an engine that died is started again
@@ -417,9 +416,10 @@ class _Run(Caller):
             self.engine.push(self, push)
 
     def close(self) -> None:
-        if not self.closed:
-            self.engine.soon(self.engine.abort, self)
+        over = self.closed
         super().close()
+        if not over:
+            self.engine.soon(self.engine.abort, self)
 
     def take(self, output: Any) -> None:
         """Take in an answer, in the place of vLLM's own collector."""

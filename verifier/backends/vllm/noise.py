@@ -19,8 +19,7 @@ from draftwire.errors import ModelError
 from draftwire.sampling import SamplingParams, make_decider
 from draftwire.sampling.philox import M0, M1, MASK, Domain, round_keys
 from draftwire.sampling.scheme import Decider
-
-KEY = "draftwire"
+from draftwire.verifier.backends.vllm import KEY
 
 
 class Ours(NamedTuple):

@@ -25,9 +25,9 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
 from draftwire.verifier.backends.streaming import Push
+from draftwire.verifier.backends.vllm import KEY
 from draftwire.verifier.backends.vllm.wish import Load, Wish
 
-KEY = "draftwire"  # of our own fields in what vLLM passes through
 _PATIENCE = 0.1  # of a step, for devices that answer fast
 
 
