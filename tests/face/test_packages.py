@@ -173,6 +173,7 @@ def test_file_names_cannot_leave_the_folder(draft, name):
         ("vocab_size", "64"),
         ("vocab_size", True),
         ("vocab_size", -1),
+        ("context", True),
         ("context", None),
         ("context", 1 << 40),
         ("bos_id", 64),
