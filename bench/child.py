@@ -15,10 +15,12 @@ import time
 from pathlib import Path
 from typing import Any, Sequence
 
+from draftwire.boards.child import run_python
 from draftwire.errors import ConfigError, DraftwireError, TransportError
 from draftwire.io import environment
 
 _START_S = 60.0
+_MEASURED_S = 7200.0
 
 
 class Child:
@@ -92,17 +94,11 @@ def run_child(code: str, *args: str) -> str:
 
     A ConfigError, with the last line, where it fails.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args],
-        env=environment(),
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"a measuring process ended with {done.returncode}: {last}")
-    return done.stdout
+    child = run_python(["-c", code, *args], timeout_s=_MEASURED_S)
+    if not child.ok:
+        last = (child.err.strip().splitlines() or [child.how()])[-1]
+        raise ConfigError(f"a measuring process ended with {child.code}: {last}")
+    return child.out
 
 
 class VerifierProcess:

@@ -8,8 +8,6 @@ lately are in the page cache, as on any second start.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -20,10 +18,7 @@ from typing import Any, Iterable, Sequence
 
 import draftwire
 from draftwire.bench.child import run_child
-from draftwire.bench.machine import machine as common
-from draftwire.boards.cores import clusters
-from draftwire.boards.profiles import find_profile
-from draftwire.boards.tree import Tree
+from draftwire.bench.machine import cores, machine
 from draftwire.errors import ConfigError
 from draftwire.io import format_table
 from draftwire.packages import DraftPackage, load_draft
@@ -91,7 +86,7 @@ def _lines(
                 f"there is no engine {engine!r}", hint=f"known: {', '.join(ENGINES)}"
             )
     left_out, lines = [], []
-    threads = list(settings.threads) or thread_counts(_cores())
+    threads = list(settings.threads) or thread_counts(cores())
     for engine in ENGINES:
         files = [f for f in package.files.values() if f.precision and f.engine == engine]
         if settings.engines and engine not in settings.engines:
@@ -116,13 +111,6 @@ def _lines(
 def thread_counts(cores: int) -> list[int]:
     """Return the thread counts worth trying on a machine."""
     return sorted({1, min(2, cores), min(4, cores)})
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
 
 
 def _run(
@@ -155,21 +143,6 @@ def _run(
         line["energy_why_null"] = "not asked for"
     line["processes"] = len(found)
     return line
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures are of."""
-    match = find_profile()
-    kinds = [f"{len(c.online)} x {c.kind or 'unknown'}" for c in clusters(Tree(Path("/")))]
-    return {
-        **common(),
-        "board": match.profile.name,
-        "board_how": match.how,
-        "processor": ", ".join(kinds) or platform.machine(),
-        "arch": platform.machine(),
-        "cores": _cores(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def install_size(package: DraftPackage, engine: str) -> dict[str, Any]:

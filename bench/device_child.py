@@ -7,6 +7,9 @@ counts too.  Only the standard library is imported before the clock runs.
 from __future__ import annotations
 
 import json
+import os
+import resource
+import statistics
 import sys
 import time
 from typing import Any
@@ -91,8 +94,6 @@ def main(arguments: str) -> None:
 def rate(draft: Any, rounds: int) -> dict[str, Any]:
     """Return tokens per second; rounds in which another process took the core are left
     out where enough others are there."""
-    import statistics
-
     times: list[float] = []
     clean: list[float] = []
     cpu: list[float] = []
@@ -149,8 +150,6 @@ def power(draft: Any) -> dict[str, Any]:
 
 def rss() -> float | None:
     """Return resident megabytes, or None where there is no ``/proc``."""
-    import os
-
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             pages = int(statm.read().split()[1])
@@ -161,13 +160,9 @@ def rss() -> float | None:
 
 def peak() -> float:
     """Return the most megabytes that were ever resident."""
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def preemptions() -> int:
     """Return how often the system took the processor away from this process."""
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
+from draftwire.boards.cores import clusters
+from draftwire.boards.profiles import find_profile
+from draftwire.boards.tree import Tree
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores, load over a minute, system and Python."""
+    """Return board, processor, cores, load over a minute, system, Python and date."""
+    match = find_profile()
+    kinds = [f"{len(c.online)} x {c.kind or 'unknown'}" for c in clusters(Tree(Path("/")))]
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        "board": match.profile.name,
+        "board_how": match.how,
+        "processor": ", ".join(kinds) or platform.machine(),
+        "arch": platform.machine(),
+        "cores": cores(),
         "load_1min": round(os.getloadavg()[0], 1),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

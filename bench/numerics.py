@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import random
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from draftwire.bench.link.spec import LinkSpec, Outages
+from draftwire.bench.machine import cores
 from draftwire.bench.sim.cloud import SimVerifier
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.run import Device, Plan
@@ -365,7 +365,7 @@ def bench_numerics(
         raise ConfigError("there is no target to measure", hint="give --target PATH")
     return {
         "schema": SCHEMA,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": settings.threads,
         "tokens": settings.tokens,
         "texts": settings.texts,

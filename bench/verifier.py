@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import random
 import statistics
 import time
@@ -22,6 +21,7 @@ from typing import Any, Callable, Sequence
 from websockets.exceptions import WebSocketException
 
 from draftwire.bench.child import VerifierProcess
+from draftwire.bench.machine import cores
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.io import format_table
 from draftwire.packages import TargetPackage, load_target
@@ -151,7 +151,7 @@ def bench_verifier(
         "acceptance": load.acceptance,
         "tokens": load.tokens,
         "think_ms": load.think_s * 1e3,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "runs": runs,
     }
 

@@ -163,19 +163,21 @@ def _burst(value: str, _: LinkSpec) -> dict[str, Any]:
 
 
 def _outage(value: str, link: LinkSpec) -> dict[str, Any]:
-    start, plus, length = value.partition("+")
-    if not plus:
-        raise ConfigError("not start+length", hint="outage=10s+3s")
-    fixed = (*link.outages.fixed, (_time(start, "3s"), _time(length, "3s")))
-    return {"outages": replace(link.outages, fixed=tuple(sorted(fixed)))}
+    found = _two_times(value, "start+length", "outage=10s+3s")
+    fixed = tuple(sorted((*link.outages.fixed, found)))
+    return {"outages": replace(link.outages, fixed=fixed)}
 
 
 def _outages(value: str, link: LinkSpec) -> dict[str, Any]:
-    every, colon, length = value.partition(":")
-    if not colon:
-        raise ConfigError("not every:length", hint="outages=30s:2s")
-    times = _time(every, "30s"), _time(length, "2s")
-    return {"outages": replace(link.outages, every_s=times[0], length_s=times[1])}
+    every_s, length_s = _two_times(value, "every:length", "outages=30s:2s")
+    return {"outages": replace(link.outages, every_s=every_s, length_s=length_s)}
+
+
+def _two_times(value: str, form: str, example: str) -> tuple[float, float]:
+    first, mark, second = value.partition("+" if "+" in form else ":")
+    if not mark:
+        raise ConfigError(f"not {form}", hint=example)
+    return _time(first, "30s"), _time(second, "2s")
 
 
 def _seed(value: str, _: LinkSpec) -> dict[str, Any]:

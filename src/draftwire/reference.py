@@ -33,7 +33,9 @@ def models_folder(environ: Mapping[str, str] | None = None) -> Path:
             )
         return folder
     checkout = Path(__file__).resolve().parents[2] / "models"
-    for folder in (Path("models"), checkout, *_installed()):
+    spec = find_spec("draftwire_models")
+    installed = (spec and spec.submodule_search_locations) or ()
+    for folder in (Path("models"), checkout, *map(Path, installed)):
         if (folder / DRAFT).is_dir():
             return folder
     raise ConfigError(
@@ -41,11 +43,6 @@ def models_folder(environ: Mapping[str, str] | None = None) -> Path:
         hint="name --draft, or pip install 'draftwire[board]', which brings the "
         "reference models",
     )
-
-
-def _installed() -> list[Path]:
-    spec = find_spec("draftwire_models")
-    return [Path(where) for where in (spec and spec.submodule_search_locations) or ()]
 
 
 def draft_path() -> Path:

@@ -72,8 +72,10 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
                         f"{where}.content[{at}] is no part of type text",
                         hint="the models here read text alone",
                     )
-        elif not isinstance(content, str) and not (content is None and _says_more(message)):
-            raise ConfigError(f"{where}.content must be text")
+        elif not isinstance(content, str):
+            more = any(message[key] is not None for key in message if key != "role")
+            if content is not None or not more:
+                raise ConfigError(f"{where}.content must be text")
         # As transformers: None counts as absent, and reasoning goes by three names.
         data = {k: plain_data(v, where) for k, v in message.items() if v is not None}
         thoughts = [data[name] for name in _REASONING if name in data]
@@ -81,10 +83,6 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
             data = {"thinking": thoughts[0], **data, "reasoning_content": thoughts[0]}
         found.append(data)
     return found
-
-
-def _says_more(message: Mapping[str, Any]) -> bool:
-    return any(message[key] is not None for key in message if key != "role")
 
 
 def plain_data(value: Any, where: str) -> Any:

@@ -27,11 +27,12 @@ from draftwire.bench.link.netem import (
     why_no_netem,
     why_not_netem,
 )
+from draftwire.bench.link.probe import Server, exactly
 from draftwire.bench.link.spec import LinkSpec
 from draftwire.cli import main
 from draftwire.errors import BoardError, ConfigError
+from draftwire.io import environment
 
-ROOT = Path(__file__).resolve().parents[2]
 NO_NETEM = why_no_netem()
 METHODS = [
     "proxy",
@@ -40,52 +41,19 @@ METHODS = [
 WAIT_S = 60
 
 
-class Server:
-    """Echoes."""
-
-    def __init__(self):
-        self.door = socket.create_server(("127.0.0.1", 0))
-        self.port = self.door.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                link, _ = self.door.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(link,), daemon=True).start()
-
-    def _serve(self, link):
-        with link:
-            try:
-                while data := link.recv(65536):
-                    link.sendall(data)
-            except OSError:
-                pass
-
-
 @pytest.fixture(scope="module")
 def server():
-    server = Server()
+    server = Server()  # echoes to those who ask for it
+    server.start()
     yield server
-    server.door.shutdown(socket.SHUT_RDWR)  # wakes its accept: tools/faults.py says why
-    server.door.close()
+    server.close()
 
 
 def connect(port):
     link = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.sendall(b"e")
     return link
-
-
-def exactly(link, count):
-    data = b""
-    while len(data) < count:
-        piece = link.recv(65536)
-        assert piece, "closed too early"
-        data += piece
-    return data
 
 
 def ping(link):
@@ -216,7 +184,7 @@ def test_a_link_ends_with_the_program_that_wanted_it(server, method):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env=environment(),
         stdout=subprocess.PIPE,
     )
     with process:
@@ -263,22 +231,11 @@ async def test_the_devices_of_a_netem_link_carry_bytes_and_leave_nothing(server)
 # The command
 
 
-def draftwire(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "draftwire", "bench", "link", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_the_command_runs_until_it_is_interrupted(server):
     words = f"--spec 10ms/20mbit --to 127.0.0.1:{server.port} --method proxy".split()
     process = subprocess.Popen(
         [sys.executable, "-m", "draftwire", "bench", "link", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -294,11 +251,10 @@ def test_the_command_runs_until_it_is_interrupted(server):
         assert "up: " in said and "lateness" in said
 
 
-def test_the_check_compares_with_the_ideal():
+def test_the_check_compares_with_the_ideal(capsys):
     words = "check --spec 10ms/8mbit --method proxy --pings 6 --seconds 0.2 --json".split()
-    done = draftwire(*words)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    assert main(["bench", "link", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["schema"] == "draftwire.bench.link/1"
     rtt = found["rtt_ms"]
     assert rtt["count"] == 6

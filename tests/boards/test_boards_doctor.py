@@ -65,15 +65,18 @@ def test_the_files_of_every_board_are_examined(tmp_path, name):
         assert "none was opened" in render(report)
 
 
+def throttling(root):
+    return by_name(examine(detect(root, PROFILES), None).findings)["throttling"]
+
+
 def test_a_pi_with_a_weak_supply_is_told(tmp_path):
-    found = detect(build(tmp_path, BOARDS["pi4"]), PROFILES)
-    throttling = by_name(examine(found, None).findings)["throttling"]
-    assert throttling.status == "warn" and "under-voltage" in throttling.detail
-    assert throttling.fix == "vcgencmd get_throttled"
+    found = throttling(build(tmp_path, BOARDS["pi4"]))
+    assert found.status == "warn" and "under-voltage" in found.detail
+    assert found.fix == "vcgencmd get_throttled"
     flags = tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled"
     flags.write_text("50000")  # of the past: no fault of this moment
-    throttling = by_name(examine(found, None).findings)["throttling"]
-    assert throttling.status == "ok" and "since boot" in throttling.detail
+    found = throttling(tmp_path)
+    assert found.status == "ok" and "since boot" in found.detail
 
 
 def test_heat_and_over_current_are_told(tmp_path):
@@ -81,10 +84,9 @@ def test_heat_and_over_current_are_told(tmp_path):
     (root / "sys/class/thermal/thermal_zone0/temp").write_text("97000")
     (root / "sys/class/hwmon/hwmon3/curr1_max_alarm").write_text("1")
     (root / "sys/class/hwmon/hwmon0/oc3_event_cnt").write_text("7")
-    found = detect(root, PROFILES)
-    throttling = by_name(examine(found, None).findings)["throttling"]
-    assert throttling.status == "warn"
-    assert "97 C" in throttling.detail and "above its limit" in throttling.detail
+    found = throttling(root)
+    assert found.status == "warn"
+    assert "97 C" in found.detail and "above its limit" in found.detail
 
 
 def test_threads_follow_the_cores_that_are_online(tmp_path):
@@ -248,12 +250,7 @@ def test_a_second_engine_or_a_provider_that_fails_is_no_failure(tmp_path):
         "            'why_not': '' if name[0] == 'X' else 'every node ran on the CPU',\n"
         "            'note': '3 of 50 nodes ran on the CPU' if name[0] == 'X' else ''}\n"
     )
-    providers = [
-        "CUDAExecutionProvider",
-        "XExecutionProvider",
-        "AzureExecutionProvider",
-        "CPUExecutionProvider",
-    ]
+    providers = [f"{name}ExecutionProvider" for name in ("CUDA", "X", "Azure", "CPU")]
     result = check_draft(draft_script(tmp_path, body), providers)
     assert result.best["step_ms"] == 1.5
     found = by_name(result.findings)
@@ -356,6 +353,8 @@ def web(body, *, date=None, status=200):
 
 
 HEALTH = {"status": "ok", "targets": [{"name": "t", "version": "v1"}]}
+WELL = json.dumps(HEALTH).encode()
+DRAINING = json.dumps({**HEALTH, "status": "draining"}).encode()
 
 
 @pytest.mark.parametrize(
@@ -363,22 +362,10 @@ HEALTH = {"status": "ok", "targets": [{"name": "t", "version": "v1"}]}
     [
         (b"<html>", None, "verifier", "fail", "no draftwire verifier"),
         (b"[]", None, "verifier", "fail", "no draftwire verifier"),
-        (json.dumps(HEALTH).encode(), None, "verifier", "ok", "t v1"),
-        (
-            json.dumps({**HEALTH, "status": "draining"}).encode(),
-            None,
-            "verifier",
-            "warn",
-            "draining",
-        ),
-        (
-            json.dumps(HEALTH).encode(),
-            "Thu, 01 Jan 1970 00:00:00 GMT",
-            "clock",
-            "warn",
-            "ahead of",
-        ),
-        (json.dumps(HEALTH).encode(), "soon", "verifier", "ok", "t v1"),
+        (WELL, None, "verifier", "ok", "t v1"),
+        (DRAINING, None, "verifier", "warn", "draining"),
+        (WELL, "Thu, 01 Jan 1970 00:00:00 GMT", "clock", "warn", "ahead of"),
+        (WELL, "soon", "verifier", "ok", "t v1"),
     ],
 )
 def test_what_may_answer_in_a_verifiers_place(body, date, name, status, detail):

@@ -171,11 +171,8 @@ def test_every_changed_byte_of_a_manifest_or_signature_is_seen(
         for at in range(0, len(data), max(1, len(data) // 12)):
             changed = bytearray(data)
             changed[at] ^= 1
-            bad = pack(
-                tmp_path / "bad",
-                [*parts[:index], (head, bytes(changed)), *parts[index + 1 :]],
-            )
-            refused(bad, "signature|signed by|not signed")
+            whole = [*parts[:index], (head, bytes(changed)), *parts[index + 1 :]]
+            refused(pack(tmp_path / "bad", whole), "signature|signed by|not signed")
     empty = pack(tmp_path / "bad", [parts[0], (header("manifest.sig", 0), b""), *parts[2:]])
     refused(empty, "not signed")
 
@@ -186,10 +183,8 @@ def test_every_changed_file_is_seen(good: Path, tmp_path: Path) -> None:
         head, data = parts[index]
         changed = bytearray(data)
         changed[len(data) // 2] ^= 1
-        bad = pack(
-            tmp_path / "bad", [*parts[:index], (head, bytes(changed)), *parts[index + 1 :]]
-        )
-        refused(bad, "hash")
+        whole = [*parts[:index], (head, bytes(changed)), *parts[index + 1 :]]
+        refused(pack(tmp_path / "bad", whole), "hash")
         refused(pack(tmp_path / "bad", parts[:index] + parts[index + 1 :]), "lacks")
     refused(pack(tmp_path / "bad", [*parts, parts[2]]), "twice")
     more = (header("wheels/extra.whl", 3), b"abc")
@@ -198,25 +193,15 @@ def test_every_changed_file_is_seen(good: Path, tmp_path: Path) -> None:
     refused(pack(tmp_path / "bad", [*parts[:2], longer]), "has 3 bytes, the manifest says")
 
 
+PATHS = ("../../etc/passwd", "/etc/passwd", "a/../../b", "a//b", ".hidden", "a\\b", "a b")
+KINDS = {"device": b"3", "block": b"4", "folder": b"5", "pipe": b"6"}
+LONGER = {"sparse": b"S", "longname": b"L", "pax": b"x", "global": b"g", "old": b"\0"}
 TRICKS = [
-    header("../../etc/passwd", 1),
-    header("/etc/passwd", 1),
-    header("a/../../b", 1),
-    header("a//b", 1),
-    header(".hidden", 1),
-    header("a\\b", 1),
-    header("a b", 1),
+    *(header(path, 1) for path in PATHS),
     header("link", 0, b"2", "/etc/passwd"),
     header("hard", 0, b"1", "install.sh"),
-    header("device", 0, b"3"),
-    header("block", 0, b"4"),
-    header("folder", 0, b"5"),
-    header("pipe", 0, b"6"),
-    header("sparse", 1, b"S"),
-    header("longname", 1, b"L"),
-    header("pax", 1, b"x"),
-    header("global", 1, b"g"),
-    header("old", 1, b"\0"),
+    *(header(name, 0, kind) for name, kind in KINDS.items()),
+    *(header(name, 1, kind) for name, kind in LONGER.items()),
 ]
 
 
@@ -245,24 +230,13 @@ def test_a_signed_manifest_cannot_name_a_bad_place_either(
         {"python": None}, {"modules": ["os; x"]}, {"installed_bytes": "1"},
     ):  # fmt: skip
         manifest = {**json.loads(members(good)[0][1]), **change}
-        with pytest.raises(InstallError):
-            check_bundle(
-                pack(tmp_path / "bad", bundles.resigned(manifest)),
-                MAKER.key,
-                unsigned=False,
-            )
+        refused(pack(tmp_path / "bad", bundles.resigned(manifest)), ".")
 
 
 def test_damaged_archives(good: Path, tmp_path: Path) -> None:
     raw = good.read_bytes()
-    for data in (
-        b"",
-        b"\x1f\x8b",
-        b"PK\3\4" + raw,
-        raw[:200],
-        raw[:-20],
-        raw[: len(raw) // 2],
-    ):
+    half = raw[: len(raw) // 2]
+    for data in (b"", b"\x1f\x8b", b"PK\3\4" + raw, raw[:200], raw[:-20], half):
         bad = tmp_path / "bad"
         bad.write_bytes(data)
         with pytest.raises(InstallError):
@@ -280,13 +254,8 @@ def test_damaged_archives(good: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [
-        ("../up.py", 0),
-        ("/abs.py", 0),
-        ("a/../../up.py", 0),
-        ("a\\b.py", 0),
-        ("link", 0o120777),
-    ],
+    [("../up.py", 0), ("/abs.py", 0), ("a/../../up.py", 0), ("a\\b.py", 0)]
+    + [("link", 0o120777)],
 )
 def test_tricks_inside_a_wheel(
     tmp_path: Path, name: str, mode: int, capsys: pytest.CaptureFixture[str]
@@ -315,9 +284,8 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path: Path, good: Path) -> None
         (tmp_path / name).mkdir()
         bundle(tmp_path / name, "good")
     os.utime(tmp_path / "b" / "marked-1.0-py3-none-any.whl", (0, 0))
-    assert (tmp_path / "a/good.tar.gz").read_bytes() == (
-        tmp_path / "b/good.tar.gz"
-    ).read_bytes()
+    one, two = ((tmp_path / name / "good.tar.gz").read_bytes() for name in "ab")
+    assert one == two
     again = check_bundle(good, MAKER.key, unsigned=False)
     assert again.manifest["draftwire"] == draftwire.__version__
 
@@ -366,23 +334,16 @@ def test_our_own_wheel_holds_what_runs(tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     with zipfile.ZipFile(tmp_path / name) as archive:
         names = set(archive.namelist())
-        record = archive.read(
-            f"draftwire-{draftwire.__version__}.dist-info/RECORD"
-        ).decode()
+        info = f"draftwire-{draftwire.__version__}.dist-info"
+        record = archive.read(f"{info}/RECORD").decode()
         for line in record.splitlines()[:-1]:
             path, digest, size = line.rsplit(",", 2)
             content = archive.read(path)
             raw = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
             assert (digest, size) == (f"sha256={raw.decode()}", str(len(content)))
-    for wanted in (
-        "draftwire/cli/__init__.py",
-        "draftwire/runtime/session.py",
-        "draftwire/boards/profiles/jetson-orin-nano.toml",
-        "draftwire/boards/install/draftwire.service",
-        "draftwire/boards/install/wheels.toml",
-        "draftwire/py.typed",
-    ):
-        assert wanted in names
+    wanted = "cli/__init__.py runtime/session.py boards/profiles/jetson-orin-nano.toml "
+    wanted += "boards/install/draftwire.service boards/install/wheels.toml py.typed"
+    assert {f"draftwire/{name}" for name in wanted.split()} <= names
     assert not [n for n in names if "__pycache__" in n or n.endswith(".pyc")]
 
 
@@ -407,7 +368,7 @@ def test_the_script_defines_no_name_twice() -> None:
     assert modules == set(script_module.MODULES)
 
 
-def test_members_are_read_in_small_pieces(good: Path) -> None:
+def test_the_manifest_comes_first(good: Path) -> None:
     names = [name for name, _, _ in read_members(good)]
     assert names[:2] == ["manifest.json", "manifest.sig"]
     assert names[2:] == sorted(names[2:])

@@ -79,12 +79,8 @@ def test_the_oldest_system_with_a_python_is_taken() -> None:
 
 def test_what_a_board_needs() -> None:
     wanted = wanted_wheels("aarch64", "3.8", engines=["onnxruntime"])
-    assert wanted.requirements == (
-        "numpy==1.24.4",
-        "onnxruntime==1.19.2",
-        "tokenizers==0.20.3",
-        "tomli==2.5.0",
-        "websockets==13.1",
+    assert " ".join(wanted.requirements) == (
+        "numpy==1.24.4 onnxruntime==1.19.2 tokenizers==0.20.3 tomli==2.5.0 websockets==13.1"
     )
     assert "onnxruntime" in wanted.modules and wanted.system_modules == ()
     own = wanted_wheels(
@@ -142,18 +138,13 @@ def wheel(folder: Path, name: str, code: bytes = b"") -> Path:
 )
 def test_tags(tmp_path: Path, name: str, userland: Userland, fits: bool) -> None:
     path = wheel(tmp_path, name)
+    if "linux_aarch64" in name:  # of one's own it may have the plain tag
+        check_wheel(path, userland, "aarch64", local=True)
     if fits:
         check_wheel(path, userland, "aarch64")
     else:
         with pytest.raises(BoardError, match="does not fit"):
             check_wheel(path, userland, "aarch64")
-
-
-def test_a_wheel_of_ones_own_may_have_the_plain_linux_tag(tmp_path: Path) -> None:
-    path = wheel(tmp_path, "onnxruntime_gpu-1.23.0-cp310-cp310-linux_aarch64.whl")
-    check_wheel(path, R36, "aarch64", local=True)
-    with pytest.raises(BoardError, match="does not fit"):
-        check_wheel(path, R36, "aarch64")
 
 
 @pytest.mark.parametrize(
@@ -165,26 +156,15 @@ def test_code_that_wants_more_than_its_tag_says(
     """As ai-edge-litert 2.3.0 does: tagged manylinux_2_27, and it needs 2.34."""
     name = "a-1-cp38-cp38-manylinux_2_27_aarch64.whl"
     check_wheel(wheel(tmp_path, name, b"\0GLIBC_2.17\0GLIBC_2.31\0"), R35, "aarch64")
+    path = wheel(tmp_path, name, b"\0GLIBC_2.17\0" + symbol + b"\0")
     with pytest.raises(BoardError, match=f"code needs {complaint}"):
-        check_wheel(
-            wheel(tmp_path, name, b"\0GLIBC_2.17\0" + symbol + b"\0"), R35, "aarch64"
-        )
-
-
-def answer(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str) -> None:
-    def run(command: list[str], **_: Any) -> Any:
-        return subprocess.CompletedProcess(command, code, b"", stderr.encode())
-
-    monkeypatch.setattr("draftwire.boards.ship.wheels.subprocess.run", run)
+        check_wheel(path, R35, "aarch64")
 
 
 @pytest.mark.parametrize(
     ("stderr", "complaint"),
     [
-        (
-            "ERROR: No matching distribution found for numpy==9",
-            "no wheel of numpy==9 for L4T",
-        ),
+        ("ERROR: No matching distribution found for numpy==9", "wheel of numpy==9 for L4T"),
         (
             "WARNING: Retrying: NewConnectionError('no route')\n"
             "ERROR: No matching distribution found for numpy==9",
@@ -197,7 +177,8 @@ def answer(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str) -> None:
 def test_pips_complaints_in_our_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, complaint: str
 ) -> None:
-    answer(monkeypatch, 1, stderr)
+    done = subprocess.CompletedProcess([], 1, b"", stderr.encode())
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     wanted = wanted_wheels("aarch64", "3.10", engines=["onnxruntime"])
     with pytest.raises((BoardError, ConfigError), match=complaint):
         resolve_wheels(wanted, R36, "aarch64", cache=tmp_path)
@@ -211,21 +192,10 @@ def test_the_second_bundle_needs_no_network(
     def run(command: list[str], **_: Any) -> Any:
         calls.append(command)
         report = next(w for w in command if w.startswith("--report=")).split("=", 1)[1]
-        Path(report).write_text(
-            json.dumps(
-                {
-                    "install": [
-                        {
-                            "metadata": {"name": "a", "version": "1"},
-                            "download_info": {
-                                "url": "https://host/x/a-1-py3-none-any.whl#sha256=0",
-                                "archive_info": {"hashes": {"sha256": "f" * 64}},
-                            },
-                        }
-                    ]
-                }
-            )
-        )
+        info: dict[str, Any] = {"url": "https://host/x/a-1-py3-none-any.whl#sha256=0"}
+        info["archive_info"] = {"hashes": {"sha256": "f" * 64}}
+        wheel = {"metadata": {"name": "a", "version": "1"}, "download_info": info}
+        Path(report).write_text(json.dumps({"install": [wheel]}))
         return subprocess.CompletedProcess(command, 0, b"", b"")
 
     monkeypatch.setattr("draftwire.boards.ship.wheels.subprocess.run", run)

@@ -45,15 +45,16 @@ def targets(tmp_path):
     fields = {**FIELDS, "version": "v1", "base": None, "adapter": None}
     files = {n: NewFile(n.encode()) for n in ("tokenizer.json", "model.onnx")}
     base_id = write_package(tmp_path / "v1.target", "target", fields, files)
-    fields = {
-        **FIELDS,
-        "version": "v2",
-        "base": {"path": "../v1.target", "id": base_id},
-        "adapter": "adapter.safetensors",
-    }
-    files = {"adapter.safetensors": NewFile(b"a and b")}
-    write_package(tmp_path / "v2.target", "target", fields, files)
+    write_evolved(tmp_path, "v2", "v1", base_id, b"a and b")
     return tmp_path
+
+
+def write_evolved(folder, version, base, base_id, content):
+    name = "adapter.safetensors"
+    fields = {**FIELDS, "version": version, "adapter": name}
+    fields["base"] = {"path": f"../{base}.target", "id": base_id}
+    files = {name: NewFile(content)}
+    write_package(folder / f"{version}.target", "target", fields, files)
 
 
 def edit(folder, change, name="draft.json"):
@@ -142,18 +143,7 @@ def test_a_manifest_has_a_length_limit(draft):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "../x",
-        "/etc/passwd",
-        "a/b",
-        "..",
-        ".",
-        "",
-        ".hidden",
-        "a\\b",
-        "a\n",
-        "draft.json",
-    ],
+    ["../x", "/etc/passwd", "a/b", "..", ".", "", ".hidden", "a\\b", "a\n", "draft.json"],
 )
 def test_file_names_cannot_leave_the_folder(draft, name):
     def change(raw):
@@ -173,6 +163,7 @@ def test_file_names_cannot_leave_the_folder(draft, name):
         ("vocab_size", "64"),
         ("vocab_size", True),
         ("vocab_size", -1),
+        ("context", True),
         ("context", None),
         ("context", 1 << 40),
         ("bos_id", 64),
@@ -246,29 +237,18 @@ def test_a_base_is_a_sibling(targets, path):
 
 def test_a_base_cannot_have_a_base(targets):
     v2 = load_target(targets / "v2.target")
-    fields = {
-        **FIELDS,
-        "version": "v3",
-        "base": {"path": "../v2.target", "id": v2.id},
-        "adapter": "adapter.safetensors",
-    }
-    files = {"adapter.safetensors": NewFile(b"more")}
     with pytest.raises(PackageError, match="has a base itself"):
-        write_package(targets / "v3.target", "target", fields, files)
+        write_evolved(targets, "v3", "v2", v2.id, b"more")
 
 
 def test_a_package_is_written_whole_or_not_at_all(tmp_path):
-    with pytest.raises(PackageError, match="no model file"):
-        write_package(
-            tmp_path / "a.draft", "draft", FIELDS, {"tokenizer.json": NewFile(b"{}")}
-        )
-    with pytest.raises(PackageError, match="no fit name"):
-        write_package(
-            tmp_path / "a.draft", "draft", FIELDS, draft_files(**{"../x": NewFile(b"")})
-        )
-    with pytest.raises(ConfigError, match="cannot be written"):
-        missing = NewFile(tmp_path / "missing")
-        write_package(tmp_path / "a.draft", "draft", FIELDS, draft_files(x=missing))
+    for error, match, files in (
+        (PackageError, "no model file", {"tokenizer.json": NewFile(b"{}")}),
+        (PackageError, "no fit name", draft_files(**{"../x": NewFile(b"")})),
+        (ConfigError, "be written", draft_files(x=NewFile(tmp_path / "missing"))),
+    ):
+        with pytest.raises(error, match=match):
+            write_package(tmp_path / "a.draft", "draft", FIELDS, files)
     assert list(tmp_path.iterdir()) == []
 
 

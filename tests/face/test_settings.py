@@ -24,11 +24,8 @@ def test_the_nearest_source_wins(tmp_path):
         'verifier = "ws://user:1"\ntop_k = 1\ntop_p = 0.1\nblock = 1\n',
     )
     here = write(tmp_path / "here" / "draftwire.toml", "top_k = 2\ntop_p = 0.2\nblock = 2")
-    environ = {
-        "XDG_CONFIG_HOME": str(tmp_path / "xdg"),
-        "DRAFTWIRE_TOP_P": "0.3",
-        "DRAFTWIRE_BLOCK": "3",
-    }
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    environ.update(DRAFTWIRE_TOP_P="0.3", DRAFTWIRE_BLOCK="3")
     values = resolve({"block": "4"}, environ=environ, folder=here.parent)
     found = {name: (v.value, v.origin) for name, v in values.items()}
     assert found["verifier"] == ("ws://user:1", str(user))
@@ -80,25 +77,10 @@ def test_variables_of_others_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "block = 0",
-        "block = 256",
-        "block = 2.5",
-        "block = true",
-        'block = "many"',
-        "temperature = -1",
-        "temperature = nan",
-        "top_p = 0",
-        "top_p = 1.5",
-        "top_k = -1",
-        "threads = 0",
-        "verifier = 5",
-        "draft = [1]",
-        "[draft]",
-        "not toml",
-        "block = 1\nblock = 2",
-        "\x80",
-    ],
+    ["block = 0", "block = 256", "block = 2.5", "block = true", 'block = "many"']
+    + ["temperature = -1", "temperature = nan", "top_p = 0", "top_p = 1.5", "top_k = -1"]
+    + ["threads = 0", "verifier = 5", "draft = [1]", "[draft]", "not toml", "\x80"]
+    + ["block = 1\nblock = 2"],
 )
 def test_a_bad_file_is_one_clear_error(text, tmp_path):
     path = tmp_path / "draftwire.toml"

@@ -49,60 +49,17 @@ def test_what_is_asked_for_reaches_the_session(played, monkeypatch, tmp_path):
     (tmp_path / "draftwire.toml").write_text('top_k = 50\nscheme = "coupled"\n')
     monkeypatch.setenv("DRAFTWIRE_TEMPERATURE", "0.8")
     words = [*played.words(), "--top-p", "0.9", "--seed", "7", "--block", "6"]
-    words += [
-        "--stop",
-        "\n",
-        "--stop",
-        "END",
-        "--max-new-tokens",
-        "9",
-        "--threads",
-        "2",
-        "--offline",
-        "draft",
-        "--patience",
-        "3",
-        "--deadline",
-        "0.8",
-        "--tls-ca",
-        "ca.pem",
-        "--objective",
-        "latency",
-        "--pipeline",
-        "2",
-        "--preempt",
-        "guess,exits",
-        "--cut",
-    ]
+    words += ["--stop", "\n", *"--stop END --max-new-tokens 9 --threads 2".split()]
+    words += "--offline draft --patience 3 --deadline 0.8 --tls-ca ca.pem".split()
+    words += "--objective latency --pipeline 2 --preempt guess,exits --cut".split()
     assert main([*words, "-q"]) == 0
-    asked = {
-        "url": "ws://x:1",
-        "draft": Path("d.draft"),
-        "target": "v1",
-        "token": "secret",
-        "threads": 2,
-        "tls_ca": Path("ca.pem"),
-        "offline": "draft",
-    }
+    asked = {"url": "ws://x:1", "draft": Path("d.draft"), "target": "v1"}
+    asked.update(token="secret", threads=2, tls_ca=Path("ca.pem"), offline="draft")
     assert played.where == {**defaults(*CONNECT_GROUPS), **asked}
-    asked = {
-        "max_new_tokens": 9,
-        "scheme": "coupled",
-        "temperature": 0.8,
-        "top_k": 50,
-        "top_p": 0.9,
-        "seed": 7,
-        "block": 6,
-        "objective": "latency",
-        "pipeline": 2,
-        "preempt": "guess,exits",
-        "cut": True,
-        "stop": ("\n", "END"),
-        "offline": "draft",
-        "patience_s": 3.0,
-        "deadline_s": 0.8,
-        "explain": None,
-    }
+    asked = {"max_new_tokens": 9, "scheme": "coupled", "temperature": 0.8, "top_k": 50}
+    asked.update(top_p=0.9, seed=7, block=6, objective="latency", pipeline=2, cut=True)
+    asked.update(preempt="guess,exits", stop=("\n", "END"), offline="draft", explain=None)
+    asked.update(patience_s=3.0, deadline_s=0.8)
     assert played.calls == [("Once", {**defaults(*STREAM_GROUPS), **asked})]
 
 

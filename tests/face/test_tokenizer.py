@@ -56,20 +56,10 @@ def test_text_comes_back(path):
 def test_formatting_and_padding_do_not_change_the_fingerprint(path, copy):
     expected = tokenizer_fingerprint(path)
     assert len(expected) == 64
-    padding = {
-        "strategy": {"Fixed": 64},
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": 0,
-        "pad_type_id": 0,
-        "pad_token": "<|endoftext|>",
-    }
-    truncation = {
-        "direction": "Right",
-        "max_length": 4,
-        "strategy": "LongestFirst",
-        "stride": 0,
-    }
+    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_id": 0}
+    padding.update(pad_to_multiple_of=None, pad_type_id=0, pad_token="<|endoftext|>")
+    truncation = {"direction": "Right", "max_length": 4, "stride": 0}
+    truncation.update(strategy="LongestFirst")
     changes = [
         (lambda raw: None, {"indent": 4}),
         (lambda raw: None, {"sort_keys": True, "ensure_ascii": True}),

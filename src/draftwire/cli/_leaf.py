@@ -29,7 +29,6 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
-from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS, Option, Options, options_of
 from draftwire.rules import Rule, number, whole
 
@@ -93,7 +92,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{text!r} is no count", hint="a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no count, a whole number from 1")
     return int(text)
 
 

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import IO, TYPE_CHECKING, Any, Iterator, Mapping
 
+from draftwire.cli._common import wants_colour
+
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
 
@@ -104,6 +106,16 @@ class Painter:
     def _put(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def painter_of(args: argparse.Namespace, draft: Any) -> Painter:
+    """Return what shows text where it goes, in colours where a terminal has them."""
+    screen = screen_of(args)
+    if not wants_colour(screen, never=args.no_color):
+        return Painter(screen, colour=False)
+    from draftwire.tokenizer import load_tokenizer
+
+    return Painter(screen, load_tokenizer(draft), colour=True)
 
 
 def screen_of(args: argparse.Namespace) -> IO[str]:

@@ -48,11 +48,11 @@ tune:
         """
 --target DIR             target package (default: the reference one)
 --devices N =64          at the same time
---seconds S:float =60    a run
+--seconds S:positive =60  a run
 --block N =4             drafted tokens
---acceptance P:float =0.8  of a draft
+--acceptance P:share =0.8  of a draft
 --tokens N =64           of a text
---think-ms MS:float =0   drafting takes so long
+--think-ms MS:number =0  drafting takes so long
 --threads N              of the verifier's engine
 --no-compare             leave the run without batching out
 numerics:
@@ -70,7 +70,7 @@ numerics:
 [WHAT] {run,check} =run  run it until Ctrl-C, or measure it beside the ideal
 --spec LINK              such as 40ms/10mbit, 80ms/2mbit/loss=1%, driving-5g/20mbit,
                          trace:FILE, poor (required)
---to HOST:PORT           run: the server behind the link
+--to HOST:PORT:address   run: the server behind the link
 --listen PORT:int =0     run: 0 takes any
 --method NAME =auto      auto, netem or proxy
 --pings N =200           check
@@ -141,10 +141,10 @@ output:
                          and stop
 --replay FILE            take link, board, target and texts from a device's --wire-log, and
                          compare with what was recorded; --scheme adds others
---streams N:int =4
---tokens N:int =400      of each stream
---hours H:float          virtual time instead of --streams
---sessions N:int =1      devices on one verifier
+--streams N =4
+--tokens N =400          of each stream
+--hours H:positive       virtual time instead of --streams
+--sessions N =1          devices on one verifier
 --seed N:int =1
 --runs                   put every run's report into --json
 --plot FILE              a picture: .png, .pdf or .svg
@@ -200,8 +200,6 @@ def verifier(args: argparse.Namespace) -> int:
     args.target = args.target or target_path("v1")
     if args.numerics:
         return _numerics(args)
-    if not (args.seconds > 0 and 0 <= args.acceptance <= 1 and args.think_ms >= 0):
-        raise ConfigError("--seconds, --acceptance or --think-ms is out of range")
     load = _filled(Load, args, think_s=args.think_ms / 1e3)
     document = bench_verifier(load, (None,) if args.no_compare else (None, 1))
     show(args, document, render)
@@ -261,11 +259,6 @@ def simulate(args: argparse.Namespace) -> int:
     from draftwire.bench.sim.command import Question, answer, list_profiles, write_recording
     from draftwire.bench.sim.show import plot, render
 
-    for name in ("streams", "tokens", "sessions"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(args, name)}", hint="1 or more")
-    if args.hours is not None and not args.hours > 0:
-        raise ConfigError(f"--hours is {args.hours}", hint="above 0")
     if args.profiles:
         found = list_profiles()
         names = [{"name": name, "title": title} for name, title in found]
@@ -296,7 +289,11 @@ def _run_link(args: argparse.Namespace, spec: Any) -> int:
     """Offer a port that leads to ``--to`` over the link, until Ctrl-C."""
     from draftwire.bench.link.emulate import emulate
 
-    host, port = _server(args.to)
+    if args.to is None:
+        hint = "where the verifier listens, such as --to 127.0.0.1:8765"
+        raise ConfigError("--to must be HOST:PORT", hint=hint)
+    host, port = args.to
+    to = f"{host}:{port}"
     # SIGTERM ends it like Ctrl-C; the finally below must run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     how: dict[str, Any] = {"listen_port": args.listen, "calibrate": not args.no_calibrate}
@@ -304,7 +301,7 @@ def _run_link(args: argparse.Namespace, spec: Any) -> int:
         started = {
             "schema": "draftwire.bench.link.run/1",
             "port": running.url_port,
-            "target": args.to,
+            "target": to,
             "method": running.method,
             "notes": running.notes,
             "detour_us": running.detour_us,
@@ -315,7 +312,7 @@ def _run_link(args: argparse.Namespace, spec: Any) -> int:
             write_json(started, args.json)
         if args.json != "-":
             here = f"127.0.0.1:{running.url_port}"
-            print(f"{here} -> {args.to} over {spec.name}, by {running.method}", flush=True)
+            print(f"{here} -> {to} over {spec.name}, by {running.method}", flush=True)
         for note in running.notes if not args.quiet else ():
             print(note, file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
@@ -326,16 +323,6 @@ def _run_link(args: argparse.Namespace, spec: Any) -> int:
             with contextlib.suppress(BoardError, KeyboardInterrupt):
                 _say_counts(running.stats())
     return 0
-
-
-def _server(text: str | None) -> tuple[str, int]:
-    host, _, port = (text or "").rpartition(":")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            "--to must be HOST:PORT" if text is None else f"{text!r} is no HOST:PORT",
-            hint="where the verifier listens, such as --to 127.0.0.1:8765",
-        )
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _say_counts(stats: dict[str, Any]) -> None:

@@ -6,16 +6,13 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Sequence
+from typing import Any, NoReturn, Sequence
 
 from draftwire.cli import _common
 from draftwire.cli._leaf import EXPLAIN, NUMERICS, Leaf
 from draftwire.errors import ConfigError
 from draftwire.io import format_table
 from draftwire.options import STREAM_GROUPS, Draft, Measure
-
-if TYPE_CHECKING:
-    from draftwire.cli._stream import Painter
 
 # What each reference target was trained to continue.
 PROMPTS = {
@@ -61,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate from each prompt and print the table."""
     import draftwire
     from draftwire.cli._local_verifier import local_verifier
-    from draftwire.cli._stream import screen_of, warn
+    from draftwire.cli._stream import painter_of, screen_of, warn
     from draftwire.reference import draft_path, target_path
     from draftwire.template import Template
 
@@ -83,16 +80,14 @@ def run(args: argparse.Namespace) -> int:
     flags = ["--numerics", args.numerics] if args.numerics else []
     with local_verifier([target], flags) as (url, token):
         with draftwire.connect(url, draft=draft, token=token, **given) as session:
-            colour = _common.wants_colour(screen, never=args.no_color)
             for number, prompt in enumerate(prompts):
-                painter = None if args.quiet else _painter(screen, draft, colour)
+                painter = None if args.quiet else painter_of(args, draft)
                 if painter:
                     if number == 0:
                         screen.write(_opening(target.stem, url, options))
                         painter.legend()
                     painter.prompt(prompt + "\n" * chats)
-                explain = _common.say_block if args.explain else None
-                options["explain"] = explain
+                options["explain"] = _common.say_block if args.explain else None
                 if chats:
                     said = [{"role": "user", "content": prompt}]
                     stream = session.chat(said, **options)
@@ -114,13 +109,6 @@ def run(args: argparse.Namespace) -> int:
         if args.json != "-" and not args.quiet:
             print(f"run reports written to {args.json}", file=sys.stderr)
     return 0
-
-
-def _painter(screen: IO[str], draft: Any, colour: bool) -> Painter:
-    from draftwire.cli._stream import Painter
-    from draftwire.tokenizer import load_tokenizer
-
-    return Painter(screen, load_tokenizer(draft) if colour else None, colour=colour)
 
 
 def _opening(target: str, url: str, options: dict[str, Any]) -> str:

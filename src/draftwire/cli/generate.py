@@ -36,7 +36,7 @@ also:
 def run(args: argparse.Namespace) -> int:
     """Generate, stream, and print the totals."""
     import draftwire
-    from draftwire.cli._stream import Painter, screen_of, summary, warn
+    from draftwire.cli._stream import painter_of, summary, warn
 
     prompt = _prompt(args.prompt)
     if args.service or args.socket is not None:
@@ -46,16 +46,8 @@ def run(args: argparse.Namespace) -> int:
     url = _common.verifier_url(values)
     where = _common.session_options(values)
     _common.start_logging(verbose=args.verbose)
-    screen = screen_of(args)
-    colour = _common.wants_colour(screen, never=args.no_color)
-    tokenizer = None
-    if colour:
-        from draftwire.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(where["draft"])
-    painter = None
-    if args.json != "-" or not args.quiet:
-        painter = Painter(screen, tokenizer, colour=colour)
+    alone = args.json == "-" and args.quiet
+    painter = None if alone else painter_of(args, where["draft"])
     code = 0
     stream: Stream | None = None
     failures: list[DraftwireError] = []  # to write; each is told once all else is written

@@ -95,16 +95,7 @@ class Parallel:
 
 
 class Fields:
-    """An object of a manifest; its fields are read by name, and checked.
-
-    Args:
-        where: The package, for errors.
-        raw: What was read.
-        name: The object's own, with which those of its fields begin.
-
-    Raises:
-        PackageError: It is none, or a field is not as it must be; names the field.
-    """
+    """An object of a package's manifest; a PackageError names a field that is unfit."""
 
     def __init__(self, where: str, raw: Any, name: str = "") -> None:
         if not isinstance(raw, dict):
@@ -192,11 +183,8 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     }
     found = identity(kind, raw)
     if raw.get("id") != found:
-        raise PackageError(
-            f"{where} says its id is {str(raw.get('id'))[:12]}, "
-            f"but its content has {found[:12]}",
-            hint=DAMAGED,
-        )
+        said = f"{where} says its id is {str(raw.get('id'))[:12]}, but its content has "
+        raise PackageError(said + found[:12], hint=DAMAGED)
     return package
 
 
@@ -206,15 +194,12 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
         raise PackageError(f"there is no {kind} package at {path}", hint="check the path")
     other = MANIFESTS["target" if kind == "draft" else "draft"]
     if not manifest.is_file():
+        said = f"has no {manifest.name}"
+        hint = "`draftwire export package` makes one from a checkpoint"
         if (path / other).is_file():
-            raise PackageError(
-                f"{path.name} holds {other}, so it is no {kind} package",
-                hint=f"a folder NAME.{kind} is one; `draftwire export` makes them",
-            )
-        raise PackageError(
-            f"{path.name} has no {manifest.name}, so it is no {kind} package",
-            hint="`draftwire export package` makes one from a checkpoint",
-        )
+            said = f"holds {other}"
+            hint = f"a folder NAME.{kind} is one; `draftwire export` makes them"
+        raise PackageError(f"{path.name} {said}, so it is no {kind} package", hint=hint)
     text = read_text(manifest, MAX_MANIFEST, "a manifest")
     try:
         raw = json.loads(text)
@@ -224,11 +209,9 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise PackageError(f"{path.name}/{manifest.name} is not an object")
     if raw.get("format") != FORMATS[kind]:
-        raise PackageError(
-            f"{path.name} has format {raw.get('format')!r}, "
-            f"this draftwire reads {FORMATS[kind]!r}",
-            hint="update draftwire, or export the model again",
-        )
+        said = f"{path.name} has format {raw.get('format')!r}, this draftwire reads "
+        hint = "update draftwire, or export the model again"
+        raise PackageError(f"{said}{FORMATS[kind]!r}", hint=hint)
     return raw
 
 

@@ -31,8 +31,9 @@ LEAVES = {
 --no-run              do not run a small model on each execution provider
 known:
 --all                 instead: list the boards that draftwire knows
---profile [NAME]      instead: what draftwire knows of one of them (default: this one)
---toml                with --profile: its file, the start of a profile of your own
+--profile [NAME]      instead: the file of what draftwire knows of one of them (default: of
+                      this one)
+--toml                with --profile: the file alone, the start of a profile of your own
 """,
     ),
     "doctor": Leaf(
@@ -161,7 +162,6 @@ def _python(found: Detection) -> str:
     installed = list_of(found.pythons)
     if not found.tree.host:
         return f"{installed} installed there"
-    import sys
 
     return f"{python_version()} ({sys.executable})"
 
@@ -211,12 +211,9 @@ def _sensors(found: Detection) -> list[str]:
         state = "readable" if sensor.readable else f"not readable: {sensor.why_not}"
         texts.append(f"{sensor.driver}: {list_of(sensor.rails)}; {state}")
     texts = texts or ["no power sensor: joules need a USB meter"]
-    return _rows("sensors", [*texts, *_totals(found.profile)])
-
-
-def _totals(profile: Profile) -> list[str]:
-    totals = profile.rails.get("total", ())
-    return [f"{t.get('scope')} = {' + '.join(t.get('rails', ()))}" for t in totals]
+    for total in found.profile.rails.get("total", ()):
+        texts.append(f"{total.get('scope')} = {' + '.join(total.get('rails', ()))}")
+    return _rows("sensors", texts)
 
 
 def _engines(found: Detection) -> list[str]:
@@ -269,14 +266,13 @@ def _show_board(args: argparse.Namespace) -> int:
     from draftwire.boards.profiles import find_profile
 
     profile = find_profile(profiles=profiles(args), board=args.profile or None).profile
-    if args.toml:
-        try:
-            sys.stdout.write(profile.path.read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise ConfigError(f"cannot read {profile.path}: {exc.strerror}") from exc
-        return 0
+    try:
+        text = profile.path.read_text(encoding="utf-8").rstrip()
+    except OSError as exc:
+        raise ConfigError(f"cannot read {profile.path}: {exc.strerror}") from exc
+    head = "" if args.toml else f"# {profile.path}\n\n"
     document = {**profile.raw, "profile": str(profile.path)}
-    return show(args, document, lambda _: _profile(profile))
+    return show(args, document, lambda _: head + text)
 
 
 def _show_all(args: argparse.Namespace) -> int:
@@ -305,45 +301,3 @@ def _show_all(args: argparse.Namespace) -> int:
         return align(rows, left=(0, 1, 2)) + own
 
     return show(args, {"schema": "draftwire.boards/1", "boards": boards}, table)
-
-
-def _profile(profile: Profile) -> str:
-    """Return the lines for people."""
-    raw = profile.raw
-    chip = f"{profile.soc}, {profile.arch}" if profile.soc else profile.arch
-    lines = [
-        labelled("board", f"{profile.title} ({profile.name})"),
-        labelled("chip", chip + (f", sm {raw['cuda_sm']}" if "cuda_sm" in raw else "")),
-    ]
-    if profile.variants:
-        lines.append(labelled("variants", list_of(v.name for v in profile.variants)))
-    cores = [f"{core.get('count')} x {core.get('kind')}" for core in raw.get("cores", ())]
-    if cores:
-        lines.append(labelled("cores", list_of(cores)))
-    if raw.get("l4t"):
-        lines.append(labelled("L4T", list_of(raw["l4t"])))
-    lines.append(labelled("known by", list_of((*profile.compatible, *profile.models))))
-    sensors = []
-    for sensor in raw.get("sensor", ()):
-        system = f" ({sensor['l4t']})" if sensor.get("l4t") else ""
-        where = f" at {list_of(sensor['address'])}" if sensor.get("address") else ""
-        sensors.append(f"{sensor.get('driver')}{where}{system}")
-    none = ["none: this board cannot measure itself"]
-    lines += [*_rows("sensors", sensors), *_rows("total", _totals(profile) or none)]
-    if profile.rails.get("parts"):
-        lines.append(labelled("parts of it", list_of(profile.rails["parts"])))
-    modes = []
-    for mode in profile.modes:
-        form = f"{mode['for']}: " if mode.get("for") else ""
-        start = f" (default {mode['default']})" if mode.get("default") else ""
-        modes.append(f"{form}{list_of(mode.get('names', ()))}{start}")
-    lines += _rows("power modes", modes)
-    lines.append(labelled("engines", list_of(raw.get("engines", {}).get("packages", ()))))
-    for label, texts in (
-        ("note", profile.quirks),
-        ("unverified", profile.unverified),
-        ("source", profile.sources),
-    ):
-        lines += [labelled(label, text) for text in texts]
-    lines.append(labelled("file", str(profile.path)))
-    return "\n".join(lines)

@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
         profile.name, userlands_of(profile.raw), args.python, args.glibc
     )
     package = load_draft(values["draft"] or draft_path())
-    local = {_distribution(path): path for path in args.wheel}
+    local = [p.name.split("-")[0].lower().replace("_", "-") for p in args.wheel]
     for path in args.wheel:
         wheels.check_wheel(path, userland, profile.arch, local=True)
     engines = args.engines or _engines(package, profile.name, profile.arch)
     wanted = wheels.wanted_wheels(
         profile.arch,
         userland.python,
-        engines=[e for e in engines if not _brought(e, local)],
+        engines=[e for e in engines if not any(n.startswith(e) for n in local)],
         without=[*args.without, *local],
         changed=dict(_requirement(text) for text in args.require),
     )
@@ -157,19 +157,11 @@ def _print(document: dict[str, Any]) -> None:
     print("`draftwire boards bundle --installer --out install.sh` makes that script here")
 
 
-def _distribution(path: Path) -> str:
-    return path.name.split("-")[0].lower().replace("_", "-")
-
-
 def _module(distribution: str) -> str:
     """Return what a wheel of ours is imported as; most go by their own name."""
     if distribution.startswith("onnxruntime"):  # -gpu and others hold the same module
         return "onnxruntime"
     return distribution.replace("-", "_")
-
-
-def _brought(engine: str, local: dict[str, Path]) -> bool:
-    return any(name.startswith(engine) for name in local)
 
 
 def _engines(package: DraftPackage, board: str, arch: str) -> list[str]:
