@@ -6,19 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from safetensors.numpy import save_file  # noqa: E402
-
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.export.adapter import package_adapter, write_evolved_target  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.packages import load_target  # noqa: E402
-from draftwire.tensors import target_weights  # noqa: E402
+from draftwire.cli import main
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export.adapter import package_adapter, write_evolved_target
+from draftwire.export.onnx import export_onnx
+from draftwire.packages import load_target
+from draftwire.tensors import target_weights
 
 LAST = "model.layers.1.self_attn.q_proj"
 FIRST = "model.layers.0.mlp.up_proj"

@@ -8,14 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.workstation
-gguf = pytest.importorskip("gguf")
-
-from draftwire.export.sources.fingerprint import backbone_fingerprint  # noqa: E402
-from draftwire.tensors import read_tensors  # noqa: E402
+from draftwire.export.sources.fingerprint import backbone_fingerprint
+from draftwire.tensors import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 VECTORS = json.loads((ROOT / "tests" / "golden" / "fingerprints_v1.json").read_text())

@@ -15,23 +15,19 @@ import numpy as np
 import pieces
 import pytest
 
-for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-import draftwire  # noqa: E402
-from draftwire.cli import main  # noqa: E402
-from draftwire.cli._local_verifier import local_verifier  # noqa: E402
-from draftwire.errors import IncompatibleError  # noqa: E402
-from draftwire.export.adapter import package_adapter  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.packages import load_draft, load_target  # noqa: E402
-from draftwire.sampling import SamplingParams  # noqa: E402
-from draftwire.tensors import target_weights, write_tensors  # noqa: E402
-from draftwire.tokenizer import load_tokenizer  # noqa: E402
-from draftwire.verifier.backends.base import SlotInput  # noqa: E402
-from draftwire.verifier.backends.hf_target import HFTarget  # noqa: E402
-from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
+import draftwire
+from draftwire.cli import main
+from draftwire.cli._local_verifier import local_verifier
+from draftwire.errors import IncompatibleError
+from draftwire.export.adapter import package_adapter
+from draftwire.export.onnx import export_onnx
+from draftwire.packages import load_draft, load_target
+from draftwire.sampling import SamplingParams
+from draftwire.tensors import target_weights, write_tensors
+from draftwire.tokenizer import load_tokenizer
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.hf_target import HFTarget
+from draftwire.verifier.backends.onnx_target import OnnxTarget
 
 COUNT = 20
 PROMPTS = ("the robot goes to the", "a red cup on the table and")

@@ -7,18 +7,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
-for library in ("torch", "transformers", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-import onnx  # noqa: E402
-import torch  # noqa: E402
-
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.export.exits.heads import (  # noqa: E402
+from draftwire.cli import main
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export.exits.heads import (
     ExitHead,
     Observed,
     Studied,
@@ -26,7 +21,7 @@ from draftwire.export.exits.heads import (  # noqa: E402
     judge,
     observe,
 )
-from draftwire.export.exits.make import (  # noqa: E402
+from draftwire.export.exits.make import (
     Text,
     default_layers,
     export_exits,
@@ -34,17 +29,13 @@ from draftwire.export.exits.make import (  # noqa: E402
     whole_graph,
     windows,
 )
-from draftwire.export.graphs.parts import (  # noqa: E402
-    exit_tensors,
-    head_of,
-    split_target_graph,
-)
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.precision.runners import session  # noqa: E402
-from draftwire.export.settings import ExitSettings  # noqa: E402
-from draftwire.export.training.base import model_of  # noqa: E402
-from draftwire.packages import load_target  # noqa: E402
-from draftwire.tensors import read_tensors, target_weights  # noqa: E402
+from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
+from draftwire.export.onnx import export_onnx
+from draftwire.export.precision.runners import session
+from draftwire.export.settings import ExitSettings
+from draftwire.export.training.base import model_of
+from draftwire.packages import load_target
+from draftwire.tensors import read_tensors, target_weights
 
 TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
 MODELS = Path(__file__).resolve().parents[2] / "models"

@@ -7,12 +7,8 @@ import inspect
 
 import pytest
 
-for library in ("torch", "transformers", "peft", "onnx", "onnxruntime", "ai_edge_litert"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from draftwire.cli import main  # noqa: E402
-from draftwire.cli.export import JOBS, LEAVES  # noqa: E402
+from draftwire.cli import main
+from draftwire.cli.export import JOBS, LEAVES
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -7,25 +7,19 @@ import struct
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-onnx = pytest.importorskip("onnx")
-for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from safetensors.numpy import load_file, save_file  # noqa: E402
-
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
-from draftwire.export import onnx as exporter  # noqa: E402
-from draftwire.export.graphs import concat  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.precision.runners import DraftRunner  # noqa: E402
-from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.sources.fingerprint import anchor_parameters  # noqa: E402
-from draftwire.packages import Parallel, load_draft, load_target  # noqa: E402
-from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
-from draftwire.tensors import target_weights  # noqa: E402
+from draftwire.cli import main
+from draftwire.errors import ConfigError, DraftwireError, ModelError
+from draftwire.export import onnx as exporter
+from draftwire.export.graphs import concat
+from draftwire.export.onnx import export_onnx
+from draftwire.export.precision.runners import DraftRunner
+from draftwire.export.sources.checkpoint import load_checkpoint
+from draftwire.export.sources.fingerprint import anchor_parameters
+from draftwire.packages import Parallel, load_draft, load_target
+from draftwire.runtime.engines.draft_model import DraftModel
+from draftwire.tensors import target_weights
 
 IDS = list(range(5, 45))
 
@@ -84,7 +78,7 @@ def test_large_weights_lie_beside_the_graph(models, tmp_path, monkeypatch):
 
 
 def test_shards_and_bfloat16(model_copy, tmp_path, torch_logits):
-    torch = pytest.importorskip("torch")
+    import torch
     from transformers import AutoModelForCausalLM
 
     source = model_copy("gpt_neox")

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny_models import ATTENDING, SHAPES
 
-for library in ("torch", "transformers", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from tiny_models import ATTENDING, SHAPES  # noqa: E402
-
-from draftwire.export.graphs.draft import build_gqa_graph  # noqa: E402
-from draftwire.export.graphs.reference import reference_logits  # noqa: E402
-from draftwire.export.graphs.target import build_target_graph  # noqa: E402
-from draftwire.export.graphs.tflite import build_tflite  # noqa: E402
-from draftwire.export.precision.runners import DraftRunner, session  # noqa: E402
-from draftwire.export.sources.architecture import (  # noqa: E402
-    UnknownArchitecture,
-    read_architecture,
-)
-from draftwire.export.sources.checkpoint import load_checkpoint, read_config  # noqa: E402
-from draftwire.export.sources.weights import CheckpointWeights  # noqa: E402
+from draftwire.export.graphs.draft import build_gqa_graph
+from draftwire.export.graphs.reference import reference_logits
+from draftwire.export.graphs.target import build_target_graph
+from draftwire.export.graphs.tflite import build_tflite
+from draftwire.export.precision.runners import DraftRunner, session
+from draftwire.export.sources.architecture import UnknownArchitecture, read_architecture
+from draftwire.export.sources.checkpoint import load_checkpoint, read_config
+from draftwire.export.sources.weights import CheckpointWeights
 
 LENGTH = 90
 

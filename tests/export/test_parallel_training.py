@@ -9,32 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
 
-for library in ("torch", "transformers", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-import torch  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-
-from draftwire.errors import ConfigError  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.settings import DraftSettings  # noqa: E402
-from draftwire.export.sources.checkpoint import load_model  # noqa: E402
-from draftwire.export.training import draft as build  # noqa: E402
-from draftwire.export.training.base import read_base, start_from  # noqa: E402
-from draftwire.export.training.distil import make_draft  # noqa: E402
-from draftwire.export.training.draft import build_draft  # noqa: E402
-from draftwire.export.training.loop import Plan, Stream  # noqa: E402
-from draftwire.export.training.measure import accepted_per_block  # noqa: E402
-from draftwire.export.training.parallel import (  # noqa: E402
+from draftwire.errors import ConfigError
+from draftwire.export.onnx import export_onnx
+from draftwire.export.settings import DraftSettings
+from draftwire.export.sources.checkpoint import load_model
+from draftwire.export.training import draft as build
+from draftwire.export.training.base import read_base, start_from
+from draftwire.export.training.distil import make_draft
+from draftwire.export.training.draft import build_draft
+from draftwire.export.training.loop import Plan, Stream
+from draftwire.export.training.measure import accepted_per_block
+from draftwire.export.training.parallel import (
     ParallelTrainer,
     chances,
     foretells,
     masks_behind,
     ways,
 )
-from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.packages import load_draft, load_target
 
 SMALL = DraftSettings(
     anchor_layers=1, layers=1, tokens=2048, batch=128, length=32, prompts=2, looks=1,

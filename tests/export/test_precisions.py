@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
-onnx = pytest.importorskip("onnx")
-for library in ("torch", "transformers", "safetensors", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ModelError  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.precision import parity  # noqa: E402
-from draftwire.export.precision.quantise import PRECISIONS  # noqa: E402
-from draftwire.export.precision.runners import DraftRunner  # noqa: E402
-from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
+from draftwire.cli import main
+from draftwire.errors import ModelError
+from draftwire.export.onnx import export_onnx
+from draftwire.export.precision import parity
+from draftwire.export.precision.quantise import PRECISIONS
+from draftwire.export.precision.runners import DraftRunner
+from draftwire.export.sources.checkpoint import load_checkpoint
+from draftwire.packages import load_draft
+from draftwire.runtime.engines.draft_model import DraftModel
 
 IDS = list(range(5, 45))
 

@@ -7,28 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import ATTENDING
 
-for library in ("torch", "transformers", "onnx", "onnxruntime", "ai_edge_litert"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from tiny_models import ATTENDING  # noqa: E402
-
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
-from draftwire.export import tflite as exporter  # noqa: E402
-from draftwire.export.graphs import tflite as tflite_graph  # noqa: E402
-from draftwire.export.graphs.tflite import build_tflite, cache_lengths  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.sources.weights import CheckpointWeights, PackageWeights  # noqa: E402
-from draftwire.export.tflite import (  # noqa: E402
-    TfliteRunner,
-    check_tflite,
-    export_tflite,  # noqa: E402
-)
-from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
+from draftwire.cli import main
+from draftwire.errors import ConfigError, DraftwireError, ModelError
+from draftwire.export import tflite as exporter
+from draftwire.export.graphs import tflite as tflite_graph
+from draftwire.export.graphs.tflite import build_tflite, cache_lengths
+from draftwire.export.onnx import export_onnx
+from draftwire.export.sources.checkpoint import load_checkpoint
+from draftwire.export.sources.weights import CheckpointWeights, PackageWeights
+from draftwire.export.tflite import TfliteRunner, check_tflite, export_tflite
+from draftwire.packages import load_draft
+from draftwire.runtime.engines.draft_model import DraftModel
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 300, 90)]
 

@@ -13,33 +13,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny_models import SHAPES
 
-for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-import torch  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-from tiny_models import SHAPES  # noqa: E402
-
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
-from draftwire.export.adapter import package_adapter  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.settings import DraftSettings, EvolveSettings  # noqa: E402
-from draftwire.export.training import begin, evolve, loop  # noqa: E402
-from draftwire.export.training import draft as build  # noqa: E402
-from draftwire.export.training import states as states_module  # noqa: E402
-from draftwire.export.training.base import read_base  # noqa: E402
-from draftwire.export.training.distil import DraftTrainer, make_draft  # noqa: E402
-from draftwire.export.training.draft import build_draft  # noqa: E402
-from draftwire.export.training.evolve import evolve_target  # noqa: E402
-from draftwire.export.training.measure import repeated  # noqa: E402
-from draftwire.export.training.states import States, UpperTrainer, write_states  # noqa: E402
-from draftwire.export.training.text import read_documents, split_documents  # noqa: E402
-from draftwire.packages import load_draft, load_target  # noqa: E402
-from draftwire.template import Template  # noqa: E402
-from draftwire.tensors import target_weights  # noqa: E402
+from draftwire.cli import main
+from draftwire.errors import ConfigError, DraftwireError, ModelError
+from draftwire.export.adapter import package_adapter
+from draftwire.export.onnx import export_onnx
+from draftwire.export.settings import DraftSettings, EvolveSettings
+from draftwire.export.training import begin, evolve, loop
+from draftwire.export.training import draft as build
+from draftwire.export.training import states as states_module
+from draftwire.export.training.base import read_base
+from draftwire.export.training.distil import DraftTrainer, make_draft
+from draftwire.export.training.draft import build_draft
+from draftwire.export.training.evolve import evolve_target
+from draftwire.export.training.measure import repeated
+from draftwire.export.training.states import States, UpperTrainer, write_states
+from draftwire.export.training.text import read_documents, split_documents
+from draftwire.packages import load_draft, load_target
+from draftwire.template import Template
+from draftwire.tensors import target_weights
 
 SMALL = DraftSettings(
     anchor_layers=1, layers=1, tokens=1024, batch=256, length=32, prompts=2, looks=2,

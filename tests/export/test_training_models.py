@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from tiny_models import ATTENDING, SHAPES
 
-for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-import torch  # noqa: E402
-from tiny_models import ATTENDING, SHAPES  # noqa: E402
-
-from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.export.adapter import read_adapter, write_evolved_target  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.sources.checkpoint import config_of, load_checkpoint  # noqa: E402
-from draftwire.export.training.base import cut, read_base, save_model  # noqa: E402
-from draftwire.export.training.distil import make_draft  # noqa: E402
-from draftwire.export.training.evolve import add_lora  # noqa: E402
-from draftwire.export.training.measure import extend, logits_of  # noqa: E402
-from draftwire.packages import load_target  # noqa: E402
-from draftwire.packages.exits import torch_stack  # noqa: E402
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export.adapter import read_adapter, write_evolved_target
+from draftwire.export.onnx import export_onnx
+from draftwire.export.sources.checkpoint import config_of, load_checkpoint
+from draftwire.export.training.base import cut, read_base, save_model
+from draftwire.export.training.distil import make_draft
+from draftwire.export.training.evolve import add_lora
+from draftwire.export.training.measure import extend, logits_of
+from draftwire.packages import load_target
+from draftwire.packages.exits import torch_stack
 
 IDS = list(range(3, 43))
 

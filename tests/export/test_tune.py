@@ -8,21 +8,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnxruntime")
-
-from draftwire.bench import tune as tuning  # noqa: E402
-from draftwire.bench.tune import Tuning, read_prompts, tune  # noqa: E402
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ConfigError, DraftwireError  # noqa: E402
-from draftwire.export.precision.tune import (  # noqa: E402
-    Candidate,
-    choose,
-    write_acceptance,
-    write_hint,
-)
-from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.engines import choice as engine_choice  # noqa: E402
-from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
+from draftwire.bench import tune as tuning
+from draftwire.bench.tune import Tuning, read_prompts, tune
+from draftwire.cli import main
+from draftwire.errors import ConfigError, DraftwireError
+from draftwire.export.precision.tune import Candidate, choose, write_acceptance, write_hint
+from draftwire.packages import load_draft
+from draftwire.runtime.engines import choice as engine_choice
+from draftwire.runtime.engines.draft_model import DraftModel
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TINY = FIXTURES / "tiny.draft"

@@ -7,22 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
-for library in ("torch", "transformers", "gguf", "accelerate", "onnx"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-import gguf  # noqa: E402
-
-from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.export.graphs.reference import reference_logits  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.sources.fingerprint import backbone_fingerprint  # noqa: E402
-from draftwire.export.sources.inputs import checkpoint_folder  # noqa: E402
-from draftwire.packages import load_draft  # noqa: E402
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export.graphs.reference import reference_logits
+from draftwire.export.onnx import export_onnx
+from draftwire.export.sources.checkpoint import load_checkpoint
+from draftwire.export.sources.fingerprint import backbone_fingerprint
+from draftwire.export.sources.inputs import checkpoint_folder
+from draftwire.packages import load_draft
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "examples" / "fingerprint.py")
 HEADS, KV, LAYERS = 4, 2, 2

@@ -10,19 +10,14 @@ import random
 
 import numpy as np
 import pytest
+from pieces import ask_in_pieces
+from tiny_models import SHAPES
 
-for library in ("torch", "transformers", "onnx", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from pieces import ask_in_pieces  # noqa: E402
-from tiny_models import SHAPES  # noqa: E402
-
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
-from draftwire.verifier.backends.base import SlotInput  # noqa: E402
-from draftwire.verifier.backends.hf_target import HFTarget  # noqa: E402
+from draftwire.export.onnx import export_onnx
+from draftwire.packages import load_draft
+from draftwire.runtime.engines.draft_model import DraftModel
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.hf_target import HFTarget
 
 IDS = np.random.default_rng(1).integers(0, 290, 90)  # the tokenizer has as many
 

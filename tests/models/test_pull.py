@@ -14,10 +14,6 @@ from pathlib import Path
 
 import pytest
 
-for library in ("torch", "transformers", "huggingface_hub"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "c" * 40
 

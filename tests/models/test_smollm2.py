@@ -12,21 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for library in ("torch", "transformers", "gguf", "accelerate", "onnxruntime"):
-    pytest.importorskip(library)
-pytestmark = [pytest.mark.workstation, pytest.mark.slow, pytest.mark.timeout(1800)]
+from draftwire.errors import ConfigError
+from draftwire.export.onnx import export_onnx
+from draftwire.export.sources.inputs import checkpoint_folder
+from draftwire.export.sources.pairs import PAIRS, fetch
+from draftwire.packages import load_draft
+from draftwire.runtime.engines.draft_model import DraftModel
+from draftwire.sampling import SamplingParams, make_decider
+from draftwire.tokenizer import load_tokenizer
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.loading import Loader
 
-from draftwire.errors import ConfigError  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.sources.inputs import checkpoint_folder  # noqa: E402
-from draftwire.export.sources.pairs import PAIRS, fetch  # noqa: E402
-from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
-from draftwire.sampling import SamplingParams, make_decider  # noqa: E402
-from draftwire.tokenizer import load_tokenizer  # noqa: E402
-from draftwire.verifier.backends.base import SlotInput  # noqa: E402
-from draftwire.verifier.backends.loading import Loader  # noqa: E402
-
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TOKENS, BLOCK = 32, 4
 CHATS = (
     "What is the capital of France?",

@@ -7,11 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("transformers")
-pytestmark = pytest.mark.workstation
-
-from chat_templates import (  # noqa: E402
+from chat_templates import (
     CONVERSATIONS,
     NEED_JINJA,
     NOT_SPECIAL,
@@ -21,11 +17,11 @@ from chat_templates import (  # noqa: E402
     TURN_END,
 )
 
-from draftwire import template as templates  # noqa: E402
-from draftwire.errors import ConfigError  # noqa: E402
-from draftwire.runtime.conversation import Conversation  # noqa: E402
-from draftwire.template import Template, check_messages, template_files  # noqa: E402
-from draftwire.tokenizer import load_tokenizer  # noqa: E402
+from draftwire import template as templates
+from draftwire.errors import ConfigError
+from draftwire.runtime.conversation import Conversation
+from draftwire.template import Template, check_messages, template_files
+from draftwire.tokenizer import load_tokenizer
 
 
 class Package:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-for library in ("transformers", "tokenizers"):
-    pytest.importorskip(library)
-pytestmark = pytest.mark.workstation
-
-from tokenizers import (  # noqa: E402
+from tokenizers import (
     AddedToken,
     Regex,
     Tokenizer,
@@ -22,9 +17,9 @@ from tokenizers import (  # noqa: E402
     trainers,
 )
 
-from draftwire.errors import ConfigError, ModelError, PackageError  # noqa: E402
-from draftwire.export.sources.tokens import check_tokens, copy_tokenizer  # noqa: E402
-from draftwire.tokenizer import first_token, load_tokenizer  # noqa: E402
+from draftwire.errors import ConfigError, ModelError, PackageError
+from draftwire.export.sources.tokens import check_tokens, copy_tokenizer
+from draftwire.tokenizer import first_token, load_tokenizer
 
 TEXT = [
     "The robot takes the red cup to the table, 12 times.",
