@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.export.pieces import check_beside, check_place, writing
-from draftwire.export.sources.checkpoint import read_json
+from draftwire.export.sources.checkpoint import made_of, read_json
 from draftwire.export.sources.fingerprint import anchor_parameters, backbone_fingerprint
 from draftwire.packages import NewFile, TargetPackage, load_target, write_package
 from draftwire.tensors import (
@@ -138,8 +138,7 @@ def _merged_family(
         if not np.isfinite(weight).all():
             raise ModelError(f"{key} is not finite with the adapter merged")
     family = dict(package.raw["family"])
-    made = package.raw.get("made")
-    layers = made.get("anchor_layers", 0) if isinstance(made, dict) else 0
+    layers = made_of(package).get("anchor_layers", 0)
     if family["backbone"] is not None:
         changed = {key.rpartition(".lora_")[0] for key in halves}
         if changed & set(anchor_parameters(weights, layers)):

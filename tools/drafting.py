@@ -53,15 +53,10 @@ class Settings:
 
 
 class Contestant(Protocol):
-    """Something that drafts.
+    """Something that drafts."""
 
-    Attributes:
-        name: For the table.
-        last_token: The last token of the last block.
-    """
-
-    name: str
-    last_token: int
+    name: str  # for the table
+    last_token: int  # of the last block
 
     def fill(self, context: int) -> None:
         """Make the KV cache hold ``context`` tokens."""
@@ -164,23 +159,16 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
                 hint=f"--contexts from 1 to {package.context - STEPS}",
             )
     file = package.model_file(settings.precision)
-    engine = open_engine(
-        file.path,
-        spec_of(package, file, capacity=package.context),
-        threads=settings.threads,
-    )
+    spec = spec_of(package, file, capacity=package.context)
+    engine = open_engine(file.path, spec, threads=settings.threads)
     if not isinstance(engine, SharedCacheEngine):
         raise ConfigError(
             f"{file.path.name} has the form {file.graph!r}; the bare loop has gqa",
             hint="choose another --precision, or export with --graph gqa",
         )
-    model = DraftModel(
-        engine,
-        vocab_size=package.vocab_size,
-        context=package.context,
-        precision=file.precision,
-        threads=settings.threads,
-    )
+    sizes = {"vocab_size": package.vocab_size, "context": package.context}
+    threads = settings.threads
+    model = DraftModel(engine, precision=file.precision, threads=threads, **sizes)
     contestants: list[Contestant] = [Ours(model), Bare(engine, package.vocab_size)]
     why_no_genai: str | None = "left out (--no-genai)"
     if settings.genai:
@@ -190,6 +178,7 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         if genai is not None:
             contestants.append(genai)
     rates = [_measure(contestants, c, settings.blocks) for c in settings.contexts]
+    fresh = settings.spawn > 0
     return {
         "schema": SCHEMA,
         "bench": "draft",
@@ -205,12 +194,8 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         "blocks": settings.blocks,
         "rates": rates,
         "why_no_genai": why_no_genai,
-        "import": import_time(settings.spawn) if settings.spawn else None,
-        "memory": (
-            memory_over_bare(package, settings.precision, settings.threads)
-            if settings.spawn
-            else None
-        ),
+        "import": import_time(settings.spawn) if fresh else None,
+        "memory": memory_over_bare(package, settings.precision, threads) if fresh else None,
     }
 
 
@@ -302,16 +287,10 @@ FLAGS = """
 
 
 def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    how = {n: getattr(args, n) for n in ("precision", "contexts", "threads", "blocks")}
+    spawn, genai = 0 if args.no_spawn else 5, not args.no_genai
     return bench_draft(
-        Settings(
-            args.draft or draft_path(),
-            args.precision,
-            args.contexts,
-            args.threads,
-            args.blocks,
-            spawn=0 if args.no_spawn else 5,
-            genai=not args.no_genai,
-        )
+        Settings(args.draft or draft_path(), spawn=spawn, genai=genai, **how)
     )
 
 

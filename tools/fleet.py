@@ -123,12 +123,9 @@ def bench_fleet(settings: Settings, say: Callable[[str], None] = print) -> dict[
                 for url in (fleet.serving[0].url, fleet.gateway.url)
             )
             expected = alone[0]
+            shared = fleet.gateway.url, draft, prompts, expected, settings, over
             threads = [
-                threading.Thread(
-                    target=_run,
-                    args=(fleet.gateway.url, draft, prompts, expected, settings, one, over),
-                    kwargs={"first": number},
-                )
+                threading.Thread(target=_run, args=(*shared, one, number))
                 for number, one in enumerate(devices)
             ]
             for thread in threads:
@@ -209,9 +206,8 @@ def _run(
     prompts: Sequence[list[int]],
     expected: list[list[int]],
     settings: Settings,
-    seen: _Device,
     over: threading.Event,
-    *,
+    seen: _Device,
     first: int,
 ) -> None:
     """Be a device until it is over."""

@@ -29,9 +29,8 @@ def open_genai(
         import onnx
         import onnxruntime_genai
     except ImportError as exc:
-        return None, (
-            f"{exc.name} is not installed (pip install 'draftwire[bench,export]')"
-        )
+        wanted = "pip install 'draftwire[bench,export]'"
+        return None, f"{exc.name} is not installed ({wanted})"
     file = package.model_file(precision)
     if file.graph != "gqa":
         return None, f"{file.path.name} has the form {file.graph!r}, genai needs gqa"
@@ -53,15 +52,11 @@ def _write_graph(onnx: Any, source: Path, folder: Path) -> int:
     model = onnx.load(str(source))
     graph = model.graph
     helper, kinds = onnx.helper, onnx.TensorProto
-    kept = [
-        one
-        for one in graph.input
-        if one.name not in ("seqlens_k", "total_seq_len", "logits_from")
-    ]
+    ours = {"seqlens_k", "total_seq_len", "logits_from"}
+    kept = [one for one in graph.input if one.name not in ours]
     has_from = any(one.name == "logits_from" for one in graph.input)
-    mask = helper.make_tensor_value_info(
-        "attention_mask", kinds.INT64, ["B", "total_sequence_length"]
-    )
+    size = ["B", "total_sequence_length"]
+    mask = helper.make_tensor_value_info("attention_mask", kinds.INT64, size)
     del graph.input[:]
     graph.input.extend([*kept, mask])
 
@@ -70,17 +65,14 @@ def _write_graph(onnx: Any, source: Path, folder: Path) -> int:
         return name
 
     one = constant("genai.one", np.array([1], np.int64))
+    axis = constant("genai.axis", np.array(1, np.int64))
     make = helper.make_node
     front = [
         make("ReduceSum", ["attention_mask", one], ["genai.sum"], keepdims=0),
         make("Sub", ["genai.sum", one], ["genai.last"]),
         make("Cast", ["genai.last"], ["seqlens_k"], to=kinds.INT32),
         make("Shape", ["attention_mask"], ["genai.shape"]),
-        make(
-            "Gather",
-            ["genai.shape", constant("genai.axis", np.array(1, np.int64))],
-            ["genai.total"],
-        ),
+        make("Gather", ["genai.shape", axis], ["genai.total"]),
         make("Cast", ["genai.total"], ["total_seq_len"], to=kinds.INT32),
     ]
     if has_from:  # genai expects the logits of every position
@@ -93,8 +85,15 @@ def _write_graph(onnx: Any, source: Path, folder: Path) -> int:
     return next(int(a.i) for a in attention.attribute if a.name == "num_heads")
 
 
+def _caches(name: str, place: str) -> dict[str, str]:
+    return {f"{name}_{kind}_names": f"{place}.%d.{kind}" for kind in ("key", "value")}
+
+
 def _config(package: DraftPackage, heads: int, threads: int) -> dict[str, Any]:
     shape = package.shape
+    plain = {name: name for name in ("input_ids", "attention_mask")}
+    session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+    session |= {"log_severity_level": 3, "provider_options": []}
     end = package.eos_ids[0] if package.eos_ids else 0
     return {
         "model": {
@@ -105,29 +104,15 @@ def _config(package: DraftPackage, heads: int, threads: int) -> dict[str, Any]:
             "context_length": package.context,
             "vocab_size": package.vocab_size,
             "decoder": {
-                "session_options": {
-                    "intra_op_num_threads": threads,
-                    "inter_op_num_threads": 1,
-                    "log_severity_level": 3,
-                    "provider_options": [],
-                },
+                "session_options": session,
                 "filename": "model.onnx",
                 "head_size": shape.head_dim,
                 "hidden_size": shape.hidden,
                 "num_attention_heads": heads,
                 "num_hidden_layers": shape.layers,
                 "num_key_value_heads": shape.kv_heads,
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
+                "inputs": {**plain, **_caches("past", "past_key_values")},
+                "outputs": {"logits": "logits", **_caches("present", "present")},
             },
         },
         "search": {

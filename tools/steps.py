@@ -77,17 +77,13 @@ class Stock:
         from vllm.sampling_params import RequestOutputKind
 
         self._number += 1
-        sampling = Sampling(
-            temperature=0,
-            max_tokens=count,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        how = {"ignore_eos": True, "detokenize": False}
+        kind = RequestOutputKind.DELTA
+        sampling = Sampling(temperature=0, max_tokens=count, output_kind=kind, **how)
         found: list[tuple[int, float]] = []
-        async for output in self._llm.generate(
-            {"prompt_token_ids": prompt}, sampling, f"stock-{self._number}"
-        ):
+        asked = {"prompt_token_ids": prompt}
+        name = f"stock-{self._number}"
+        async for output in self._llm.generate(asked, sampling, name):
             now = time.monotonic()
             found += [(int(t), now) for t in output.outputs[0].token_ids]
         return found
@@ -216,10 +212,8 @@ def render(document: dict[str, Any]) -> str:
     """Return the document as a table."""
     lines = ["| against the plain engine | ratio |", "|---|---|"]
     lines += [f"| a verdict of k = {k} | {r} steps |" for k, r in document["steps"].items()]
-    lines += [
-        f"| {n} streams at once | {r} times the tokens/s |"
-        for n, r in document["streams"].items()
-    ]
+    streams = document["streams"].items()
+    lines += [f"| {n} streams at once | {r} times the tokens/s |" for n, r in streams]
     return "\n".join([*lines, f"| texts that differ | {document['differ']} |"])
 
 

@@ -45,12 +45,11 @@ SCHEMAS = {
     ),
     "tool call, nested": tool(SHORT, SPEED),
 }
+WHOLE = {"type": "integer"}
 TEXTS = (
     (
         "command, 5 fields",
-        thing(
-            action=ACTION, x=NUMBER, y=NUMBER, speed={"type": "integer"}, gripper=GRIPPER
-        ),
+        thing(action=ACTION, x=NUMBER, y=NUMBER, speed=WHOLE, gripper=GRIPPER),
         '{"action":"move","x":1.25,"y":-0.5,"speed":3,"gripper":"open"}',
     ),
     (
@@ -131,15 +130,11 @@ def row(session: draftwire.Session, schema: Any, seeds: int, *, force: bool) -> 
     mean = {name: value / seeds for name, value in sums.items()}
     part = mean["forced"] / mean["tokens"]
     told = (f"{mean[name]:.1f}" for name in ("forwards", "drafted"))
-    return " | ".join(
-        [
-            f"{mean['tokens']:.0f}",
-            f"{part:.0%}",
-            *told,
-            f"{mean['up']:.0f}",
-            f"{mean['s']:.2f}",
-        ]
+    first, last = (
+        f"{mean['tokens']:.0f} | {part:.0%}",
+        f"{mean['up']:.0f} | {mean['s']:.2f}",
     )
+    return " | ".join([first, *told, last])
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ def main() -> int:
     verifier.start()
     rows: dict[int, list[dict[str, float]]] = defaultdict(list)
     reading, rng = Reading(), random.Random(7)
+    how: dict[str, Any] = {"max_new_tokens": args.tokens, "temperature": args.temperature}
     try:
         with emulate(args.link, verifier.port) as link:
             url = f"ws://127.0.0.1:{link.url_port}"
@@ -98,13 +99,10 @@ def main() -> int:
                     for turn, words in enumerate(said, 1):
                         ids += encode(f"\nUser: {words}\nAgent:")
                         reading.of(len(ids))
-                        stream = session.generate(
-                            ids, max_new_tokens=args.tokens, temperature=args.temperature
-                        )
+                        stream = session.generate(ids, **how)
                         text = [token.id for chunk in stream for token in chunk.tokens]
-                        rows[turn].append(
-                            _row(stream.report, len(text), bits, reading.read)
-                        )
+                        row = _row(stream.report, len(text), bits, reading.read)
+                        rows[turn].append(row)
                         ids += text
     finally:
         verifier.kill()

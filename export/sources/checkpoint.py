@@ -98,16 +98,20 @@ def require_tokenizer(folder: Path) -> None:
         )
 
 
+def made_of(package: DraftPackage | TargetPackage) -> dict[str, Any]:
+    """Return what a manifest says of how a package, or its base, was made."""
+    made = (getattr(package, "base", None) or package).raw.get("made")
+    return made if isinstance(made, dict) else {}
+
+
 def config_of(package: DraftPackage | TargetPackage) -> dict[str, Any]:
     """Return the config that a package's model was made with; a ModelError where its
     manifest does not carry it.
     """
-    whole = getattr(package, "base", None) or package
-    made = whole.raw.get("made")
-    config = made.get("config") if isinstance(made, dict) else None
+    config = made_of(package).get("config")
     if not isinstance(config, dict):
         raise ModelError(
-            f"{whole.path.name} says nothing of its shape",
+            f"{package.path.name} says nothing of its shape",
             hint="give the Hugging Face directory that it was exported from",
         )
     return dict(config)

@@ -7,7 +7,7 @@ under the names that :mod:`draftwire.export.graphs.draft` gives them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,24 +62,13 @@ def joined(parts: Sequence[Linear]) -> Linear:
 class Weights:
     """Where the weights of an architecture ``a`` come from."""
 
+    table: Callable[[str], Array]  # embedding, head or positions, by the family's name
+    norm: Callable[[str], Linear]  # (name): the weight as it multiplies, and the bias
+    linear: Callable[[int, str], Linear]  # "gate", "up", "down", "o", "conv_in" of a layer
+    packed: Callable[[int], Linear]  # a layer's queries, then all keys, then all values
+
     def __init__(self, a: Architecture) -> None:
         self.a = a
-
-    def table(self, parameter: str) -> Array:
-        """Return embedding, head or positions, by the family's name."""
-        raise NotImplementedError
-
-    def norm(self, name: str) -> Linear:
-        """Return a norm's weight as it multiplies, and its bias."""
-        raise NotImplementedError
-
-    def linear(self, i: int, kind: str) -> Linear:
-        """Return "gate", "up", "down", "o" or "conv_in" of layer ``i``."""
-        raise NotImplementedError
-
-    def packed(self, i: int) -> Linear:
-        """Return all queries, then all keys, then all values of layer ``i`` in one."""
-        raise NotImplementedError
 
     def qkv(self, i: int) -> list[Linear]:
         """Return the projections of layer ``i`` to queries, keys and values."""

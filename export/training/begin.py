@@ -20,6 +20,7 @@ from torch import Tensor
 
 from draftwire.errors import ConfigError
 from draftwire.export.settings import TrainingSettings
+from draftwire.export.sources.checkpoint import made_of
 from draftwire.export.training.base import Base
 from draftwire.export.training.distil import DraftTrainer
 from draftwire.export.training.loop import Plan
@@ -62,8 +63,7 @@ def anchor_of(base: Base, wanted: int | None, *, otherwise: int) -> int:
     """
     if base.package is None:
         return otherwise if wanted is None else wanted
-    made = (base.package.base or base.package).raw.get("made")
-    found = int(made.get("anchor_layers", 0)) if isinstance(made, dict) else 0
+    found = int(made_of(base.package).get("anchor_layers", 0))
     if wanted not in (None, found):
         raise ConfigError(
             f"{base.name} was exported with an anchor of {found} layers, not {wanted}",
