@@ -59,15 +59,9 @@ def fingerprint(state, layers=2):
 
 
 def script(layers, *files):
-    words = [
-        sys.executable,
-        ROOT / "examples" / "fingerprint.py",
-        "backbone",
-        layers,
-        *files,
-    ]
-    done = subprocess.run([str(w) for w in words], stdout=subprocess.PIPE, check=True)
-    return done.stdout.decode().strip()
+    words = ROOT / "examples" / "fingerprint.py", "backbone", layers, *files
+    command = [sys.executable, *map(str, words)]
+    return subprocess.check_output(command, text=True).strip()
 
 
 def save(file, state, kind):

