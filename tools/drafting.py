@@ -166,9 +166,14 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
             f"{file.path.name} has the form {file.graph!r}; the bare loop has gqa",
             hint="choose another --precision, or export with --graph gqa",
         )
-    sizes = {"vocab_size": package.vocab_size, "context": package.context}
     threads = settings.threads
-    model = DraftModel(engine, precision=file.precision, threads=threads, **sizes)
+    model = DraftModel(
+        engine,
+        vocab_size=package.vocab_size,
+        context=package.context,
+        precision=file.precision,
+        threads=threads,
+    )
     contestants: list[Contestant] = [Ours(model), Bare(engine, package.vocab_size)]
     why_no_genai: str | None = "left out (--no-genai)"
     if settings.genai:

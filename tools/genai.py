@@ -92,7 +92,7 @@ def _caches(name: str, place: str) -> dict[str, str]:
 def _config(package: DraftPackage, heads: int, threads: int) -> dict[str, Any]:
     shape = package.shape
     plain = {name: name for name in ("input_ids", "attention_mask")}
-    session = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+    session: dict[str, Any] = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
     session |= {"log_severity_level": 3, "provider_options": []}
     end = package.eos_ids[0] if package.eos_ids else 0
     return {

@@ -174,13 +174,13 @@ def _run(python: str, folder: Path, out: Path) -> tuple[Path, dict[str, str]]:
         answer = json.loads(found.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         answer = {"error": f"its process ended with code {found.returncode}"}
+    if "error" not in answer and not (out / "model.onnx").is_file():
+        answer = {"error": "it wrote no model.onnx"}
     if "error" in answer:
         raise ModelError(
             f"Optimum cannot export {folder.name}: {answer['error']}",
             hint="use a draft of a supported architecture",
         )
-    if not (out / "model.onnx").is_file():
-        raise ModelError(f"Optimum wrote no model.onnx for {folder.name}")
     return out / "model.onnx", answer
 
 

@@ -236,8 +236,7 @@ def special_ids(
     if (folder / "generation_config.json").is_file():
         sources.append(read_json(folder / "generation_config.json"))
     ends: list[Any] = []
-    for source in sources:
-        value = source.get("eos_token_id")
+    for value in (source.get("eos_token_id") for source in sources):
         ends.extend(value if isinstance(value, list) else [value])
     eos = tuple(dict.fromkeys(i for i in ends if i is not None))
     bos = first_token(folder)

@@ -68,12 +68,12 @@ def _unpacked(file: Path, scratch: Path) -> Path:
     """Write a GGUF file out as a directory, in float32."""
     if not file.is_file():
         raise ConfigError(f"there is no file {file}")
-    for module in ("torch", "transformers", "gguf", "accelerate"):
-        if find_spec(module) is None:
-            raise ConfigError(
-                f"reading GGUF needs {module}, which is not installed",
-                hint="pip install 'draftwire[export,gguf]'",
-            )
+    needed = ("torch", "transformers", "gguf", "accelerate")
+    for module in (name for name in needed if find_spec(name) is None):
+        raise ConfigError(
+            f"reading GGUF needs {module}, which is not installed",
+            hint="pip install 'draftwire[export,gguf]'",
+        )
     import torch
     import transformers
     from safetensors.torch import save_file
@@ -84,9 +84,8 @@ def _unpacked(file: Path, scratch: Path) -> Path:
     try:
         pre = _pre_tokenizer(file)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32
-        )
+        kind = transformers.AutoModelForCausalLM
+        model = kind.from_pretrained(**where, dtype=torch.float32)
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as exc:
         raise ModelError(
             f"{file.name} cannot be read as GGUF: {first_line(exc)}",

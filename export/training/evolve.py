@@ -86,7 +86,17 @@ def evolve_target(
     """
     target, out = Path(target), Path(out)
     settings = settings or EvolveSettings()
-    _check(target, out, replace=replace)
+    if is_package(target):
+        check_place(out, "target", replace=replace)
+        check_beside(out, target)
+    elif out.suffix in (".target", ".draft"):
+        raise ConfigError(
+            f"a Hugging Face directory evolves into an adapter directory, not {out.name}",
+            hint=f"--out {out.stem}, then `draftwire export package`; or export the "
+            "directory with --role target first",
+        )
+    else:
+        check_free(out, replace=False)
     device = begin.choose_device(settings.device)
     base = read_base(target)
     anchor = _anchor(base, settings)
@@ -138,21 +148,6 @@ def evolve_target(
             "as drafts of its tokenizer alone, and may be accepted less"
         )
     return found
-
-
-def _check(target: Path, out: Path, *, replace: bool) -> None:
-    if not is_package(target):
-        if out.suffix in (".target", ".draft"):
-            raise ConfigError(
-                f"a Hugging Face directory evolves into an adapter directory, "
-                f"not {out.name}",
-                hint=f"--out {out.stem}, then `draftwire export package`; or export the "
-                "directory with --role target first",
-            )
-        check_free(out, replace=False)
-        return
-    check_place(out, "target", replace=replace)
-    check_beside(out, target)
 
 
 def _anchor(base: Base, settings: EvolveSettings) -> int:
