@@ -10,8 +10,9 @@ from draftwire.cli import main
 from draftwire.errors import ModelError
 from draftwire.export.onnx import export_onnx
 from draftwire.export.precision import parity
+from draftwire.export.precision.gate import gate
 from draftwire.export.precision.quantise import PRECISIONS
-from draftwire.export.precision.runners import DraftRunner
+from draftwire.export.precision.runners import DraftRunner, Reader
 from draftwire.export.sources.checkpoint import load_checkpoint
 from draftwire.packages import load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
@@ -117,6 +118,29 @@ def test_what_a_rounded_draft_says_does_not_depend_on_the_step(precision, models
     runner.rewind(0)
     single = np.concatenate([runner.forward([token]) for token in IDS])
     assert np.abs(whole - single).max() < 0.01 * np.abs(whole).max()
+
+
+class Said(Reader):
+    """Gives rows of a table, others where tokens come one by one."""
+
+    def __init__(self, many, single):
+        self.many, self.single = many, single
+
+    def forward(self, ids, *, rows=1):
+        at, self.length = self.length, self.length + len(ids)
+        table = self.single if len(ids) == 1 else self.many
+        return table[at : self.length][-rows:]
+
+
+def test_the_gate_takes_the_worse_way_to_read():
+    right = 3 * np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 2]
+    single = right.copy()
+    single[6] = [0, 9, 0, 0]  # which the second text does not reach
+    texts = [[0] * 8, [0] * 4]
+    found = gate(Said(right, right), Said(right, single), texts, "the whole")
+    assert found.by_chunk == {"64": 1.0, "1": round(11 / 12, 4)}
+    assert found.agreement == pytest.approx(11 / 12) and found.kl > 0
+    assert (found.tokens, found.max_difference, found.max_logit) == (12, 9.0, 3.0)
 
 
 def test_an_old_onnxruntime_gets_the_file_that_it_runs(models, tmp_path, monkeypatch):
