@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draftwire.errors import ConfigError
-from draftwire.io import cache_folder, did_you_mean, replacing
+from draftwire.io import cache_folder, did_you_mean, read_toml, replacing
 from draftwire.packages.seals import file_hash
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -37,12 +32,8 @@ class Pair:
     wheel: Mapping[str, str] | None = None
 
 
-PAIRS: Mapping[str, Pair] = {
-    name: Pair(**entry)
-    for name, entry in tomllib.loads(
-        Path(__file__).with_name("pairs.toml").read_text(encoding="utf-8")
-    ).items()
-}
+_FILE = Path(__file__).with_name("pairs.toml")
+PAIRS: Mapping[str, Pair] = {n: Pair(**entry) for n, entry in read_toml(_FILE).items()}
 
 
 def find(name: str) -> Pair | None:
