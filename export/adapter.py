@@ -11,9 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError, PackageError
-from draftwire.export.pieces import check_beside, check_place, writing
+from draftwire.export.pieces import (
+    anchor_parameters,
+    backbone_fingerprint,
+    check_beside,
+    check_place,
+    writing,
+)
 from draftwire.export.sources.checkpoint import made_of, read_json
-from draftwire.export.sources.fingerprint import anchor_parameters, backbone_fingerprint
 from draftwire.packages import NewFile, TargetPackage, load_target, write_package
 from draftwire.tensors import (
     LORA_A,

@@ -1,11 +1,14 @@
-"""What packages are put together from: fields of the manifest, files, large graphs."""
+"""What packages are put together from: fields of the manifest, what a draft shares with its
+targets as one number, files, large graphs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import platform
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError
 from draftwire.export.sources.checkpoint import Checkpoint, read_json
-from draftwire.export.sources.fingerprint import backbone_fingerprint
 from draftwire.packages import NewFile, tokenizer_fingerprint
 from draftwire.template import template_files
 
@@ -25,6 +27,10 @@ DRAFT_CONTEXT = 4096
 # From here on weights lie beside the graph: onnxruntime maps them instead of copying.
 EXTERNAL_BYTES = 64 << 20
 PAGE = 4096
+_EMBEDDING = re.compile(
+    r"(?:model\.embed_tokens|gpt_neox\.embed_in|transformer\.w[tp]e)\.weight\Z"
+)
+_LAYER = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.|transformer\.h\.(\d+)\.")
 
 
 def check_place(place: Path, role: str, *, replace: bool) -> None:
@@ -80,6 +86,42 @@ def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list
     if not found:
         raise ConfigError(f"0 precisions for a {what} were given")
     return found
+
+
+def anchor_parameters(names: Iterable[str], layers: int) -> list[str]:
+    """Return the parameters of the anchor: embedding and the first ``layers``."""
+    found = []
+    for name in names:
+        match = _LAYER.match(name)
+        inside = match and int(match[match.lastindex or 1]) < layers
+        if inside or _EMBEDDING.match(name):
+            found.append(name)
+    return sorted(found)
+
+
+def backbone_fingerprint(
+    names: Iterable[str], weight: Callable[[str], NDArray[np.float32]], *, layers: int
+) -> str:
+    """Return the fingerprint, 64 hex digits, of a model's anchor: the embedding and so many
+    first layers of the parameters ``names``, each of which ``weight`` gives as float32.
+
+    Draft and targets of a family have it in common, and no evolution may touch it. Names do
+    not matter, nor does a file's format: ``transport/PROTOCOL.md`` 4.1 says it to the byte.
+    Weights are rounded to float16, so that a checkpoint and its float16 package have the
+    same value.
+    """
+    groups: dict[int, list[str]] = {at: [] for at in range(-1, layers)}
+    for name in anchor_parameters(names, layers):
+        match = _LAYER.match(name)
+        with np.errstate(over="ignore"):
+            values = weight(name).astype("<f2") + np.float16(0)  # one zero, not two
+        found = hashlib.sha256(values.tobytes()).hexdigest()
+        groups[int(match[match.lastindex or 1]) if match else -1].append(found)
+    lines = [f"draftwire.backbone/2 {layers}"]
+    for at, digests in groups.items():
+        lines += ["embedding" if at < 0 else f"layer {at}", *sorted(digests)]
+    packed = "".join(line + "\n" for line in lines)
+    return hashlib.sha256(packed.encode("ascii")).hexdigest()
 
 
 def package_fields(

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from draftwire.export.sources.fingerprint import backbone_fingerprint
+from draftwire.export.pieces import backbone_fingerprint
 from draftwire.tensors import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,9 +14,9 @@ from draftwire.errors import ConfigError, DraftwireError, ModelError
 from draftwire.export import onnx as exporter
 from draftwire.export.graphs import concat
 from draftwire.export.onnx import export_onnx
+from draftwire.export.pieces import anchor_parameters
 from draftwire.export.precision.runners import DraftRunner
 from draftwire.export.sources.checkpoint import load_checkpoint
-from draftwire.export.sources.fingerprint import anchor_parameters
 from draftwire.packages import Parallel, load_draft, load_target
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.tensors import target_weights

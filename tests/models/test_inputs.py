@@ -14,8 +14,8 @@ import pytest
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.graphs.reference import reference_logits
 from draftwire.export.onnx import export_onnx
+from draftwire.export.pieces import backbone_fingerprint
 from draftwire.export.sources.checkpoint import load_checkpoint
-from draftwire.export.sources.fingerprint import backbone_fingerprint
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.packages import load_draft
 
