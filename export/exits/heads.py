@@ -33,8 +33,8 @@ _MOST_LOGITS = 1 << 25  # numbers of one matrix of logits in memory
 
 class Studied:
     """A target, a ``model`` of transformers, as its exits see it: its ``layers``, the width
-    ``hidden`` of its state, the token ids that count, its longest sequence and what a text
-    starts with. A ModelError where no exits can be put into it.
+    ``hidden`` of its state, its last ``norm``, the token ids that count, its longest
+    sequence and what a text starts with. A ModelError where no exits can be put into it.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Studied:
     ) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = model.to(self._device)
-        layers, self._norm, self._head = torch_places(self._model)
+        layers, self.norm, self._head = torch_places(self._model)
         self.layers, self.hidden = len(layers), int(self._head.weight.shape[1])
         self.vocab_size, self.context, self._bos_id = vocab_size, context, bos_id
 
@@ -55,11 +55,6 @@ class Studied:
         found = self._model(text, output_hidden_states=True, use_cache=False)
         hidden = [found.hidden_states[layer].flatten(0, 1) for layer in at]
         return hidden, found.logits.flatten(0, 1)[:, : self.vocab_size]
-
-    def new_norm(self) -> nn.Module:
-        """Return a copy of the last norm, to be trained."""
-        norm: nn.Module = copy.deepcopy(self._norm)
-        return norm.requires_grad_(True)
 
     def head(self, x: Tensor) -> Tensor:
         """Return the frozen head's logits ``(n, vocab)`` for ``(n, hidden)``."""
@@ -87,7 +82,7 @@ class ExitHead(nn.Module):
 
     def __init__(self, model: Studied, rank: int) -> None:
         super().__init__()
-        self.norm = model.new_norm()
+        self.norm = copy.deepcopy(model.norm).requires_grad_(True)
         self.down = nn.Linear(model.hidden, rank, bias=False)
         self.up = nn.Linear(rank, model.hidden, bias=False)
         nn.init.normal_(self.down.weight, std=model.hidden**-0.5)

@@ -36,7 +36,6 @@ class HeadNames:
     """What stands between the last layer and the logits of a target graph."""
 
     norm: onnx.NodeProto  # the operator of the last norm
-    biased: bool  # whether it has a bias
     head: str  # the head's weight, ``(V, hidden)``
     vocab_size: int  # rows of the head
     hidden: int  # width of the hidden state
@@ -67,13 +66,14 @@ def head_of(model: onnx.ModelProto) -> HeadNames:
         )
     head = gemm.input[1]
     vocab_size, hidden = shapes[head]
-    return HeadNames(norm, len(norm.input) > 2, head, vocab_size, hidden, layers)
+    return HeadNames(norm, head, vocab_size, hidden, layers)
 
 
 def exit_tensors(head: HeadNames, exit_index: int, rank: int) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the tensors of one exit, counted from 0."""
     norm: tuple[int, ...] = (head.hidden,)
-    shapes = {"norm.weight": norm, **({"norm.bias": norm} if head.biased else {})}
+    biased = len(head.norm.input) > 2
+    shapes = {"norm.weight": norm, **({"norm.bias": norm} if biased else {})}
     shapes |= {"down.weight": (rank, head.hidden), "up.weight": (head.hidden, rank)}
     return {f"exit.{exit_index}.{name}": shape for name, shape in shapes.items()}
 

@@ -90,11 +90,6 @@ class Architecture:
         """Name of the weight of the output head."""
         return self.embedding if self.tied else self.names.head + ".weight"
 
-    @property
-    def tied_head(self) -> str:
-        """Name under which a tied head may be stored a second time, or ""."""
-        return self.names.head + ".weight" if self.tied else ""
-
     def require_attention(self, what: str) -> None:
         """Refuse layers that convolve, for ``what`` cannot have them; an
         UnknownArchitecture where some layer does.

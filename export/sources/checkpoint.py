@@ -216,7 +216,9 @@ def _check(
         if seen.setdefault(kind, name in found) != (name in found):
             raise ModelError(f"{folder.name} has {kind} in some layers only")
     for name in found:
-        unused = name.endswith(_BUFFERS) or name == architecture.tied_head
+        # A tied head may be stored a second time.
+        again = architecture.tied and name == architecture.names.head + ".weight"
+        unused = again or name.endswith(_BUFFERS)
         if name not in known and not unused:
             raise ModelError(
                 f"{folder.name} holds {name}, which a {architecture.model_type} "
