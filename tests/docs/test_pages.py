@@ -71,15 +71,8 @@ def environment() -> dict[str, str]:
 
 def run(words: list[str], folder: Path, **more: str) -> None:
     environ = {**environment(), "HOME": str(folder), **more}
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(words, cwd=folder, env=environ, timeout=280, **both)
     assert done.returncode == 0, done.stdout[-4000:]
 
 

@@ -9,21 +9,10 @@ import pytest
 from draftwire import errors
 from draftwire.errors import DraftwireError
 
-EXIT_CODES = {
-    "DraftwireError": 1,
-    "ConfigError": 2,
-    "BoardError": 3,
-    "BusyError": 4,
-    "SensorError": 3,
-    "TransportError": 4,
-    "ProtocolError": 4,
-    "RefusedError": 4,
-    "VerifierError": 4,
-    "ModelError": 5,
-    "OutputError": 6,
-    "PackageError": 5,
-    "IncompatibleError": 5,
-}
+EXIT_CODES = {"DraftwireError": 1, "ConfigError": 2, "BoardError": 3, "SensorError": 3}
+EXIT_CODES.update(dict.fromkeys(["TransportError", "ProtocolError", "VerifierError"], 4))
+EXIT_CODES.update(RefusedError=4, BusyError=4, ModelError=5, PackageError=5)
+EXIT_CODES.update(IncompatibleError=5, OutputError=6)
 KINDS = [getattr(errors, name) for name in errors.__all__]
 
 

@@ -22,13 +22,8 @@ SCRIPT = ROOT / "examples" / "fingerprint.py"
 
 
 def script(*words):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, words)],
-        stdout=subprocess.PIPE,
-        check=True,
-        env={},
-    )
-    return done.stdout.decode().strip()
+    command = [sys.executable, str(SCRIPT), *map(str, words)]
+    return subprocess.check_output(command, env={}).decode().strip()
 
 
 def digest(lines):

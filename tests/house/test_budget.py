@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
+
+import draftwire
+from draftwire.io import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 HELP_CPU_S = 0.060
@@ -17,12 +19,8 @@ MAX_DEPENDENCIES = 3
 def child_cpu_s(words: list[str]) -> float:
     """Return the user and system time of one Python process, in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    command, nowhere = [sys.executable, *words], subprocess.DEVNULL
+    subprocess.run(command, env=environment(), stdout=nowhere, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -52,11 +50,7 @@ def test_help_and_config_import_nothing_heavy():
             "sys.exit(' '.join(sorted(loaded & heavy)) or 0)\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=False,
+            [sys.executable, "-c", script], env=environment(), capture_output=True
         )
         assert done.returncode == 0, (words, done.stderr.decode())
 
@@ -71,7 +65,5 @@ def test_the_core_depends_on_three_packages_at_most():
 
 
 def test_the_version_is_said_once_in_two_places():
-    import draftwire
-
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{draftwire.__version__}"\n' in text

@@ -43,9 +43,7 @@ def test_nothing_at_the_root_pulls_it_onto_the_path():
 
 
 def test_no_name_differs_by_case_alone_or_needs_quoting():
-    done = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, check=False
-    )
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE)
     names = done.stdout.decode().splitlines()
     assert len({name.lower() for name in names}) == len(names)
     assert not [name for name in names if " " in name or '"' in name]
@@ -70,14 +68,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     else:
         if int(version.split(".")[0]) >= 64:
             command.append("--no-build-isolation")
-    done = subprocess.run(
-        [*command, str(source)],
-        cwd=home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout.decode()
+    done = subprocess.run([*command, str(source)], cwd=home, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
     (built,) = home.glob("draftwire-*-py3-none-any.whl")
     return built
 
@@ -114,12 +106,6 @@ def test_the_installed_wheel_runs(wheel, tmp_path):
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = tmp_path / "v" / "bin" / "draftwire"
     for words in ([str(command)], [str(python), "-m", "draftwire"]):
-        done = subprocess.run(
-            [*words, "--version"],
-            cwd=tmp_path,
-            env=clean,
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-        version = wheel.name.split("-")[1]
-        assert done.stdout.decode() == f"draftwire {version}\n"
+        asked = [*words, "--version"]
+        said = subprocess.check_output(asked, cwd=tmp_path, env=clean).decode()
+        assert said == f"draftwire {wheel.name.split('-')[1]}\n"

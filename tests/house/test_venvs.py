@@ -42,11 +42,8 @@ def test_a_python_that_does_not_run_is_not_found(venvs, tmp_path):
 
 def test_a_version_is_looked_for_behind_a_broken_shim(venvs, tmp_path, monkeypatch):
     executable(tmp_path / "bin" / "python9.9", "#!/bin/sh\nexit 127\n")
-    real = executable(
-        tmp_path / "pyenv" / "versions" / "9.9.1" / "bin" / "python9.9",
-        "#!/bin/sh\necho 9.9 /somewhere/python\n",
-    )
-    assert real.exists()
+    real = tmp_path / "pyenv" / "versions" / "9.9.1" / "bin" / "python9.9"
+    executable(real, "#!/bin/sh\necho 9.9 /somewhere/python\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     assert venvs.find_python((9, 9)) == "/somewhere/python"
@@ -73,11 +70,8 @@ def test_what_was_installed_is_current_until_its_files_change(venvs, tmp_path, m
 
     groups = ["lint", "device"]
     venvs.ensure(str(folder), python, groups)
-    assert [words[-1] for words in ran] == [
-        "requirements/device.txt",
-        ".",
-        "requirements/lint.txt",
-    ]
+    device, lint = "requirements/device.txt", "requirements/lint.txt"
+    assert [words[-1] for words in ran] == [device, ".", lint]
     ran.clear()
     venvs.ensure(str(folder), python, groups)
     assert ran == []
@@ -114,9 +108,8 @@ def test_every_requirement_is_pinned():
     for path in sorted((ROOT / "requirements").glob("*.txt")):
         for line in path.read_text(encoding="utf-8").splitlines():
             if line and not line.startswith("#"):
-                assert re.match(
-                    r"^[A-Za-z0-9_-]+(\[[a-z]+\])?==[0-9][0-9a-z.]*(; |$)", line
-                ), line
+                pinned = r"^[A-Za-z0-9_-]+(\[[a-z]+\])?==[0-9][0-9a-z.]*(; |$)"
+                assert re.match(pinned, line), line
 
 
 def test_the_continuous_integration_runs_make_test():
@@ -129,13 +122,9 @@ def test_the_continuous_integration_runs_make_test():
 
 
 def test_every_room_has_a_budget_of_lines():
-    done = subprocess.run(
-        [sys.executable, "tools/size.py", "export"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    lines = done.stdout.decode().replace(",", "").replace("the wheel", "wheel").split("\n")
+    words = [sys.executable, "tools/size.py", "export"]
+    said = subprocess.check_output(words, cwd=ROOT).decode()
+    lines = said.replace(",", "").replace("the wheel", "wheel").split("\n")
     rows = [words for words in map(str.split, lines) if words[1:] and words[1].isdecimal()]
     found = {words[0]: int(words[1]) for words in rows}
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"studies"}

@@ -29,6 +29,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
+from draftwire.io import parse_seconds
 from draftwire.options import OPTIONS, Option, Options, options_of
 from draftwire.rules import Rule, number, whole
 
@@ -126,11 +127,13 @@ TYPES: dict[str, Callable[[str], Any]] = {
     "json": _json,
     "output": lambda text: text or "-",
     "path": Path,
+    "pause": lambda text: parse_seconds(text, zero=True),
     "port": ruled(whole(0, 65535)),
     "positive": ruled(number(0, 1e9, above=True)),
     "number": ruled(number(0, 1e9)),
     "share": ruled(number(0, 1)),
     "text": str,
+    "time": parse_seconds,
     "whole": ruled(whole(0, 2**64 - 1)),
     "words": _words,
 }

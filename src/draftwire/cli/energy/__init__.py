@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Sequence
 from draftwire.cli._common import give_json
 from draftwire.cli._leaf import PROFILES, Leaf
 from draftwire.errors import ConfigError
-from draftwire.io import parse_seconds, quantity
+from draftwire.io import quantity
 
 if TYPE_CHECKING:
     from draftwire.energy.account.meter import Meter
@@ -21,7 +21,7 @@ COLUMNS = "time=NAME:ms,voltage=NAME,current=NAME:mA"
 
 _BOARD = f"""
 --board NAME          board profile; found by itself when left out
---rails NAME,NAME     rails to add up, when no profile knows them
+--rails NAME,NAME:words  rails to add up, when no profile knows them
 --scope NAME          which total: module, board, ...
 {PROFILES}"""
 _LIVE = f"""
@@ -36,7 +36,7 @@ _FILES = f"""
 --interval MS:float   of unstamped logs
 --duration S:float    of unstamped logs
 {_BOARD}
---columns WORDS       {COLUMNS}
+--columns WORDS:words  {COLUMNS}
 --voltage V:float     of the supply, for current alone
 --meter NAME          ppk2, otii, js220, fnb58, um25c, ...
 --accuracy TEXT       of the meter, e.g. 0.5%+2mW
@@ -53,7 +53,7 @@ LEAVES = {
 --meters              bench meters: accuracy, its source, what is unverified
 calibrate:
 --calibrate           measure how late and how blurred this board's sensor is
---for TIME =40s >seconds  how long
+--for TIME:time =40s >seconds  how long
 --dry-run             do not keep the result
 """,
     ),
@@ -61,7 +61,7 @@ calibrate:
         "live view of rails, phases and session; Prometheus and Grafana",
         f"{_LIVE_RUNS}:watch",
         f"""{_LIVE}
---for TIME >seconds   e.g. 60s, 5m; else until Ctrl-C
+--for TIME:time >seconds  e.g. 60s, 5m; else until Ctrl-C
 --prom FILE           Prometheus text file, renewed
 --http [HOST:PORT]    serve /metrics for Prometheus instead (127.0.0.1:9477)
 --dashboard FILE      write Grafana's dashboard
@@ -74,9 +74,9 @@ calibrate:
 [WORDS...]            -- COMMAND: what to measure
 --out FILE            recording (.jsonl)
 --force               overwrite
---baseline TIME       measure idle power first, e.g. 30s
+--baseline TIME:time  measure idle power first, e.g. 30s
 --pulse               load pulses that a USB meter is aligned by
---for TIME >seconds   e.g. 60s, 5m; else until Ctrl-C
+--for TIME:time >seconds  e.g. 60s, 5m; else until Ctrl-C
 {_LIVE}
 mark:
 --mark [PHASE]        tell a recording that runs what the device does from now on
@@ -122,20 +122,16 @@ B:text                the other side
         f"{_LIVE_RUNS}:sweep",
         f"""
 WORDS...              -- COMMAND: what to run
---modes NAME,NAME !   of the board
+--modes NAME,NAME:words !  of the board
 --set CMD             e.g. 'sudo nvpmodel -m {{id}}'; else you set the mode
 --yes                 agree to --set beforehand
 --repeats N:int =3
---settle TIME =10s    wait after a change of mode
+--settle TIME:pause =10s  wait after a change of mode
 --plot FILE           Pareto chart: .png, .pdf or .svg
 --out FILE            renewed after every run (JSON)
 {_LIVE}""",
     ),
 }
-
-
-def split(text: str | None) -> list[str] | None:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else None
 
 
 def rail_tables(args: argparse.Namespace) -> Sequence[RailTable]:
@@ -164,7 +160,7 @@ def open_live(args: argparse.Namespace) -> tuple[Meter, str | None]:
         root=args.root,
         name=f"replay:{args.replay},{args.speed}" if args.replay else args.source,
         board=board,
-        rails=split(args.rails),
+        rails=args.rails,
         scope=args.scope,
     )
     choice = meter.projector.choice
@@ -178,10 +174,6 @@ def open_live(args: argparse.Namespace) -> tuple[Meter, str | None]:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def seconds_of(text: str | None) -> float | None:
-    return None if text is None else parse_seconds(text)
 
 
 def sentence(entry: dict[str, Any]) -> str:
@@ -207,7 +199,7 @@ def _log_options(args: argparse.Namespace) -> dict[str, Any]:
         "window": parse_window(args.window) if args.window else None,
         # Logs come from other machines: only what the user names counts.
         "board": None if args.board in (None, "auto") else board_name(args, Path("/")),
-        "rails": split(args.rails),
+        "rails": args.rails,
         "scope": args.scope,
         "interval_s": args.interval / 1000 if args.interval else None,
         "duration_s": args.duration,
@@ -216,10 +208,10 @@ def _log_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _meter_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the flags say of a meter's file."""
-    pairs = [part.partition("=") for part in split(args.columns) or []]
+    pairs = [part.partition("=") for part in args.columns or ()]
     wrong = next((name for name, equals, value in pairs if not equals or not value), None)
     if wrong is not None:
-        why = f"--columns {args.columns}: {wrong!r} has no =NAME"
+        why = f"--columns {','.join(args.columns)}: {wrong!r} has no =NAME"
         raise ConfigError(why, hint=f"--columns {COLUMNS}")
     columns = {name.strip(): value for name, _, value in pairs}
     known = {name: getattr(args, name) for name in ("voltage", "meter", "accuracy")}

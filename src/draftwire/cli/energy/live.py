@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from draftwire.cli._common import give_json
-from draftwire.cli.energy import open_live, rail_tables, say, seconds_of, sentence, split
+from draftwire.cli.energy import open_live, rail_tables, say, sentence
 from draftwire.errors import ConfigError, DraftwireError, SensorError
-from draftwire.io import align, parse_seconds, quantity, write_text
+from draftwire.io import align, quantity, write_text
 
 HERE = "127.0.0.1:9477"  # of Prometheus
 COUNTS = ("drafted", "accepted", "emitted", "requests")
@@ -44,7 +44,7 @@ def sources(args: argparse.Namespace) -> int:
         chosen = choose_source(
             rail_tables(args),
             board=None if match.profile.generic else match.profile.name,
-            rails=split(args.rails),
+            rails=args.rails,
             scope=args.scope,
             root=args.root,
         )
@@ -104,7 +104,7 @@ def watch(args: argparse.Namespace) -> int:
     height, account = 0, None
     with meter:
         try:
-            for account, text in frames(meter, marks, seconds=seconds_of(args.seconds)):
+            for account, text in frames(meter, marks, seconds=args.seconds):
                 if args.json is not None:
                     print(json.dumps(as_event(account, meter)), flush=True)
                 elif live:
@@ -135,13 +135,13 @@ def record(args: argparse.Namespace) -> int:
     from draftwire.energy.files.recording import Recorder
     from draftwire.energy.live import record as live
 
-    seconds = seconds_of(args.seconds)
+    seconds = args.seconds
     command = _command(args)
     meter, board = open_live(args)
     with meter:
         known: dict[str, Any] = {"command": command}
         if args.baseline:
-            idle = meter.measure_baseline(seconds_of(args.baseline) or 0.0)
+            idle = meter.measure_baseline(args.baseline)
             mean = "-" if idle.mean_w is None else f"{idle.mean_w:.3f} W"
             say(f"baseline {mean} ({idle.scope})")
             if idle.mean_w is None:
@@ -185,10 +185,9 @@ def sweep(args: argparse.Namespace) -> int:
     command = _command(args)
     found = power_mode(Tree(args.root))
     ids = {} if found is None else found.ids
-    modes, notes = split(args.modes) or [], []
+    modes, notes = args.modes, []
     if not modes or args.repeats < 1:
         raise ConfigError("a sweep needs --modes A,B and --repeats of 1 or more")
-    settle_s = parse_seconds(args.settle, zero=True)
 
     def present() -> str | None:
         return mode_name(args.root)
@@ -211,7 +210,7 @@ def sweep(args: argparse.Namespace) -> int:
 
     def settled(mode: str) -> None:
         enter(mode)
-        time.sleep(settle_s)
+        time.sleep(args.settle)
 
     def run(mode: str, number: int) -> live.Recorded:
         meter, _ = open_live(args)
@@ -279,7 +278,7 @@ def _command(args: argparse.Namespace) -> list[str]:
 def _calibrate(args: argparse.Namespace) -> int:
     from draftwire.energy.live.pulse import calibrate, save
 
-    seconds = seconds_of(args.seconds) or 40.0
+    seconds = args.seconds or 40.0
     args.hz = max(args.hz, 50.0)
     meter, _ = open_live(args)
     with meter:
@@ -318,6 +317,6 @@ def _export(args: argparse.Namespace) -> int:
     if args.http is not None:
         meter, board = open_live(args)
         with meter:
-            seconds = seconds_of(args.seconds)
+            seconds = args.seconds
             serve(meter, args.http or HERE, seconds=seconds, board=board, say=say)
     return 0
