@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from verifier_process import ENVIRONMENT, ROOT
+
 HELP_CPU_S = 0.060
 MAX_DEPENDENCIES = 3
 
@@ -19,7 +18,7 @@ def child_cpu_s(words: list[str]) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         check=True,
     )
@@ -53,7 +52,7 @@ def test_help_and_config_import_nothing_heavy():
         )
         done = subprocess.run(
             [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             check=False,
