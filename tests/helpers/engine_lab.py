@@ -7,7 +7,17 @@ import random
 
 from draftwire.clock import LoopClock
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Block, Commit, Error, Hello, Open, Resume, Welcome
+from draftwire.transport.messages import (
+    Block,
+    Commit,
+    Error,
+    Hello,
+    Open,
+    Opened,
+    Resume,
+    Resumed,
+    Welcome,
+)
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import welcome_to
@@ -24,40 +34,9 @@ LAWS = {
 
 
 def request_of(prompt, law, count, seed, race=False):
-    fields = dict(top_k=0, top_p=1.0, seed=seed)
-    fields.update(LAWS[law])
-    return Open(
-        prompt=tuple(prompt),
-        max_new_tokens=count,
-        stop_ids=(),
-        objective="latency" if race else "cost",
-        **fields,
-    )
-
-
-class Wire:
-    """What a device has sent and not been told of, by PROTOCOL.md 4.2."""
-
-    def __init__(self):
-        self.reset(0)
-
-    def reset(self, epoch):
-        self.epoch, self.tokens, self.end = epoch, [], 0
-
-    def send(self, drafts, base):
-        self.tokens += drafts
-        self.end = base + max(1, len(drafts))
-
-    def advance(self, commit):
-        """Return what a commit adds to the text."""
-        held = self.tokens if commit.epoch == self.epoch else []
-        assert commit.accepted <= len(held)
-        new = held[: commit.accepted] + [commit.token] * (commit.token is not None)
-        if self.tokens[: len(new)] == new[: len(self.tokens)]:
-            del self.tokens[: len(new)]
-        else:
-            self.reset(self.epoch + 1 & 0xFF)
-        return new
+    fields = {"top_k": 0, "top_p": 1.0, **LAWS[law], "seed": seed, "stop_ids": ()}
+    objective = "latency" if race else "cost"
+    return Open(tuple(prompt), max_new_tokens=count, objective=objective, **fields)
 
 
 class Verifier:
@@ -77,76 +56,71 @@ class Verifier:
 
 
 class Device:
-    """One stream of a device that drafts what it is told to."""
+    """One stream of a device that drafts what it is told to, by PROTOCOL.md 4.2."""
 
     def __init__(self, verifier, served):
-        self.verifier, self.served = verifier, served
-        self.heard = asyncio.Queue()
-        self.codec = Codec()
+        backend, family = served.backend, served.backend.family
+        names = "test", "", bytes.fromhex(family.tokenizer), b"", backend.vocab_size, b""
+        self.hello = Hello(*names, family.name, ("resume",))
+        welcome = welcome_to(self.hello, backend, verifier.limits)
+        self.terms = Terms(served, verifier.usage, welcome)
+        self.kept, self.codec = verifier.kept, Codec(welcome.vocab_size)
         self.forwards = 0
         self.connect()
 
     def connect(self):
-        backend = self.served.backend
-        family = backend.family
-        hello = Hello(
-            "test",
-            "",
-            bytes.fromhex(family.tokenizer),
-            b"",
-            backend.vocab_size,
-            b"",
-            family.name,
-            ("resume",),
-        )
-        welcome = welcome_to(hello, backend, self.verifier.limits)
+        self.heard = asyncio.Queue()  # what was on its way is lost
+        self.dialogue = Dialogue(self.kept, lambda hello: self.terms, self)
+        self.dialogue.take(self.hello, None)
+        assert isinstance(self.heard.get_nowait(), Welcome)
 
-        def greet(_):
-            return Terms(self.served, self.verifier.usage, welcome)
+    # -- the peer of a dialogue
 
-        device = self
+    def send(self, message, stream=0):
+        if not isinstance(message, Welcome):
+            message = self.codec.decode(self.codec.encode(message, stream)).message
+        self.heard.put_nowait(message)
 
-        class Peer:
-            @staticmethod
-            def send(message, stream=0):
-                if not isinstance(message, Welcome):
-                    frame = device.codec.encode(message, stream)
-                    message = device.codec.decode(frame).message
-                device.heard.put_nowait(message)
+    def close(self, *_):
+        pass
 
-            close = abort = staticmethod(lambda *_: None)
+    abort = close
 
-        self.dialogue = Dialogue(self.verifier.kept, greet, Peer())
-        self.dialogue.take(hello, None)
-        welcome = self.heard.get_nowait()
-        self.codec = Codec(welcome.vocab_size)
+    # -- the device
 
     def say(self, message):
-        frame = self.codec.encode(message, 0)
-        self.dialogue.take(self.codec.decode(frame).message, 0)
+        self.dialogue.take(self.codec.decode(self.codec.encode(message, 0)).message, 0)
 
-    async def hear(self):
+    async def hear(self, kind):
         while True:
             message = await asyncio.wait_for(self.heard.get(), 300)
             assert not isinstance(message, Error), message
-            if isinstance(message, Commit):
+            if isinstance(message, kind):
                 return message
 
     async def write(self, request, oracle, k=6, race=False, cut_at=None):
         """Return the text of ``request`` with drafts of ``oracle(text, k)``."""
-        wire, text = Wire(), []
         self.say(request)
-        opened = await self.heard.get()
-        assert not isinstance(opened, Error), opened
+        opened, text = await self.hear(Opened), []
+        epoch, ahead, end = (
+            0,
+            [],
+            0,
+        )  # drafts that were sent, and where the text stands then
         while True:
-            if not wire.tokens and (race or wire.end <= len(text)):
-                drafts = oracle([*text, *wire.tokens], k) if oracle else []
-                if drafts or not race:
-                    base = len(text) + len(wire.tokens)
-                    wire.send(drafts, base)
-                    self.say(Block(wire.epoch, base, tuple(drafts), race=race))
-            commit = await self.hear()
-            new = wire.advance(commit)
+            if not ahead and (race or end <= len(text)):
+                ahead = oracle(text, k) if oracle else []
+                if ahead or not race:
+                    end = len(text) + max(1, len(ahead))
+                    self.say(Block(epoch, len(text), tuple(ahead), race=race))
+            commit = await self.hear(Commit)
+            held = ahead if commit.epoch == epoch else []
+            assert commit.accepted <= len(held)
+            new = held[: commit.accepted] + [commit.token] * (commit.token is not None)
+            if ahead[: len(new)] == new[: len(ahead)]:
+                ahead = ahead[len(new) :]
+            else:
+                epoch, ahead, end = epoch + 1 & 0xFF, [], 0
             text += new
             self.forwards += 1
             if commit.forwards is not None:
@@ -156,14 +130,11 @@ class Device:
             if cut_at is not None and len(text) >= cut_at:
                 cut_at = None
                 self.dialogue.lost()
-                while not self.heard.empty():
-                    self.heard.get_nowait()
                 self.connect()
                 self.say(Resume(opened.id, opened.secret, len(text)))
-                found = await self.heard.get()
-                assert not isinstance(found, Error), found
+                found = await self.hear(Resumed)
                 text += found.tokens
-                wire.reset(found.epoch)
+                epoch, ahead, end = found.epoch, [], 0
 
 
 def oracle_of(text, kind, seed, vocab_size):

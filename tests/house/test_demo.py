@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from verifier_process import ENVIRONMENT
 
 
 def demo(*words: str, folder: Path) -> subprocess.Popen[str]:
     """Start it in ``folder``; its temporary files go to ``folder/tmp``."""
     (folder / "tmp").mkdir(exist_ok=True)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
     return subprocess.Popen(
         [sys.executable, "-m", "draftwire", "demo", *words],
         cwd=folder,
-        env={**clean, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(folder / "tmp")},
+        env={**ENVIRONMENT, "TMPDIR": str(folder / "tmp")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
