@@ -16,7 +16,7 @@ taken to be wrong.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "draftwire.simtext/1"
 _LISTS = ("tokens", "proposals", "second", "confidence")
+_IDS = ("prompt", "tokens", "proposals", "second")
 _MAX_BYTES = 256 * 2**20
 _CHUNK = 64
 
@@ -52,16 +53,7 @@ class Recording:
     def text(self, index: int, tokens: int) -> Text:
         """Return text ``index``, from the first again after the last, cut to length."""
         found = self.texts[index % len(self.texts)]
-        if len(found.tokens) <= tokens:
-            return found
-        return Text(
-            found.prompt,
-            found.tokens[:tokens],
-            found.proposals[:tokens],
-            found.confidence[:tokens],
-            found.second[:tokens],
-            found.width,
-        )
+        return replace(found, **{key: getattr(found, key)[:tokens] for key in _LISTS})
 
 
 def read_recording(path: Path) -> Recording:
@@ -93,40 +85,26 @@ def read_recording(path: Path) -> Recording:
 def _text(where: str, raw: object, vocabulary: int) -> Text:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where} is no object")
-    columns: dict[str, list[Any]] = {}
     for key in ("prompt", *_LISTS):
         value = raw.get(key)
         if not isinstance(value, list) or not value:
             raise ConfigError(f"{where} has no list {key!r}")
-        kind: tuple[type, ...] = (int, float) if key == "confidence" else (int,)
-        top = 1 if key == "confidence" else vocabulary - 1
+        kind, top = ((int,), vocabulary - 1) if key in _IDS else ((int, float), 1)
         if not all(type(v) in kind and 0 <= v <= top for v in value):
             raise ConfigError(f"{where}: {key} holds something that is no such number")
-        columns[key] = value
-    if len({len(columns[key]) for key in _LISTS}) != 1:
+    if len({len(raw[key]) for key in _LISTS}) != 1:
         raise ConfigError(f"{where}: its lists differ in length")
-    return renamed(columns)
+    return renamed(raw)
 
 
 def renamed(columns: Mapping[str, Sequence[Any]]) -> Text:
     """Return the text with its ids numbered from 0 in the order of their coming."""
     names: dict[int, int] = {}
-    for key in ("prompt", "tokens", "proposals", "second"):
-        for token in columns[key]:
-            names.setdefault(token, len(names))
-    ids = {
-        key: tuple(names[t] for t in columns[key])
-        for key in ("prompt", "tokens", "proposals", "second")
-    }
-    return Text(
-        ids["prompt"],
-        ids["tokens"],
-        ids["proposals"],
-        # Above 0, so that it has a logit; a top choice cannot be less likely than that.
-        tuple(max(1.5 / max(len(names), 2), c) for c in columns["confidence"]),
-        ids["second"],
-        max(len(names), 2),
-    )
+    ids = {k: tuple(names.setdefault(t, len(names)) for t in columns[k]) for k in _IDS}
+    width = max(len(names), 2)
+    # Above 0, so that it has a logit; a top choice cannot be less likely than that.
+    sure = tuple(max(1.5 / width, chance) for chance in columns["confidence"])
+    return Text(**ids, confidence=sure, width=width)
 
 
 def record(

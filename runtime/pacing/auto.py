@@ -60,6 +60,8 @@ class Auto(Controller):
         ConfigError: Unknown objective.
     """
 
+    chooses = True
+
     def __init__(
         self, objective: str = "latency", governor: Governor | None = None
     ) -> None:
@@ -71,7 +73,6 @@ class Auto(Controller):
         self.name = "auto" if objective == "latency" else f"auto:{objective}"
         self.objective = objective
         self.governor = governor or Governor()
-        self.costs = Costs()
         self.survival = Survival()
         self.confidence = Confidence()
         self._mode = Mode()
@@ -94,7 +95,6 @@ class Auto(Controller):
         self._said = ""
         self._ratio: float | None = None  # of :meth:`_best`, until something is learned
         self._worth: float | None = None  # of :attr:`_haste`
-        self.rival = 0.0  # text for a unit of cost, where blocks are drafted another way
 
     # ---- what the session asks
 
@@ -226,6 +226,7 @@ class Auto(Controller):
         if not 0.75 < before / max(costs.wait_s, 1e-9) < 1.33:
             self._trial.news()
             self._ways.news()
+            self._tokens, self._cost = Mean(0.08), Mean(0.08)  # of another link
         self.governor.passed(round.t_s, round.tokens, costs.wait_w)
         if len(self._out) > round.in_flight:
             del self._out[: len(self._out) - round.in_flight]
@@ -253,19 +254,18 @@ class Auto(Controller):
     # ---- blocks that are drafted another way (:mod:`~draftwire.runtime.pacing.parallel`)
 
     def worth(self, text: float, drafting_s: float, drafted: int) -> float:
-        """Return the text for a unit of cost of rounds with so many drafts."""
         costs = self.costs
         other_s = drafted * (costs.token_s - costs.draft_s)
-        return text / (
-            self._fixed + self._price(other_s, drafting_s, drafted * costs.row_s)
-        )
+        price = self._price(other_s, drafting_s, drafted * costs.row_s)
+        return text / (self._fixed + price)
 
     def alone(self) -> float:
-        """Return the text for a unit of cost of blocks as this rule drafts them."""
         return self._best()
 
+    def masks_in(self, seconds: float, one_s: float) -> None:
+        self.governor.drafted(seconds, self.costs.draft_w)
+
     def judged_elsewhere(self, drafted: int, accepted: int) -> None:
-        """Note a verdict on a block that was drafted another way."""
         self._trial.judged(drafted)
         if accepted < drafted:
             self._out = []
@@ -311,8 +311,6 @@ class Auto(Controller):
         curve = self.survival.curve(_MOST)
         time = costs.wait_s, costs.token_s
         _, best = best_ratio(curve, *time)
-        if self._mode.preempt:
-            best = max(best, self._speed_ahead(curve))
         for haste in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
             worth = haste * costs.wait_w
             fixed = (costs.wait_w + worth) * costs.wait_s
@@ -322,20 +320,6 @@ class Auto(Controller):
             if rate >= _SLOWER * best:
                 return worth
         return 8.0 * costs.wait_w
-
-    def _speed_ahead(self, curve: Sequence[float]) -> float:
-        """Return the tokens a second of the best length with drafting ahead.
-
-        Source:
-            ``E[T_async]`` of PicoSpec, https://arxiv.org/abs/2603.19133.
-        """
-        costs, best, text = self.costs, 0.0, 1.0
-        for k, (reached, following) in enumerate(zip(curve, curve[1:]), 1):
-            text += reached
-            drafting = k * costs.token_s
-            hidden = following * min(drafting, costs.wait_s)
-            best = max(best, text / (costs.wait_s + drafting - hidden))
-        return best
 
     @property
     def _fixed(self) -> float:
@@ -352,8 +336,9 @@ class Auto(Controller):
         if self._ratio is None:
             curve, costs = self.survival.curve(_MOST), self.costs
             self._ratio = best_ratio(curve, self._fixed, self._marginal)[1]
-            if self._mode.pipeline > 1 and self._cost.count >= 8:
-                # In a pipeline text comes faster than by rounds one after another.
+            if self._cost.count >= 8 and not self._racing:
+                # What the clock says: text that is known to be likely comes faster than
+                # of blocks of one length, and so it does of blocks in a pipeline.
                 known = best_ratio(curve, costs.wait_s, costs.token_s)[1]
                 found = self._tokens.value / max(self._cost.value, 1e-9)
                 self._ratio *= min(max(found / known, 1.0), _HIDDEN)

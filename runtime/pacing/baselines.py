@@ -8,36 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Mapping, Sequence
+from typing import Sequence
 
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, Round
-from draftwire.runtime.pacing.length_rule import Costs
 from draftwire.sampling import Proposal
 
 __all__ = ["FlexSpec", "PipeSd", "Qsv", "Ucb"]
 
 
-class _Measuring(Controller):
-    """Learns what rounds cost, as ``auto`` does."""
-
-    def __init__(self) -> None:
-        self.costs = Costs()
-
-    def races(self, may: bool) -> bool:
-        return False  # rules for stop-and-wait
-
-    def measured(self, round: Round) -> None:
-        self.costs.measured(round)
-
-    def drafted_in(self, seconds: float) -> None:
-        self.costs.drafted_in(seconds)
-
-    def power(self, watts: Mapping[str, float | None]) -> None:
-        self.costs.power(watts)
-
-
-class FlexSpec(_Measuring):
+class FlexSpec(Controller):
     """Maximises ``(1 + g*K) / (T_f + K*T_m)`` (``flexspec``) within budgets of power.
 
     A ratio of two linear functions has its optimum at an end: ``K_min`` or ``K_max``, or
@@ -55,7 +35,7 @@ class FlexSpec(_Measuring):
         ``auto``. Budgets hold for the expected round, not for every window as ``auto``'s.
     """
 
-    name = "flexspec"
+    name, waits = "flexspec", True
 
     def __init__(
         self,
@@ -63,7 +43,6 @@ class FlexSpec(_Measuring):
         max_watts: float | None = None,
         max_joules_per_token: float | None = None,
     ) -> None:
-        super().__init__()
         self._lengths = range(ends[0], ends[1] + 1)
         self._watts = math.inf if max_watts is None else max_watts
         self._each = math.inf if max_joules_per_token is None else max_joules_per_token
@@ -94,7 +73,7 @@ class FlexSpec(_Measuring):
         return f"limit {self.limit()}, acceptance {self._acceptance:.2f}"
 
 
-class Qsv(_Measuring):
+class Qsv(Controller):
     """A table over length and resolution, by recent certainty and uplink (``qsv``).
 
     The throughput of a choice is ``E[N] / (compute + uplink)`` with
@@ -108,14 +87,13 @@ class Qsv(_Measuring):
         here the table is filled from measurement and the published model is maximised.
     """
 
-    name = "qsv"
+    name, waits = "qsv", True
     lengths = range(1, 13)
     resolutions = (16, 100)
     # Of 16 ids of a vocabulary of 32,000: what qs publishes, at resolution.
     bits = (225.0, 258.0)  # of a token, until some were sent
 
     def __init__(self) -> None:
-        super().__init__()
         self._bits = list(self.bits)
         self._recent: deque[float] = deque(maxlen=64)
         self._block: list[float | None] = []
@@ -179,7 +157,7 @@ class Qsv(_Measuring):
         return f"limit {self.limit()}, state {self._state}, resolution {resolution}"
 
 
-class PipeSd(_Measuring):
+class PipeSd(Controller):
     """Two thresholds (``pipesd``): a block leaves when the product of the draft's
     probabilities falls under the first, or one of them under the second.
 
@@ -192,10 +170,9 @@ class PipeSd(_Measuring):
         are tuned for each pair of models; ours are a choice.
     """
 
-    name = "pipesd"
+    name, waits = "pipesd", True
 
     def __init__(self, all_of: float = 0.5, one_of: float = 0.3) -> None:
-        super().__init__()
         self._all_of, self._one_of = all_of, one_of
         self._reach = 1.0
 
@@ -211,7 +188,7 @@ class PipeSd(_Measuring):
         return f"all accepted {self._reach:.2f}"
 
 
-class Ucb(_Measuring):
+class Ucb(Controller):
     """Upper confidence bounds over the length of a block (``ucb``).
 
     Each length is an arm, the tokens a second of its rounds are its reward. What is old
@@ -222,12 +199,11 @@ class Ucb(_Measuring):
         discounted UCB is that of Garivier and Moulines (2011).
     """
 
-    name = "ucb"
+    name, waits = "ucb", True
     lengths = range(1, 13)
     _KEPT = 0.995
 
     def __init__(self) -> None:
-        super().__init__()
         self._count = [0.0] * len(self.lengths)
         self._tokens = [0.0] * len(self.lengths)
         self._seconds = [0.0] * len(self.lengths)

@@ -211,12 +211,12 @@ class Channel:
             wait = t_s - mark.t_s
             network = wait - commit.queue_s - commit.compute_s
             # A block that found the model at work waited for longer than the verifier
-            # says; its sample is only a bound.
+            # says; pings say it better.
             free = known is not None and way.answered_s <= mark.t_s + known
             if (last.alone or free) and not way.racing:
                 self.path.answered(t_s, mark, network)
             else:
-                self.path.bound(t_s, mark, network)
+                self.path.left(t_s, mark)
                 network = None
         way.answered_s = t_s
         return Round(

@@ -1,17 +1,19 @@
 """Decides how far to draft.
 
-The interface that every policy shares, and the plainest one: a fixed number of tokens.
-The others live in modules of their own: ``controller_auto`` (ours),
-``controller_baselines`` (published rules, and an oracle for simulators).
+The interface that every policy shares, and the plainest ones: a fixed number of tokens, or
+none. The others live in modules of their own: ``auto`` (ours), ``baselines`` (published
+rules).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.length_rule import Costs
 from draftwire.sampling import Proposal
 
 __all__ = [
@@ -58,11 +60,24 @@ class Round:
 class Controller:
     """A policy for the length of draft blocks: four tokens each, unless it says otherwise.
 
-    One of your own overrides what it needs; the rest learns nothing.
+    One of your own overrides what it needs; the rest learns what rounds cost.
+
+    Attributes:
+        way: In which the block in hand is drafted.
+        chooses: Its blocks may have any length that pays best.
+        waits: It is a rule for stop-and-wait: the objective ``auto`` does not race.
+        rival: Text for a unit of cost, where blocks are drafted another way.
     """
 
     name = "policy"
-    way = AUTOREGRESSIVE  # in which the block in hand is drafted
+    way = AUTOREGRESSIVE
+    chooses = waits = False
+    rival = 0.0
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What rounds cost."""
+        return Costs()
 
     @property
     def rule(self) -> Controller:
@@ -89,7 +104,7 @@ class Controller:
         Args:
             may: Scheme and ceiling of forwards allow it.
         """
-        return may
+        return may and not self.waits
 
     def resolution(self) -> int:
         """Return the lattice resolution for ``qs``; 0 leaves it to the scheme."""
@@ -113,9 +128,11 @@ class Controller:
 
     def measured(self, round: Round) -> None:
         """Learn what a commit cost; called after :meth:`judged`."""
+        self.costs.measured(round)
 
     def drafted_in(self, seconds: float) -> None:
         """Learn what one drafted token took."""
+        self.costs.drafted_in(seconds)
 
     def forwarded(self, read: int, masks: int, seconds: float) -> None:
         """Learn what a forward took that gave a draft: of so many tokens, and masks."""
@@ -123,10 +140,30 @@ class Controller:
 
     def power(self, watts: Mapping[str, float | None]) -> None:
         """Learn the mean watts of each phase so far; called where a source is open."""
+        self.costs.power(watts)
 
     def explain(self) -> str:
         """Return one line: why the last block ended; "" while there is none."""
         return f"limit {self.limit()}"
+
+    # ---- blocks that are drafted another way (:mod:`~draftwire.runtime.pacing.parallel`)
+
+    def worth(self, text: float, drafting_s: float, drafted: int) -> float:
+        """Return the text for a unit of cost of rounds with so many drafts."""
+        costs = self.costs
+        other_s = drafted * (costs.token_s - costs.draft_s)
+        return text / (costs.wait_s + drafting_s + other_s)
+
+    def alone(self) -> float:
+        """Return the text for a unit of cost of blocks as this rule drafts them, or 0."""
+        return 0.0
+
+    def judged_elsewhere(self, drafted: int, accepted: int) -> None:
+        """Note a verdict on a block that was drafted another way."""
+
+    def masks_in(self, seconds: float, one_s: float) -> None:
+        """Learn what a forward with masks took, and one without should take."""
+        self.drafted_in(one_s)
 
 
 class FixedLength(Controller):

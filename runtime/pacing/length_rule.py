@@ -18,9 +18,10 @@ Source:
 from __future__ import annotations
 
 import math
-from typing import Mapping, Sequence
+from typing import TYPE_CHECKING, Mapping, Sequence
 
-from draftwire.runtime.pacing.controller import Round
+if TYPE_CHECKING:
+    from draftwire.runtime.pacing.controller import Round
 
 __all__ = ["Confidence", "Costs", "Line", "Mean", "Survival", "best_ratio"]
 

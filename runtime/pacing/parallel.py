@@ -24,7 +24,6 @@ from operator import mul
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Sequence
 
 from draftwire.runtime.edge.mode import Mode
-from draftwire.runtime.pacing.auto import Auto
 from draftwire.runtime.pacing.controller import (
     AUTOREGRESSIVE,
     DRAFTING,
@@ -34,7 +33,7 @@ from draftwire.runtime.pacing.controller import (
     FixedLength,
     Round,
 )
-from draftwire.runtime.pacing.length_rule import Costs, Line, Mean
+from draftwire.runtime.pacing.length_rule import Line, Mean
 from draftwire.sampling import Proposal
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class ParallelPacing(Controller):
         self.depths, self.prices = Depths(parallel), Prices()
         self._block = parallel.block
         self._forced = rule.way_asked if isinstance(rule, FixedLength) else ""
-        self._costs = rule.costs if isinstance(rule, Auto) else Costs()
+        self._costs = rule.costs
         self._mode, self._racing = Mode(), False
         self._out: deque[tuple[str, list[int]]] = deque()
         self._leaving: list[int] = []
@@ -176,9 +175,8 @@ class ParallelPacing(Controller):
         self._found = {way: self._weigh(way, most) for way in DRAFTING}
         way = self._forced or self._by_model()
         self.way = way
-        if isinstance(self._rule, Auto):
-            sure = self._masked >= _SURE and way != AUTOREGRESSIVE
-            self._rule.rival = self._found[way].rate if sure else 0.0
+        sure = self._masked >= _SURE and way != AUTOREGRESSIVE
+        self._rule.rival = self._found[way].rate if sure else 0.0
         return most if way == AUTOREGRESSIVE else self._found[way].length
 
     def _by_model(self) -> str:
@@ -202,7 +200,7 @@ class ParallelPacing(Controller):
     def _weigh(self, way: str, most: int) -> _Choice:
         """Return what a block of the best length brings for what it costs."""
         rule, k, price = self._rule, self._block, self.prices.of
-        choose = isinstance(rule, Auto) and not self._racing
+        choose = rule.chooses and not self._racing
         least = {AUTOREGRESSIVE: 1, PARALLEL: 2, HYBRID: 3}[way]  # fewer have no masks
         least, most = (least, 2 * k) if choose else (most, most)
         alone = {AUTOREGRESSIVE: most, PARALLEL: 0, HYBRID: 1}[way]
@@ -233,7 +231,7 @@ class ParallelPacing(Controller):
                 drafting_s += middle_s + reached * price(read + depth)
             found.append(self._rate(way, n, text, drafting_s, chance))
         best = max(found)
-        if isinstance(rule, Auto) and way == AUTOREGRESSIVE and self._own >= 8:
+        if way == AUTOREGRESSIVE and self._own >= 8:
             best = best._replace(rate=max(best.rate, rule.alone()))
         return best
 
@@ -245,11 +243,7 @@ class ParallelPacing(Controller):
             # Done while the verdict is out, and of use where that is as was thought.
             hidden = whole * self.depths.chances[0]
             spent_s -= hidden * min(drafting_s, costs.wait_s)
-        if isinstance(self._rule, Auto):
-            rate = self._rule.worth(text, spent_s, length)
-        else:
-            other_s = length * (costs.token_s - costs.draft_s)
-            rate = text / (costs.wait_s + spent_s + other_s)
+        rate = self._rule.worth(text, spent_s, length)
         return _Choice(rate, way, length, text, drafting_s)
 
     # ---- what passes through
@@ -281,7 +275,7 @@ class ParallelPacing(Controller):
         self._masked += way != AUTOREGRESSIVE
         if way == AUTOREGRESSIVE:
             self._rule.judged(drafted, accepted)
-        elif isinstance(self._rule, Auto):
+        else:
             self._rule.judged_elsewhere(drafted, accepted)
         if accepted < drafted:
             self._out.clear()
@@ -304,20 +298,16 @@ class ParallelPacing(Controller):
 
     def measured(self, round: Round) -> None:
         self._rule.measured(round)
-        if not isinstance(self._rule, Auto):
-            self._costs.measured(round)
         while len(self._out) > round.in_flight:
             self._out.popleft()
 
     def forwarded(self, read: int, masks: int, seconds: float) -> None:
         if read <= 2 * self._block + 1:  # more is a prompt
             self.prices.learn(read + masks, seconds)
-            if not isinstance(self._rule, Auto):
-                self._costs.drafted_in(self.prices.of(1))
-        if masks and isinstance(self._rule, Auto):
-            self._rule.governor.drafted(seconds, self._costs.draft_w)
+        if masks:
+            self._rule.masks_in(seconds, self.prices.of(1))
         else:
-            self._rule.drafted_in(self.prices.of(1) if masks else seconds)
+            self._rule.drafted_in(seconds)
 
     def resolution(self) -> int:
         return self._rule.resolution()

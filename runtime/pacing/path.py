@@ -27,12 +27,10 @@ _FREE = len(_COST) - 1
 _KEPT = 24  # answers
 _FRAMES = 512  # that may be looked at again
 _EXPIRES_S = 20.0
-_FRESH_S = 1.5
 _STEP = 3  # answers in a row on one side: the path has changed
 _STALL_S = 0.18  # TCP sends again after at least 200 ms
-_NOISE_S = 1e-4  # of a clock that reads times which the verifier rounds
 _OLD = 0.15  # of an answer: what the round trip before a change counts
-_BOUNDS = 6  # answers that may hold some waiting: the least of so many holds none
+_NOISE_S = 1e-4  # of a clock that reads times which the verifier rounds
 
 
 class Mark(NamedTuple):
@@ -72,7 +70,6 @@ class Path:
         self._known: deque[_Answer] = deque(maxlen=_KEPT)
         self._odd: list[_Answer] = []
         self._count = 0  # of the odd ones that do not share an accident
-        self._bounds: list[_Answer] = []
         self._free_s = np.full(len(_COST), -np.inf)  # when each uplink is free
         self._frames: deque[Mark] = deque(maxlen=_FRAMES)
         self._total = 0
@@ -107,7 +104,7 @@ class Path:
         """The connection is another one: its uplink is empty."""
         self._free_s[:] = -np.inf
         self._frames.clear()
-        self._odd, self._bounds, self._count = [], [], 0
+        self._odd, self._count = [], 0
 
     def sent(self, t_s: float, nbytes: int) -> Mark:
         """Note a frame of ``nbytes`` on the wire that goes up."""
@@ -134,28 +131,12 @@ class Path:
         least_s = min(self._rests)
         return self.bare_s(mark, t_s - mark.t_s) > least_s + max(least_s, 0.05)
 
-    def bound(self, t_s: float, mark: Mark, trip_s: float) -> None:
-        """Take in a round trip that may hold some waiting for the verifier."""
-        self._left(t_s, mark)
-        faster = self.rtt_s is not None and (
-            self.bare_s(mark, trip_s) < self.rtt_s - self._room()
-        )
-        if not faster and self._known and t_s - self._known[-1].t_s < _FRESH_S:
-            return  # pings say it better
-        self._bounds.append(_Answer(t_s, mark, trip_s))
-        if len(self._bounds) < _BOUNDS and not faster:
-            return
-        least = min(self._bounds, key=lambda a: self.bare_s(a.mark, a.trip_s))
-        self._bounds = []
-        self.answered(*least)
-
     def answered(self, t_s: float, mark: Mark, trip_s: float) -> None:
         """Take in a round trip; the verifier's own time is taken off already."""
-        self._left(t_s, mark)
+        self.left(t_s, mark)
         answer = _Answer(t_s, mark, trip_s)
         if trip_s < 0:
             return  # the verifier's clock runs fast, or its word is wrong
-        self._bounds = []
         self.samples += 1
         self._late_share *= 0.98
         known_s = self.rtt_s
@@ -173,7 +154,7 @@ class Path:
         if self._count == _STEP:
             self._change(t_s)
 
-    def _left(self, t_s: float, mark: Mark) -> None:
+    def left(self, t_s: float, mark: Mark) -> None:
         """What was answered has left every uplink, however slow we imagine it."""
         gone_s = t_s + (self._total - mark.total) * _COST
         np.minimum(self._free_s, gone_s, out=self._free_s)

@@ -16,9 +16,7 @@ from draftwire.bench.link.traces import Trace
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.clock import VirtualClock
-from draftwire.runtime.pacing.auto import Auto
-from draftwire.runtime.pacing.controller import Round
-from studies.controllers.policies import MODES, Board, run_policy
+from studies.controllers.policies import MODES, Board, Watcher, run_policy
 
 _AT_S = 8.0
 _CHEAP_S = 1e-3  # a rate at which a hundred bytes take less is not worth telling
@@ -52,32 +50,13 @@ MOVES = (
 )
 
 
-class _Watcher(Auto):
-    """Ours, and what it was told after each commit, and how long its blocks were."""
-
-    def __init__(self) -> None:
-        super().__init__("latency")
-        self.board: Board | None = None
-        self.seen: list[tuple[float, float | None, float, int]] = []
-        self.lengths: list[tuple[float, int]] = []
-
-    def measured(self, round: Round) -> None:
-        super().measured(round)
-        assert self.board is not None
-        path = self.board.driver.link.channel.path
-        self.seen.append((round.t_s, path.rtt_s, path.byte_s, path.samples))
-
-    def sent(self, drafted: int) -> None:
-        super().sent(drafted)
-        if drafted and self.board is not None:
-            self.lengths.append((self.board.clock.now(), drafted))
-
-
 def _set_rate(model: LinkModel, bit_s: float) -> None:
     model._trace, model._steady = Trace.constant(bit_s), bit_s
 
 
-def follow(move: Move, mode: str, profile: str = "agx-a100-qwen") -> dict[str, Any]:
+def follow(
+    move: Move, mode: str, profile: str = "agx-a100-qwen", seed: int = 2
+) -> dict[str, Any]:
     """Return how soon the estimates are right for good after ``move``.
 
     Right: the round trip within a tenth, and the rate within a fifth, or so fast by both
@@ -87,20 +66,20 @@ def follow(move: Move, mode: str, profile: str = "agx-a100-qwen") -> dict[str, A
         move: What happens.
         mode: Of the stream, one of :data:`~studies.controllers.policies.MODES`.
         profile: Timings.
+        seed: Of the text.
 
     Returns:
         ``seconds`` and ``rounds`` from the first answer over the moved link until both
         are right at four verdicts in a row, None where they never are; ``right``, the
-        share of later verdicts at which they are; ``length``, of blocks before and after.
+        share of later verdicts at which they are; the mean lengths of blocks before and
+        after.
     """
-    watcher = _Watcher()
+    watcher = Watcher()
     spec = move.link + (f"/outage={_AT_S}s+{move.outage_s}s" if move.outage_s else "")
     link = parse_link(spec)
     moved_s = _AT_S + move.outage_s
 
     def change(clock: VirtualClock, device: Board) -> None:
-        watcher.board = device
-
         def step() -> None:
             if move.rtt_s is not None:
                 device.change_round_trip(move.rtt_s)
@@ -114,7 +93,7 @@ def follow(move: Move, mode: str, profile: str = "agx-a100-qwen") -> dict[str, A
         find(profile),
         MODES[mode],
         link,
-        Synthetic(parse_luck("0.85"), seed=2),
+        Synthetic(parse_luck("0.85"), seed=seed),
         streams=1,
         tokens=_TOKENS,
         evidence_bits=move.bits,
@@ -136,13 +115,15 @@ def follow(move: Move, mode: str, profile: str = "agx-a100-qwen") -> dict[str, A
         [n for t, n in watcher.lengths if t <= late_s],
         [n for t, n in watcher.lengths if t > late_s],
     ]
+    means = [sum(part) / len(part) if part else None for part in lengths]
     return {
         "move": move.name,
         "mode": mode,
         "seconds": None if first is None else after[first][0] - began_s,
         "rounds": None if first is None else first + 1,
         "right": 0.0 if first is None else sum(rights[first:]) / len(rights[first:]),
-        "length": [sum(part) / len(part) if part else None for part in lengths],
+        "length_before": means[0],
+        "length_after": means[1],
     }
 
 

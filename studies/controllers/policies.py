@@ -23,46 +23,17 @@ from draftwire.clock import VirtualClock
 from draftwire.energy.account.account import Account
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.edge.mode import Mode
-from draftwire.runtime.pacing.controller import Controller, make_controller
+from draftwire.runtime.pacing.auto import Auto
+from draftwire.runtime.pacing.controller import Controller, Round, make_controller
+from draftwire.sampling import Proposal
 
-GUESS = frozenset({"guess"})
 MODES = {
-    "wait": Mode(preempt=frozenset()),
-    "ahead": Mode(preempt=GUESS),
-    "pipeline": Mode(pipeline=8, preempt=GUESS),
-    "race": Mode(objective="latency", preempt=GUESS),
+    "wait": Mode.of(preempt="off"),
+    "ahead": Mode.of(),
+    "pipeline": Mode.of(pipeline=8),
+    "race": Mode.of("latency"),
 }
 POLICIES = ("auto", "fixed:4", "flexspec", "qsv", "pipesd", "ucb")
-
-
-class Sight:
-    """What the simulator tells the oracle: how long the draft will be right."""
-
-    def __init__(self, mode: Mode) -> None:
-        self._mode = mode
-        self.device: Device | None = None
-        self._right: list[bool] = []
-        self._job: object = None
-
-    def run(self) -> int:
-        """Return how many drafts from here on would be accepted in a row."""
-        device = self.device
-        assert device is not None and isinstance(device.job, TextJob)
-        if device.job is not self._job:
-            self._job, self._right = device.job, device.job.text.right
-        at = 0
-        if device.running is not None:  # else it is being opened
-            machine = device.running.machine
-            at = len(machine.committed) + len(machine._lines.main)
-        length = 0
-        while at + length < len(self._right) and self._right[at + length]:
-            length += 1
-        return length
-
-    def length(self) -> int:
-        """Return the length of the next block."""
-        run = self.run()
-        return min(run, 1) if self._mode.racing else min(run, 200)
 
 
 @dataclass(frozen=True)
@@ -83,11 +54,6 @@ class Run:
         return sum(len(s.ids) - s.first_tokens for s in self.outcome.streams)
 
     @property
-    def commits(self) -> Sequence[tuple[float, int]]:
-        """``(t_s, tokens)`` each time that some were seen."""
-        return [seen for stream in self.outcome.streams for seen in stream.seen]
-
-    @property
     def tokens_s(self) -> float:
         """Tokens a second."""
         return self.tokens / self.seconds if self.seconds else math.nan
@@ -101,11 +67,7 @@ class Run:
 
 
 class Board(Device):
-    """A device that notes what it draws.
-
-    Attributes:
-        spend: ``(t_s, watts)`` at each change.
-    """
+    """A device that notes what it draws: ``spend`` is ``(t_s, watts)`` at each change."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -128,8 +90,7 @@ class _Noting(StreamAccount):
 
     def settle(self, *, drafting: bool, waiting: bool) -> None:
         super().settle(drafting=drafting, waiting=waiting)
-        watts = self._board.watts
-        if watts:
+        if watts := self._board.watts:
             phase = "draft" if drafting else "verify-wait"
             self._board.spend.append((self._board.clock.now(), watts[phase]))
 
@@ -138,15 +99,55 @@ class Oracle(Controller):
     """Knows every acceptance and every state of the channel to come."""
 
     name = "oracle"
+    board: Board
 
-    def __init__(self, sight: Sight) -> None:
-        self._sight = sight
+    def __init__(self, mode: Mode) -> None:
+        self._most = 1 if mode.racing else 200
 
     def limit(self) -> int:
-        return self._sight.length()
+        job, running = self.board.job, self.board.running
+        assert isinstance(job, TextJob)
+        at = 0
+        if running is not None:  # else it is being opened
+            at = len(running.machine.committed) + len(running.machine._lines.main)
+        right = [*job.text.right[at : at + self._most], False]
+        return right.index(False)
 
-    def explain(self) -> str:
-        return f"{self._sight.run()} drafts will be accepted"
+
+class Watcher(Auto):
+    """Ours, and what it was told after each commit, and how long its blocks were.
+
+    Args:
+        blind: Nothing tells it good drafts from bad ones, and it never draws back: the
+            length alone is judged.
+
+    Attributes:
+        seen: ``(t_s, round trip, seconds a byte, samples)`` at each commit.
+        lengths: ``(t_s, tokens)`` of each block.
+    """
+
+    board: Board
+
+    def __init__(self, *, blind: bool = False) -> None:
+        super().__init__("latency")
+        self._blind = blind
+        self.seen: list[tuple[float, float | None, float, int]] = []
+        self.lengths: list[tuple[float, int]] = []
+        if blind:
+            self._trial.draw_back = lambda why: None  # type: ignore[method-assign]
+
+    def measured(self, round: Round) -> None:
+        super().measured(round)
+        path = self.board.driver.link.channel.path
+        self.seen.append((round.t_s, path.rtt_s, path.byte_s, path.samples))
+
+    def sent(self, drafted: int) -> None:
+        super().sent(drafted)
+        if drafted:
+            self.lengths.append((self.board.clock.now(), drafted))
+
+    def enough(self, block: Sequence[Proposal]) -> bool:
+        return super().enough([Proposal(p.token) for p in block] if self._blind else block)
 
 
 def run_policy(
@@ -176,35 +177,27 @@ def run_policy(
         evidence_bits: That a drafted token carries beside its id.
         change: Called before the start; may plan changes.
     """
-    sight = Sight(mode)
-    controller = policy if not isinstance(policy, str) else (
-        Oracle(sight) if policy == "oracle" else make_controller(policy)
-    )  # fmt: skip
+    if not isinstance(policy, str):
+        controller = policy
+    else:
+        controller = Oracle(mode) if policy == "oracle" else make_controller(policy)
     if profile.watts():
         controller.power(profile.watts())
     boards: list[Board] = []
 
     def before(clock: VirtualClock, device: Device) -> None:
         assert isinstance(device, Board)
-        sight.device = device
+        if isinstance(controller, (Oracle, Watcher)):
+            controller.board = device
         boards.append(device)
         change(clock, device)
 
-    outcome = simulate(
-        Plan(
-            profile,
-            Scheme("policy", "", mode, up_bits_per_token=evidence_bits),
-            link=link,
-            source=source,
-            controller=controller,
-            streams=streams,
-            tokens=tokens,
-            seed=seed,
-        ),
-        Board,
-        before,
-    )
-    return Run(outcome, boards[0].spend)
+    scheme = Scheme("policy", "", mode, up_bits_per_token=evidence_bits)
+    plan = Plan(
+        profile, scheme, link=link, source=source, controller=controller,
+        streams=streams, tokens=tokens, seed=seed,
+    )  # fmt: skip
+    return Run(simulate(plan, Board, before), boards[0].spend)
 
 
 def trace_link(path: Path, rtt_ms: float) -> LinkSpec:

@@ -8,6 +8,7 @@ saves, and whether budgets of power hold.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -15,21 +16,21 @@ from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.schemes import SCHEMES
+from draftwire.bench.sim.show import table
 from draftwire.bench.sim.simulate import Plan
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
-from draftwire.runtime.pacing.auto import Auto
 from draftwire.runtime.pacing.controller import make_controller
 from draftwire.runtime.pacing.governor import WINDOW_S
 from draftwire.runtime.pacing.length_rule import best_ratio
-from draftwire.sampling import Proposal
 from studies.controllers.moves import MOVES, follow
 from studies.controllers.policies import (
     MODES,
     POLICIES,
     Board,
     Run,
+    Watcher,
     run_policy,
     trace_link,
 )
@@ -116,23 +117,6 @@ def _bound(settings: Settings) -> float:
     return 1e3 * len(each_ms) / sum(each_ms)
 
 
-class _Noted(Auto):
-    """Notes the length of every block."""
-
-    def __init__(self) -> None:
-        super().__init__("latency")
-        self.lengths: list[int] = []
-
-    def sent(self, drafted: int) -> None:
-        super().sent(drafted)
-        if drafted:
-            self.lengths.append(drafted)
-
-    def enough(self, block: Sequence[Proposal]) -> bool:
-        # Nothing tells good drafts from bad ones here: the length alone is judged.
-        return super().enough([Proposal(p.token) for p in block])
-
-
 def _worth(
     lengths: Sequence[int], rate: float, fixed: float, marginal: float
 ) -> float | None:
@@ -148,8 +132,7 @@ def _worth(
 def _one_step(what: str, first: float, then: float, seed: int) -> float | None:
     """Return what the lengths are worth after one step, or None when it came too late."""
     profile = find("agx-a100-llama")  # where drafting pays before and after
-    noted = _Noted()
-    noted._trial.draw_back = lambda why: None  # type: ignore[method-assign]
+    noted = Watcher(blind=True)
     marks: list[int] = []
     if what == "rtt_ms":
         rtts, rates = (first, then), (0.8, 0.8)
@@ -177,15 +160,12 @@ def _one_step(what: str, first: float, then: float, seed: int) -> float | None:
         change=change,
     )
     if what == "acceptance":
-        text = 0
-        for number, (_, tokens) in enumerate(run.commits, 1):
-            text += tokens
-            if text >= 300:
-                marks.append(number)
-                break
+        texts = accumulate(tokens for _, tokens in run.outcome.streams[0].seen)
+        marks.append(next(n for n, text in enumerate(texts, 1) if text >= 300))
     fixed = profile.seconds("cloud.forward_ms") + rtts[1] / 1e3
     draft_s = profile.seconds("draft.step_ms")
-    return _worth(noted.lengths[marks[0] + 15 : marks[0] + 40], rates[1], fixed, draft_s)
+    lengths = [n for _, n in noted.lengths[marks[0] + 15 : marks[0] + 40]]
+    return _worth(lengths, rates[1], fixed, draft_s)
 
 
 def _steps(settings: Settings) -> list[dict[str, Any]]:
@@ -231,8 +211,10 @@ def _energy(settings: Settings) -> list[dict[str, Any]]:
                 {
                     "profile": name,
                     "mode": mode,
-                    "ms_per_token": [1e3 / fast.tokens_s, 1e3 / thrifty.tokens_s],
-                    "joules_per_token": spent,
+                    "ms_per_token": 1e3 / fast.tokens_s,
+                    "thrifty_ms_per_token": 1e3 / thrifty.tokens_s,
+                    "joules_per_token": spent[0],
+                    "thrifty_joules_per_token": spent[1],
                     "saved": 1 - spent[1] / spent[0],
                     "slower": fast.tokens_s / thrifty.tokens_s - 1,
                 }
@@ -317,23 +299,20 @@ def bench_controllers(
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain tables."""
-    from draftwire.io import format_table
-
     parts = []
     if document["traces"]:
         policies = ("oracle", *POLICIES, "off")
         rows = [
-            [
-                f"{row['mode']} {row['trace']}",
-                *(row["tokens_s"][p] for p in policies),
-                row["of_oracle"],
-                row["of_best"],
-                row["to_next"],
-            ]
-            for row in document["traces"]
+            {**r, "tokens/s": f"{r['mode']} {r['trace']}", **r["tokens_s"]}
+            for r in document["traces"]
         ]
-        head = ["tokens/s", *policies, "auto/oracle", "auto/best", "auto/next"]
-        parts.append(format_table(head, rows))
+        ratios = {
+            "auto/oracle": "of_oracle",
+            "auto/best": "of_best",
+            "auto/next": "to_next",
+        }
+        heads = {"tokens/s": "tokens/s", **dict(zip(policies, policies)), **ratios}
+        parts.append(table(heads, rows))
         parts.append(
             f"the exact bound without a limit of rate: {document['bound_tokens_s']:.2f} "
             "tokens/s"
@@ -343,46 +322,42 @@ def render(document: dict[str, Any]) -> str:
             parts.append(
                 f"{mode}: {sum(shares) / len(shares):.3f} of its oracle on average"
             )
-    parts.append(
-        format_table(
-            ["step", "from", "to", "runs", "of the optimum, rounds 16-40", "worst run"],
-            [
-                [r["step"], r["from"], r["to"], r["runs"], r["of_optimum"], r["worst"]]
-                for r in document["steps"]
-            ],
-        )
-    )
-    parts.append(
-        format_table(
-            ["the link", "stream", "found after, s", "verdicts", "right then", "block", ""],
-            [
-                [r["move"], r["mode"], r["seconds"], r["rounds"], r["right"], *r["length"]]
-                for r in document["moves"]
-            ],
-        )
-    )
-    parts.append(
-        format_table(
-            ["auto, auto:energy", "ms/token", "", "J/token", "", "saved", "slower"],
-            [
-                [
-                    f"{r['profile']} {r['mode']}",
-                    *r["ms_per_token"],
-                    *r["joules_per_token"],
-                    r["saved"],
-                    r["slower"],
-                ]
-                for r in document["energy"]
-            ],
-        )
-    )
-    parts.append(
-        format_table(
-            ["budget", "W", "worst 10 s, W", "ms/token"],
-            [
-                [r["mode"], r["max_watts"], r["worst_window_watts"], r["ms_per_token"]]
-                for r in document["budgets"]
-            ],
-        )
-    )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *(table(_HEADS[k], document[k]) for k in _HEADS)])
+
+
+# What stands in the tables: heads, and keys of the rows.
+_HEADS = {
+    "steps": {
+        "step": "step",
+        "from": "from",
+        "to": "to",
+        "runs": "runs",
+        "of the optimum, rounds 16-40": "of_optimum",
+        "worst run": "worst",
+    },
+    "moves": {
+        "the link": "move",
+        "stream": "mode",
+        "found after, s": "seconds",
+        "verdicts": "rounds",
+        "right then": "right",
+        "block before": "length_before",
+        "after": "length_after",
+    },
+    "energy": {
+        "auto, auto:energy": "profile",
+        "stream": "mode",
+        "ms/token": "ms_per_token",
+        "thrifty": "thrifty_ms_per_token",
+        "J/token": "joules_per_token",
+        "thrifty ": "thrifty_joules_per_token",
+        "saved": "saved",
+        "slower": "slower",
+    },
+    "budgets": {
+        "budget": "mode",
+        "W": "max_watts",
+        "worst 10 s, W": "worst_window_watts",
+        "ms/token": "ms_per_token",
+    },
+}

@@ -6,10 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from draftwire.bench.sim.show import draw
+from draftwire.bench.sim.show import draw, table
 from draftwire.bench.sim.show import render as render_schemes
 from draftwire.energy.reports.plots import picture
 from draftwire.io import format_table
+
+# What stands in the tables beside publications: heads, and keys of the rows.
+_HEADS = {
+    "published": {
+        "scheme": "scheme",
+        "tokens/s here": "tokens_per_s",
+        "published": "published_tokens_per_s",
+        "off %": "off_percent",
+        "accepted/block": "accepted_per_block",
+    },
+    "claims": {
+        "published": "claim",
+        "time of": "scheme",
+        "over": "against",
+        "ratio": "published_ratio",
+        "here": "ratio",
+        "at acceptance": "acceptance",
+        "met at": "acceptance_that_meets_it",
+    },
+}
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -19,10 +39,9 @@ def render(document: Mapping[str, Any]) -> str:
     parts = [render_schemes(document)]
     if document.get("bound_ms_per_token") is not None:
         parts.append(_bound(document))
-    if document.get("published"):
-        parts.append(_published(document["published"]))
-    if document.get("claims"):
-        parts.append(_claims(document["claims"]))
+    for name, heads in _HEADS.items():
+        if document.get(name):
+            parts.append(table(heads, document[name]))
     return "\n\n".join(parts)
 
 
@@ -40,38 +59,6 @@ def _bound(document: Mapping[str, Any]) -> str:
     )
 
 
-def _published(rows: Sequence[Mapping[str, Any]]) -> str:
-    header = ("scheme", "tokens/s here", "published", "off %", "accepted/block")
-    keys = (
-        "scheme",
-        "tokens_per_s",
-        "published_tokens_per_s",
-        "off_percent",
-        "accepted_per_block",
-    )
-    return format_table(header, [[row[key] for key in keys] for row in rows])
-
-
-def _claims(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = []
-    for row in rows:
-        meets = row["acceptance_that_meets_it"]
-        lines.append(
-            (
-                row["claim"],
-                f"{row['scheme']} / {row['against']}",
-                row["published_ratio"],
-                row["ratio"],
-                row["acceptance"],
-                "none does" if meets is None else meets,
-            )
-        )
-    header = (
-        "published", "time ratio of", "published", "here", "at acceptance", "met at",
-    )  # fmt: skip
-    return format_table(header, lines)
-
-
 def _grid(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0]["ms_per_token"])
     lines = []
@@ -87,9 +74,9 @@ def _grid(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]
         bounds = "bound_ms_per_token", "bound_two_choices", "bound_draft_beside"
         lines.append([*cells, *(f"{row[key]:.1f}" for key in bounds)])
     bounds = "bound", "two choices", "draft beside"
-    table = format_table(("t_v / t_d, RTT ms", "accept", *names, *bounds), lines)
+    cells_table = format_table(("t_v / t_d, RTT ms", "accept", *names, *bounds), lines)
     said = [
-        table,
+        cells_table,
         "ms a token; in brackets the best block length of 1..16. The bounds: of one stream "
         "of drafts, of two choices for each, of drafts beside the target too",
     ]

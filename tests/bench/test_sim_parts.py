@@ -1,11 +1,9 @@
 """Parts of the simulator: drafter, verifier, recordings, traces, the command."""
 
 import json
-import os
 import random
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,8 +28,6 @@ from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.messages import Block, Hello, Open
 
-ROOT = Path(__file__).resolve().parents[2]
-CHANNEL = Path(os.environ.get("DRAFTWIRE_SHARED", ROOT.parent / "shared")) / "data/channel"
 GREEDY = SamplingParams("greedy", 0.0)
 
 
@@ -92,36 +88,6 @@ def test_a_draft_takes_a_step_a_token_and_reading_takes_what_it_takes():
     assert found[-1] == (pytest.approx(first + 0.030), 2, text.tokens[5])
 
 
-def test_an_order_waits_for_the_step_at_work_and_no_longer():
-    text = a_text()
-    board = Board(text, StepCost(0.010))
-    board.order(1, 0, text.prompt, 10)
-    other = (text.tokens[0] + 1) % text.width
-    at, length = board.clock.call_at, len(text.prompt)
-    at(0.025, board.order, 2, length, (other,), 2)
-    board.clock.run()
-    branches = [(round(t, 6), b) for t, b, _ in board.heard.found]
-    assert branches == [(0.01, 1), (0.02, 1), (0.03, 1), (0.04, 2), (0.05, 2)]
-    # Every order edits the sequence, even one that is overtaken at once.
-    board.order(3, length, (), 5)
-    at(0.051, board.order, 4, length, (), 2)
-    at(0.052, board.order, 5, length, text.tokens[:2], 1)
-    board.clock.run()
-    assert board.heard.found[-1][1:] == (5, text.tokens[2])
-
-
-def test_the_step_at_work_is_the_first_of_more_of_the_same():
-    text = a_text()
-    board = Board(text, StepCost(0.010))
-    board.order(1, 0, text.prompt, 5)
-    board.clock.call_at(0.025, board.order, 1, len(text.prompt) + 2, (), 3)
-    board.clock.run()
-    # Two were known when three more were asked for, and a third was at work.
-    times = [round(t, 6) for t, _, _ in board.heard.found]
-    assert times == [0.01, 0.02, 0.03, 0.04, 0.05]
-    assert [token for _, _, token in board.heard.found] == list(text.tokens[:5])
-
-
 def test_blocks_that_end_early_cost_no_step():
     """Every block is cut after two drafts of eight; what is at work goes on."""
 
@@ -145,15 +111,6 @@ def test_blocks_that_end_early_cost_no_step():
     assert stream.over.draft_s + stream.over.prefill_s == pytest.approx(
         stream.counts.proposed * step_s, abs=2.1 * step_s
     )
-
-
-def test_a_stream_that_is_over_says_nothing_more():
-    text = a_text()
-    board = Board(text, StepCost(0.010))
-    board.order(1, 0, text.prompt, 10)
-    board.clock.call_at(0.015, board.begin, 2, text)
-    board.clock.run()
-    assert len(board.heard.found) == 2  # the step at work, which the driver drops
 
 
 def test_an_engine_that_fails_says_so_and_goes_on():
@@ -290,13 +247,6 @@ def test_blocks_of_sessions_share_a_forward_and_prompts_take_turns():
     assert verifier.busy_s - start == pytest.approx(judging + reading)
     assert [m.compute_s for m in sent] == [pytest.approx(judging)] * 3
     assert max(m.queue_s for m in sent) <= 0.020 + 128 * 0.0001 + 1e-9
-
-
-def test_costs_of_forwards():
-    cost = ForwardCost(1.0, free=3, token_s=0.1, session_s=0.5, read_s=0.01)
-    assert cost(3) == 1.0 and cost(5) == pytest.approx(1.2)
-    assert cost(8, 2) == pytest.approx(1.0 + 0.2 + 0.5)
-    assert cost.reading(100) == pytest.approx(2.0)
 
 
 # ---- the network
@@ -453,15 +403,6 @@ def test_a_trace_with_a_hole_stalls_the_stream_and_changes_no_token(tmp_path):
     assert 1.7 < held.last_s - free.last_s < 2.3
 
 
-@pytest.mark.skipif(not CHANNEL.is_dir(), reason="the recorded channel traces are absent")
-def test_real_traces_are_played():
-    for name in ("nyc_lte_subway_down", "wifi_office_beijing", "norway_3g_ferry"):
-        path = CHANNEL / f"{name}.csv"
-        outcome = simulate(trace_plan(path, path))
-        assert len(outcome.streams[0].ids) == 100
-        assert 20 < outcome.ms_per_token < 2000, name
-
-
 # ---- the command
 
 
@@ -477,21 +418,6 @@ def test_the_command_prints_tables(capsys):
         assert word in said.out
     code, said = run(capsys, "--profiles")
     assert code == 0 and "picospec-llama-humaneval" in said.out
-
-
-@pytest.mark.parametrize(
-    ("words", "study"),
-    [
-        (["evolve", "--work", "w", "--json"], "evolve"),
-        (["controllers", "--help"], "controllers"),
-    ],
-)
-def test_what_is_a_study_now_says_where_it_is(capsys, words, study):
-    assert main(["bench", *words]) == 2
-    assert f"python -m studies.{study}" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["bench", "--help"])
-    assert study not in capsys.readouterr().out
 
 
 def test_the_command_writes_json(capsys, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.auto import Auto
-from draftwire.runtime.pacing.baselines import FlexSpec, PipeSd, Qsv, Ucb
+from draftwire.runtime.pacing.baselines import PipeSd, Qsv, Ucb
 from draftwire.runtime.pacing.controller import (
     PUBLISHED,
     Controller,
@@ -264,13 +264,6 @@ def test_flexspec_keeps_its_budgets(priced, watts, joules, length):
     assert controller.limit() == 8, "no watts are known yet"
     controller.power({"draft": 12.0, "verify-wait": 3.0})
     assert controller.limit() == length
-
-
-def test_flexspec_only_knows_its_two_ends():
-    for rate, wait_s in ((0.2, 0.05), (0.9, 0.3), (0.6, 0.1)):
-        board = Board(FlexSpec(), rate=rate, wait_s=wait_s).rounds(80)
-        assert set(board.lengths) <= {1, 8}
-    assert set(Board(FlexSpec(), rate=0.9, wait_s=0.3).rounds(80).lengths[-20:]) == {8}
 
 
 def test_qsv_follows_certainty_and_ignores_the_round_trip():

@@ -22,18 +22,6 @@ def test_the_published_optima(acceptance):
     assert tuple(best_ratio(curve, f, 1.0)[0] for f in (4, 8, 16, 32)) == OPTIMA[acceptance]
 
 
-@pytest.mark.parametrize("acceptance", OPTIMA)
-def test_token_by_token_stops_at_the_same_place(acceptance):
-    """Going on while one more pays more than the best ratio is the same rule."""
-    for fixed, best in zip((4, 8, 16, 32), OPTIMA[acceptance]):
-        curve = [acceptance**k for k in range(1, 65)]
-        ratio = best_ratio(curve, fixed, 1.0)[1]
-        k = 0
-        while curve[k] > ratio * 1.0:
-            k += 1
-        assert k == best
-
-
 def test_nothing_pays_when_drafts_are_never_right():
     assert best_ratio([0.0] * 9, 8.0, 1.0)[0] == 0
     assert best_ratio([], 8.0, 1.0) == (0, 1 / 8)
@@ -41,7 +29,7 @@ def test_nothing_pays_when_drafts_are_never_right():
 
 def test_what_lies_behind_a_rejection_is_not_counted_and_the_past_fades():
     survival, rng = Survival(), random.Random(1)
-    for rate, most in ((0.85, 400), (0.45, 15)):
+    for rate, most in ((0.85, 400), (0.45, 40)):
         for _ in range(most):
             accepted = 0
             while accepted < 6 and rng.random() < rate:
@@ -66,13 +54,6 @@ def test_confidence_is_calibrated_as_verdicts_come():
     for _ in range(600):
         useless.learn(rng.random(), rng.random() < 0.6)
     assert abs(useless.acceptance(0.9) - useless.acceptance(0.1)) < 0.2
-
-
-def test_extreme_probabilities_stay_finite():
-    confidence = Confidence()
-    for said in (0.0, 1.0, 1e-300, 1 - 1e-17) * 50:
-        confidence.learn(said, True)
-        assert 0.0 < confidence.acceptance(said) < 1.0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from draftwire.runtime.pacing.controller import (
     make_controller,
 )
 from draftwire.runtime.pacing.decisions import Memory
-from draftwire.runtime.pacing.parallel import Depths, ParallelPacing, Prices
+from draftwire.runtime.pacing.parallel import ParallelPacing, Prices
 from draftwire.sampling import SamplingParams, make_decider, make_proposer
 from draftwire.sampling.qs import QsProposer, QsSettings
 
@@ -297,18 +296,6 @@ def test_a_manifest_says_where_to_begin():
     sharp = Board(SHARP, 0.05)
     sharp.run(ParallelPacing(make_controller("fixed:4"), Parallel((1,), 8, SHARP)), 4)
     assert set(sharp.ways) == {"parallel"}
-
-
-def test_depths_learn_what_was_judged_alone():
-    depths = Depths(Parallel((1,), 3, (0.9, 0.5, 0.5)))
-    before = depths.chances
-    depths.learn([0, 1, 2], 1)
-    assert depths.chances[0] > before[0] and depths.chances[1] < before[1]
-    assert depths.chances[2] == before[2], "behind a rejection nothing was judged"
-    assert depths.curve([0, 0, 1]) == pytest.approx(
-        list(itertools.accumulate([depths.chances[0]] * 2 + [depths.chances[1]],
-                                  lambda a, b: a * b))
-    )  # fmt: skip
 
 
 def test_prices_by_rows():

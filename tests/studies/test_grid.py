@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -84,11 +83,6 @@ def test_tokens_at_once_make_a_slow_board_quick():
     )
     assert slow == pytest.approx(24, rel=0.05)
     assert quick < 24 / 8 * 1.5
-
-
-def test_geometric_mean():
-    assert geometric_mean([1, 4]) == 2
-    assert math.isnan(geometric_mean([]))
 
 
 def test_the_command_shows_a_profile_beside_bound_and_publications(capsys, tmp_path):
