@@ -223,12 +223,8 @@ class Driver:
         self.link.start()
 
     def open(self, spec: StreamSpec, sink: Sink) -> int:
-        """Begin a stream; return its number.
-
-        Raises:
-            ConfigError: The session is closed.
-            DraftwireError: The link is not up, and the stream would not wait for it.
-        """
+        """Begin a stream; return its number. A DraftwireError where the link is not up and
+        the stream would not wait for it, or the session is closed."""
         if self._closed:
             raise ConfigError("this session is closed")
         link = self.link

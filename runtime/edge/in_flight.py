@@ -109,11 +109,8 @@ class InFlight:
         return self._old.get(epoch, ([], []))
 
     def reach(self, epoch: int, count: int) -> int:
-        """Return how many ids of a branch stand once ``count`` sent ones are accepted.
-
-        Raises:
-            ProtocolError: So many were not sent.
-        """
+        """Return how many ids of a branch stand once ``count`` sent ones are accepted; a
+        ProtocolError where so many were not sent."""
         forced = self._marked(epoch)[1]
         drawn = [at for at, is_forced in enumerate(forced) if not is_forced]
         if count > len(drawn):

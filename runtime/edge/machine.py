@@ -358,11 +358,8 @@ class EdgeSession:
         return self._go_on()
 
     def message(self, message: Message) -> list[Action]:
-        """Take in a message of this stream.
-
-        Raises:
-            ProtocolError: It contradicts what was said before.
-        """
+        """Take in a message of this stream; a ProtocolError where it contradicts what was
+        said."""
         if self.done:
             return []  # still on its way when the stream ended
         if isinstance(message, Opened):

@@ -25,13 +25,9 @@ class Verdict(NamedTuple):
 def read_verdict(
     commit: Commit, wire: InFlight, lines: Lines, proposer: Proposer, position: int
 ) -> Verdict:
-    """Return the text that ``commit`` adds; its first token stands at ``position`` of the
-    sequence, and ``proposer`` draws the correction where the scheme leaves that to the
-    device.
-
-    Raises:
-        ProtocolError: It contradicts what was sent.
-    """
+    """Return the text that ``commit`` adds from ``position`` of the sequence on;
+    ``proposer`` draws the correction where the scheme leaves that to the device. A
+    ProtocolError where it contradicts what was sent."""
     accepted = wire.reach(commit.epoch, commit.accepted)
     tokens = [
         Token(i, "forced" if forced else "accepted")
@@ -60,12 +56,8 @@ def read_verdict(
 def told(
     tokens: Sequence[Token], pairs: Sequence[tuple[int, float]], each: int
 ) -> Sequence[Token]:
-    """Return ``tokens`` with what the verifier says of each: ``each`` ids and
-    log-probabilities.
-
-    Raises:
-        ProtocolError: They are not those of these tokens.
-    """
+    """Return ``tokens`` with what the verifier says of each: ``each`` ids and log-
+    probabilities. A ProtocolError where these are not of those tokens."""
     if not each:
         return tokens
     rows = [tuple(pairs[i : i + each]) for i in range(0, len(pairs), each)]
