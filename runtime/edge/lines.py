@@ -17,7 +17,7 @@ from draftwire.sampling import Proposal
 
 Outcome = Tuple[int, int, float]  # accepted drafts, the id that would follow, its chance
 
-_SECOND = 0.6  # of second choices are right, where the first is not
+SECOND = 0.6  # of second choices are right, where the first is not
 
 
 def drawn(proposals: Sequence[Proposal]) -> int:
@@ -170,7 +170,7 @@ class Lines:
                 continue
             if proposal.confidence is None or proposal.runner_up is None:
                 return None
-            chance = reach * (1.0 - proposal.confidence) * _SECOND
+            chance = reach * (1.0 - proposal.confidence) * SECOND
             if chance > best:
                 ids = [p.token for p in self.main.proposals[:i]]
                 if self.find([*ids, proposal.runner_up]) is None:

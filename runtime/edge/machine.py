@@ -30,7 +30,7 @@ from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.actions import Action, Counts, Emit, Finished, Send, Token
 from draftwire.runtime.edge.drafter_view import DrafterView
 from draftwire.runtime.edge.in_flight import InFlight, common
-from draftwire.runtime.edge.lines import Guesses, Line, Lines, drawn
+from draftwire.runtime.edge.lines import SECOND, Guesses, Line, Lines, drawn
 from draftwire.runtime.edge.preemption import Preemption
 from draftwire.runtime.edge.rest import Rest
 from draftwire.runtime.edge.verdict import read_verdict, tally, told
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
-_LEAF = 0.6  # of second choices are right, where the first is not
 # A race prepares an outcome so much likelier than that its next draft is of use, so deep.
 _LIKELIER, _DEEP = 8.0, 8
 _LEAST = 0.02  # tokens that one should bring: about what its bits cost
@@ -515,11 +514,9 @@ class EdgeSession:
 
     def _commit(self, commit: Commit) -> list[Action]:
         before = len(self._committed)
-        verdict = read_verdict(
+        kept, correction = read_verdict(
             commit, self._wire, self._lines, self._proposer, len(self._prompt) + before
         )
-        kept = verdict.tokens
-        correction = verdict.correction
         self._correction = None if correction is None else _Correction(correction)
         if self._guide is not None:
             # An end may cut what is forced behind the last draft.
@@ -762,7 +759,7 @@ class EdgeSession:
             return ()
         counts = self.counts
         right = (counts.right + 4) / (counts.judged + 5)
-        chance, found, end = _LEAF * (1 - right) * right**ahead, [], 0
+        chance, found, end = SECOND * (1 - right) * right**ahead, [], 0
         for p in sent:
             if chance < _LEAST:
                 break
