@@ -130,10 +130,7 @@ class InFlight:
         right, forced ones included. Return an entry for every block that has tokens judged
         by this."""
         branch = self.branch(epoch)
-        same = branch[: len(kept)] == list(kept[: len(branch)])
-        rejected = len(branch) > accepted and not same
-        if self.whole and len(branch) > accepted and len(kept) > accepted:
-            rejected = True
+        rejected = len(branch) > accepted and self._contradicts(branch, kept, accepted)
         judged = self._judge(epoch, committed, accepted, rejected)
         if epoch == self.epoch:
             self._old = {}

@@ -143,19 +143,9 @@ class Lines:
 
     def find(self, ids: Sequence[int]) -> Line | None:
         """Return the line that begins with ``ids``, the longest if there are several."""
-        fitting = [
-            line
-            for line in (self.main, *self.others)
-            if len(line) >= len(ids) and common(line.ids, ids) == len(ids)
-        ]
+        lines = (self.main, *self.others)
+        fitting = [line for line in lines if line.ids[: len(ids)] == list(ids)]
         return max(fitting, key=len, default=None)
-
-    def outcome(self, accepted: int, proposal: Proposal, odds: float = 1.0) -> Line:
-        """Return a line for "so many drafts accepted, then ``proposal``"."""
-        head = self.main.proposals[:accepted]
-        line = Line(head, accepted, outcome=True, odds=odds)
-        line.add(proposal)
-        return line
 
     def likely(self, in_flight: int, above: float = 0.0) -> Outcome | None:
         """Return the likeliest outcome that no line stands for yet, or None.

@@ -220,12 +220,10 @@ class EdgeSession:
     @property
     def waiting(self) -> bool:
         """True while the verifier owes an answer."""
-        state = self.state
-        if state is OPENING:
-            return self._in_flight > 0 or self._streams or not self._drafter.wanted
-        return state is RESUMING or (
-            state in _GOING and (state is WAITING or not self._drafter.wanted)
-        )
+        if self.state in (RESUMING, WAITING):
+            return True
+        owed = self.state is OPENING and (self._in_flight > 0 or self._streams)
+        return owed or (self.state in (OPENING, DRAFTING) and not self._drafter.wanted)
 
     @property
     def drafting(self) -> bool:
@@ -286,9 +284,7 @@ class EdgeSession:
             return []
         self._enter("link lost", LOST)
         self._forget_wire(self._wire.epoch)
-        fresh: list[Action] = []
-        if self._guess_offline:
-            fresh = self._guess()
+        fresh = self._guess() if self._guess_offline else []
         return [*fresh, *self._steer()]
 
     def _guess(self) -> list[Action]:
