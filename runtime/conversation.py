@@ -55,11 +55,8 @@ class Conversation:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """Return the prompt of an answer to ``messages``; ``tools`` are their JSON schemas.
-
-        Raises:
-            ConfigError: They are no messages, or the template refuses them.
-        """
+        """Return the prompt of an answer to ``messages``; ``tools`` are JSON schemas. A
+        ConfigError where they are no messages, or the template refuses them."""
         given = check_messages(messages)
         tools, options = plain_data(tools, "tools"), plain_data(options, "template_options")
         text, spans = self._rendered(given, tools, options)
@@ -76,10 +73,8 @@ class Conversation:
     def _rendered(
         self, messages: list[dict[str, Any]], tools: Any, options: Any
     ) -> tuple[str, list[tuple[int, int]] | None]:
-        """Return the prompt and which special tokens in it are the template's own.
-
-        None stands for all: no message can have brought one.
-        """
+        """Return the prompt and which special tokens in it are the template's own; None
+        stands for all: no message can have brought one."""
 
         def render(change: Callable[[str], str]) -> str:
             return self.template.render(

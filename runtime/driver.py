@@ -128,18 +128,13 @@ class StreamRun:
     decisions: Decisions  # what its controller sees
     sink: Sink  # where its text goes
     began_s: float  # when it began, seconds of the clock
-    # traffic of the link before it, and that of frames of streams
-    before: tuple[Traffic, Traffic]
-    # its number on the present connection, or None while it has none
-    wire: int | None = None
-    # traffic of its own frames on connections that it has left
-    own: Traffic = field(default_factory=Traffic)
+    before: tuple[Traffic, Traffic]  # of the link before it, and of frames of streams
+    wire: int | None = None  # its number on the present connection, if it has one
+    own: Traffic = field(default_factory=Traffic)  # of its frames on connections it left
     ended_s: float = 0.0  # when it ended
-    # what crossed the network for it; set at the end
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: Traffic = field(default_factory=Traffic)  # that crossed for it; at the end
     reconnects: int = 0  # of its link, while it ran; set at the end
-    # what a capture of packets counted before it, up and down
-    captured: tuple[int, int] = (0, 0)
+    captured: tuple[int, int] = (0, 0)  # what a capture counted before it, up and down
     welcome: Welcome | None = None  # of the verifier that carried it last, or None
     draft_s: float = 0.0  # seconds of drafting
     prefill_s: float = 0.0  # seconds in which the draft read text
@@ -223,12 +218,8 @@ class Driver:
         self.link.start()
 
     def open(self, spec: StreamSpec, sink: Sink) -> int:
-        """Begin a stream; return its number.
-
-        Raises:
-            ConfigError: The session is closed.
-            DraftwireError: The link is not up, and the stream would not wait for it.
-        """
+        """Begin a stream; return its number. A DraftwireError where the link is not up and
+        the stream would not wait for it, or the session is closed."""
         if self._closed:
             raise ConfigError("this session is closed")
         link = self.link

@@ -84,11 +84,8 @@ _DEFAULTS["explain"] = None
 
 
 def with_defaults(options: Mapping[str, Any], function: str) -> dict[str, Any]:
-    """Return the options that ``function`` got, those that are not given by default.
-
-    Raises:
-        TypeError: There is no such option, as of any function's arguments.
-    """
+    """Return the options that ``function`` got, and those not given by default; a TypeError
+    where there is no such option, as of any function's arguments."""
     for name in options:
         if name not in _DEFAULTS:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
@@ -110,11 +107,8 @@ def generate_signature() -> inspect.Signature:
 def params_of(
     options: Sampling, welcome: Welcome, mode: Mode, encode: Callable[[str], Sequence[int]]
 ) -> SamplingParams:
-    """Return the sampling of a stream; ``encode`` returns the ids of a text.
-
-    Raises:
-        ConfigError: The verifier does not know the scheme, or it cannot be used so.
-    """
+    """Return the sampling of a stream; ``encode`` returns the ids of a text. A ConfigError
+    where the verifier does not know the scheme, or it cannot be used so."""
     seed = secrets.randbits(32) if options.seed is None else options.seed
     forms = [form for word in options.bad_words for form in (word, " " + word.lstrip(" "))]
     read = guarded(lambda: [tuple(encode(form)) for form in forms], "the tokenizer")
@@ -169,11 +163,8 @@ def _params(
 
 
 def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
-    """See that options go together, as far as that can be known without a verifier.
-
-    Raises:
-        ConfigError: They do not.
-    """
+    """See that options go together, as far as that can be known without a verifier; a
+    ConfigError where they do not."""
     make_proposer(_params(sampling, sampling.seed or 0), 2)
     mode_of(pacing)
     words = str(controller_for(pacing))
@@ -217,11 +208,8 @@ def insight(controller: Controller, mode: Mode) -> bool:
 def encode_prompt(
     prompt: object, tokenizer: Tokenizer, bos_id: int | None, welcome: Welcome
 ) -> list[int]:
-    """Return the ids of a prompt; ``bos_id``, unless None, goes in front of a text alone.
-
-    Raises:
-        ConfigError: It is empty, too long for the target, no text, or holds an unknown id.
-        DraftwireError: The tokenizer fails.
+    """Return the ids of a prompt; ``bos_id``, unless None, goes in front of a text alone. A
+    ConfigError where it is empty, too long for the target, no text, or holds an unknown id.
     """
     ids = check_prompt(prompt)
     if isinstance(ids, str):
@@ -291,12 +279,8 @@ class Structures:
         params: SamplingParams,
         stop_ids: Sequence[int],
     ) -> Rules | None:
-        """Return what a stream keeps to, or None.
-
-        Raises:
-            ConfigError: It cannot be used; nothing has been sent then.
-            IncompatibleError: The verifier does not know grammars.
-        """
+        """Return what a stream keeps to, or None; a ConfigError where it cannot be used, or
+        an IncompatibleError where the verifier does not know grammars."""
         grammar = grammar_of(options)
         if grammar is None:
             return None

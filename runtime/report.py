@@ -69,12 +69,8 @@ def plain(value: Any) -> Any:
 
 
 def check_report(document: object, where: str) -> dict[str, Any]:
-    """Return ``document``, parsed JSON, as a run report; ``where`` it stands goes into
-    errors.
-
-    Raises:
-        ConfigError: It is no report of this schema, or a key is missing or wrong.
-    """
+    """Return ``document``, parsed JSON, as a run report; a ConfigError that says ``where``
+    it stands, where a key is missing or wrong, or it is none of this schema."""
     if not isinstance(document, dict):
         raise ConfigError(f"{where} is not a JSON object", hint=_MADE_BY)
     schema = document.get("schema")
@@ -273,10 +269,7 @@ def load_reports(
     paths: Iterable[str | os.PathLike[str]],
 ) -> list[tuple[str, dict[str, Any]]]:
     """Read run reports, each with its label: file name, and ``#2`` and so on inside a list.
-
-    Raises:
-        ConfigError: A file cannot be read or is no run report.
-    """
+    A ConfigError where a file cannot be read or is no run report."""
     found = []
     for name in paths:
         path = Path(name)

@@ -494,10 +494,8 @@ class SessionBase(Generic[_S]):
             self._memory.give_back(run.spec.controller)
 
     def _settle_reports(self) -> None:
-        """Write the reports of streams that ended unread: they hold on to the meter.
-
-        And keep what the verifier said, which may have come after this session began.
-        """
+        """Write the reports of streams that ended unread: they hold on to the meter; and
+        keep what the verifier said, which may have come after this session began."""
         welcome = self._driver.link.welcome
         if welcome is not None and welcome is not self._remembered:
             self._remembered = welcome
@@ -611,12 +609,8 @@ class AsyncSession(SessionBase[AsyncStream]):
 def parts_of(
     draft: str | Path | DraftPackage, energy: str | EnergyChoice, given: Mapping[str, Any]
 ) -> Parts:
-    """Return the arguments of ``connect``, checked, as a session takes them.
-
-    Raises:
-        ConfigError: A value is out of range.
-        PackageError: The draft is damaged or unknown.
-    """
+    """Return the arguments of ``connect``, checked, as a session takes them; a ConfigError
+    where a value is out of range, a PackageError where the draft is damaged or unknown."""
     own = None if isinstance(energy, str) else energy
     values = {**given, "energy": energy if own is None else "off"}
     limits = Limits(offline=given["offline"])

@@ -166,10 +166,8 @@ class _WindowDecoder:
         return fresh
 
     def _may_go_on(self, held: int) -> bool:
-        """Return whether a text that ends in a replacement character may mend.
-
-        It may also be a replacement character that the text really holds; bytes tell.
-        """
+        """Return whether a text that ends in a replacement character may mend, or really
+        holds one; bytes tell."""
         tail = self._tail(self._window[len(self._window) - held :])
         if tail:
             decoder = codecs.getincrementaldecoder("utf-8")()
@@ -290,11 +288,9 @@ class Screen:
         return verified.stopped is not None
 
     def push(self, event: Emit) -> tuple[str, tuple[Token, ...]]:
-        """Show further tokens; return the text and the tokens that are new.
-
-        Once a stop string is met in final text, :attr:`tokens` ends with the last token
-        that has a part in the text before it.
-        """
+        """Show further tokens; return the text and the tokens that are new. Once a stop
+        string is met in final text, ``tokens`` ends with the last that has a part in the
+        text before it."""
         if event.shown:  # shown as guesses, final now
             shown = slice(self._verified, self._verified + event.shown)
             self.tokens[shown] = event.tokens[: event.shown]

@@ -24,8 +24,7 @@ class Form(NamedTuple):
     """How a family of models writes calls: mark, begin, call, between, call, ..., end."""
 
     signs: tuple[str, ...]  # what all stands in its chat templates
-    # begins all calls; where the tokenizer has it as a special token, that one
-    mark: str = ""
+    mark: str = ""  # begins all calls; a special token where the tokenizer has it
     begin: str = ""  # follows it
     head: str = '{"name":"'  # of one call, in front of the name
     middle: str = '","arguments":'  # between name and arguments

@@ -48,8 +48,7 @@ class Draft:
     valid: int  # how much of the drafter's present sequence stays
     tokens: tuple[int, ...]  # what follows
     count: int  # how many tokens to propose; 0 only corrects the sequence
-    # to draft them; see :mod:`draftwire.runtime.pacing.parallel`
-    way: str = "autoregressive"
+    way: str = "autoregressive"  # to draft them: :mod:`draftwire.runtime.pacing.parallel`
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,14 @@ class Counts:
     """Running totals; every ratio is derived from these."""
 
     rounds: int = 0  # verdicts received
-    # of the target after the prompt was read, as the verifier counts them
-    forwards: int = 0
+    forwards: int = 0  # of the target, behind the prompt, as the verifier counts them
     drafted: int = 0  # drafted tokens that were sent
     accepted: int = 0  # those that became text
     tokens: int = 0  # tokens of the text after the prompt
     proposed: int = 0  # tokens that the draft model proposed
     preempted: int = 0  # those that it proposed while a verdict was out
     preempted_used: int = 0  # those among them that outlived that verdict
-    # drafted tokens that the verifier committed by itself before it had judged them
-    overtaken: int = 0
+    overtaken: int = 0  # drafts that the verifier committed before it had judged them
     provisional: int = 0  # hints of early exits
     provisional_right: int = 0  # those that the verdict confirmed
     outcomes: int = 0  # lines that were drafted for other outcomes than the expected one
@@ -104,8 +101,7 @@ class Counts:
     judged_by_position: list[int] = field(default_factory=list)
     queue_s: float = 0.0  # seconds of queueing, told by the verifier
     compute_s: float = 0.0  # seconds of forwards, told by the verifier
-    # positions that the target's numerics cannot tell, told by the verifier
-    near_ties: int = 0
+    near_ties: int = 0  # positions that the target's numerics cannot tell, as it says
     unsent: int = 0  # ids of the prompt that were named instead of sent
     reused: int = 0  # ids of the prompt that the target had read already
     forced: int = 0  # tokens of the text that a grammar left no choice about

@@ -101,20 +101,18 @@ class InFlight:
 
     def branch(self, epoch: int) -> list[int]:
         """Return the ids that ``epoch`` stands for; none when it is not known."""
-        return self._marked(epoch)[0]
+        return self.marked(epoch)[0]
 
-    def _marked(self, epoch: int) -> tuple[list[int], list[bool]]:
+    def marked(self, epoch: int) -> tuple[list[int], list[bool]]:
+        """Return a branch's ids, and which of them are forced."""
         if epoch == self.epoch:
             return self.tokens, self._forced
         return self._old.get(epoch, ([], []))
 
     def reach(self, epoch: int, count: int) -> int:
-        """Return how many ids of a branch stand once ``count`` sent ones are accepted.
-
-        Raises:
-            ProtocolError: So many were not sent.
-        """
-        forced = self._marked(epoch)[1]
+        """Return how many ids of a branch stand once ``count`` sent ones are accepted; a
+        ProtocolError where so many were not sent."""
+        forced = self.marked(epoch)[1]
         drawn = [at for at, is_forced in enumerate(forced) if not is_forced]
         if count > len(drawn):
             raise ProtocolError(
@@ -124,11 +122,6 @@ class InFlight:
         ends = [*drawn[1:], len(forced)]  # each with what is forced behind it
         return ends[count - 1] if count else 0
 
-    def accepted(self, epoch: int, count: int) -> list[tuple[int, bool]]:
-        """Return the ids that stand when ``count`` are accepted, and which are forced."""
-        ids, forced = self._marked(epoch)
-        return list(zip(ids, forced))[: self.reach(epoch, count)]
-
     def advance(
         self, epoch: int, kept: Sequence[int], accepted: int, committed: int
     ) -> list[Judged]:
@@ -137,10 +130,7 @@ class InFlight:
         right, forced ones included. Return an entry for every block that has tokens judged
         by this."""
         branch = self.branch(epoch)
-        same = branch[: len(kept)] == list(kept[: len(branch)])
-        rejected = len(branch) > accepted and not same
-        if self.whole and len(branch) > accepted and len(kept) > accepted:
-            rejected = True
+        rejected = len(branch) > accepted and self._contradicts(branch, kept, accepted)
         judged = self._judge(epoch, committed, accepted, rejected)
         if epoch == self.epoch:
             self._old = {}

@@ -17,7 +17,7 @@ from draftwire.sampling import Proposal
 
 Outcome = Tuple[int, int, float]  # accepted drafts, the id that would follow, its chance
 
-_SECOND = 0.6  # of second choices are right, where the first is not
+SECOND = 0.6  # of second choices are right, where the first is not
 
 
 def drawn(proposals: Sequence[Proposal]) -> int:
@@ -143,19 +143,9 @@ class Lines:
 
     def find(self, ids: Sequence[int]) -> Line | None:
         """Return the line that begins with ``ids``, the longest if there are several."""
-        fitting = [
-            line
-            for line in (self.main, *self.others)
-            if len(line) >= len(ids) and common(line.ids, ids) == len(ids)
-        ]
+        lines = (self.main, *self.others)
+        fitting = [line for line in lines if line.ids[: len(ids)] == list(ids)]
         return max(fitting, key=len, default=None)
-
-    def outcome(self, accepted: int, proposal: Proposal, odds: float = 1.0) -> Line:
-        """Return a line for "so many drafts accepted, then ``proposal``"."""
-        head = self.main.proposals[:accepted]
-        line = Line(head, accepted, outcome=True, odds=odds)
-        line.add(proposal)
-        return line
 
     def likely(self, in_flight: int, above: float = 0.0) -> Outcome | None:
         """Return the likeliest outcome that no line stands for yet, or None.
@@ -170,7 +160,7 @@ class Lines:
                 continue
             if proposal.confidence is None or proposal.runner_up is None:
                 return None
-            chance = reach * (1.0 - proposal.confidence) * _SECOND
+            chance = reach * (1.0 - proposal.confidence) * SECOND
             if chance > best:
                 ids = [p.token for p in self.main.proposals[:i]]
                 if self.find([*ids, proposal.runner_up]) is None:

@@ -30,7 +30,7 @@ from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.actions import Action, Counts, Emit, Finished, Send, Token
 from draftwire.runtime.edge.drafter_view import DrafterView
 from draftwire.runtime.edge.in_flight import InFlight, common
-from draftwire.runtime.edge.lines import Guesses, Line, Lines, drawn
+from draftwire.runtime.edge.lines import SECOND, Guesses, Line, Lines, drawn
 from draftwire.runtime.edge.preemption import Preemption
 from draftwire.runtime.edge.rest import Rest
 from draftwire.runtime.edge.verdict import read_verdict, tally, told
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
-_LEAF = 0.6  # of second choices are right, where the first is not
 # A race prepares an outcome so much likelier than that its next draft is of use, so deep.
 _LIKELIER, _DEEP = 8.0, 8
 _LEAST = 0.02  # tokens that one should bring: about what its bits cost
@@ -221,12 +220,10 @@ class EdgeSession:
     @property
     def waiting(self) -> bool:
         """True while the verifier owes an answer."""
-        state = self.state
-        if state is OPENING:
-            return self._in_flight > 0 or self._streams or not self._drafter.wanted
-        return state is RESUMING or (
-            state in _GOING and (state is WAITING or not self._drafter.wanted)
-        )
+        if self.state in (RESUMING, WAITING):
+            return True
+        owed = self.state is OPENING and (self._in_flight > 0 or self._streams)
+        return owed or (self.state in (OPENING, DRAFTING) and not self._drafter.wanted)
 
     @property
     def drafting(self) -> bool:
@@ -287,9 +284,7 @@ class EdgeSession:
             return []
         self._enter("link lost", LOST)
         self._forget_wire(self._wire.epoch)
-        fresh: list[Action] = []
-        if self._guess_offline:
-            fresh = self._guess()
+        fresh = self._guess() if self._guess_offline else []
         return [*fresh, *self._steer()]
 
     def _guess(self) -> list[Action]:
@@ -358,11 +353,8 @@ class EdgeSession:
         return self._go_on()
 
     def message(self, message: Message) -> list[Action]:
-        """Take in a message of this stream.
-
-        Raises:
-            ProtocolError: It contradicts what was said before.
-        """
+        """Take in a message of this stream; a ProtocolError where it contradicts what was
+        said."""
         if self.done:
             return []  # still on its way when the stream ended
         if isinstance(message, Opened):
@@ -518,11 +510,9 @@ class EdgeSession:
 
     def _commit(self, commit: Commit) -> list[Action]:
         before = len(self._committed)
-        verdict = read_verdict(
+        kept, correction = read_verdict(
             commit, self._wire, self._lines, self._proposer, len(self._prompt) + before
         )
-        kept = verdict.tokens
-        correction = verdict.correction
         self._correction = None if correction is None else _Correction(correction)
         if self._guide is not None:
             # An end may cut what is forced behind the last draft.
@@ -765,7 +755,7 @@ class EdgeSession:
             return ()
         counts = self.counts
         right = (counts.right + 4) / (counts.judged + 5)
-        chance, found, end = _LEAF * (1 - right) * right**ahead, [], 0
+        chance, found, end = SECOND * (1 - right) * right**ahead, [], 0
         for p in sent:
             if chance < _LEAST:
                 break

@@ -153,7 +153,8 @@ class Preemption:
             return None
         accepted, token, odds = found
         spoken = self._complete(lines.main.ids[:accepted], token)
-        line = lines.outcome(accepted, spoken, odds)
+        line = Line(lines.main.proposals[:accepted], accepted, outcome=True, odds=odds)
+        line.add(spoken)
         if not room(line):
             return None
         lines.keep(line)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 from draftwire.errors import ProtocolError
-from draftwire.runtime.edge.actions import Counts, Token
+from draftwire.runtime.edge.actions import Counts, Token, TokenKind
 from draftwire.runtime.edge.in_flight import InFlight
 from draftwire.runtime.edge.lines import Lines
 from draftwire.runtime.pacing.controller import Controller
@@ -13,33 +13,18 @@ from draftwire.sampling import Proposal, Proposer
 from draftwire.transport.messages import Commit, Finish
 
 
-class Verdict(NamedTuple):
-    """What a commit says."""
-
-    tokens: Sequence[Token]  # new tokens of the text
-    # the last of them, when it was drawn here and the verifier has yet to be told; else
-    # None
-    correction: int | None
-
-
 def read_verdict(
     commit: Commit, wire: InFlight, lines: Lines, proposer: Proposer, position: int
-) -> Verdict:
-    """Return the text that ``commit`` adds; its first token stands at ``position`` of the
-    sequence, and ``proposer`` draws the correction where the scheme leaves that to the
-    device.
-
-    Raises:
-        ProtocolError: It contradicts what was sent.
-    """
+) -> tuple[list[Token], int | None]:
+    """Return the text that ``commit`` adds from ``position`` of the sequence on, and the
+    last of it where it was drawn here: ``proposer`` draws the correction where the scheme
+    leaves that to the device. A ProtocolError where it contradicts what was sent."""
     accepted = wire.reach(commit.epoch, commit.accepted)
-    tokens = [
-        Token(i, "forced" if forced else "accepted")
-        for i, forced in wire.accepted(commit.epoch, commit.accepted)
-    ]
-    beyond = wire.branch(commit.epoch)[accepted:]
-    whole = not beyond
-    correction = None
+    ids, forced = wire.marked(commit.epoch)
+    kinds: list[TokenKind] = ["forced" if one else "accepted" for one in forced[:accepted]]
+    tokens = [Token(i, kind) for i, kind in zip(ids, kinds)]
+    beyond = ids[accepted:]
+    whole, correction = not beyond, None
     if commit.token is not None:
         # With more blocks in flight the verifier may add what the next one drafted.
         agrees = whole or beyond[0] == commit.token
@@ -54,18 +39,14 @@ def read_verdict(
         raise ProtocolError("the verifier left out a token and sent others behind it")
     if not tokens and commit.finish is Finish.NOT_YET:
         raise ProtocolError("the verifier answered a block without a token")
-    return Verdict(tokens, correction)
+    return tokens, correction
 
 
 def told(
     tokens: Sequence[Token], pairs: Sequence[tuple[int, float]], each: int
 ) -> Sequence[Token]:
-    """Return ``tokens`` with what the verifier says of each: ``each`` ids and
-    log-probabilities.
-
-    Raises:
-        ProtocolError: They are not those of these tokens.
-    """
+    """Return ``tokens`` with what the verifier says of each: ``each`` ids and log-
+    probabilities. A ProtocolError where these are not of those tokens."""
     if not each:
         return tokens
     rows = [tuple(pairs[i : i + each]) for i in range(0, len(pairs), each)]

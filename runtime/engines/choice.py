@@ -38,10 +38,8 @@ class Hint:
 
 
 def board_hint(package: DraftPackage) -> tuple[Hint | None, str]:
-    """Return the package's hint for this board, and why it cannot be followed, or "".
-
-    A hint is advice: what is wrong with it is a warning and no error.
-    """
+    """Return the package's hint for this board, and why it cannot be followed, or "": a
+    hint is advice, and what is wrong with it a warning."""
     hints = package.raw.get("hints")
     boards = hints.get("boards") if isinstance(hints, dict) else None
     if not isinstance(boards, dict) or not boards:

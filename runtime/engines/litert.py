@@ -51,13 +51,8 @@ def import_litert() -> tuple[Any, str]:
 
 
 def open_engine(path: Path, spec: ModelSpec, *, threads: int = 1) -> Engine:
-    """Open a ``.tflite`` draft.
-
-    Raises:
-        ConfigError: LiteRT is not installed.
-        ModelError: This LiteRT cannot run the file, or it is not the model that the package
-            describes.
-    """
+    """Open a ``.tflite`` draft. A ConfigError where LiteRT is not installed; a ModelError
+    where it cannot run the file, or that is not the model that the package describes."""
     interpreter_class, name = import_litert()
     if spec.graph != "static":
         raise ModelError(

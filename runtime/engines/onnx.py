@@ -424,22 +424,15 @@ def choose_provider(
 
 
 def cache_folder(environ: Mapping[str, str], draft: str, version: str) -> Path:
-    """Return where engines that TensorRT builds for this board are kept.
-
-    Beside the package is no place for them: it is frozen, and may be read-only.
-    """
+    """Return where engines that TensorRT builds for this board are kept: beside the package
+    is no place, which is frozen and may be read-only."""
     return io.cache_folder(environ) / f"tensorrt-{version}" / draft[:16]
 
 
 def provider_options(provider: str, spec: ModelSpec, cache: Path) -> dict[str, str]:
-    """Return a provider's options.
-
-    TensorRT gets a folder for its engines, and the range of every shape: without that
-    it would build another engine whenever the context grows.
-
-    Raises:
-        ConfigError: The folder cannot be made.
-    """
+    """Return a provider's options. TensorRT gets a folder for its engines (a ConfigError
+    where it cannot be made), and the range of every shape: without that it would build
+    another engine whenever the context grows."""
     if provider != TENSORRT:
         return {}
     try:

@@ -70,11 +70,7 @@ def describe(package: DraftPackage) -> dict[str, Any]:
 def probe_draft(
     package: DraftPackage, engine: str | None, *, threads: int
 ) -> dict[str, Any]:
-    """Open the draft as a session would, run a few tokens, and measure.
-
-    Raises:
-        DraftwireError: It does not run.
-    """
+    """Open the draft as a session would, run a few tokens, and measure."""
     from draftwire.packages import load_tokenizer
     from draftwire.runtime.engines.draft_model import DraftModel
 

@@ -90,11 +90,8 @@ class Gate:
     hosts: tuple[str, ...] | None = None
 
     def check(self, request: Request) -> dict[str, str]:
-        """Let a request in; return the fields that its answer must have.
-
-        Raises:
-            HttpError: It stays outside.
-        """
+        """Let a request in; return the fields that its answer must have. An HttpError where
+        it stays outside."""
         origin, headers = request.fields.get("origin"), {}
         if origin is not None:
             if origin not in self.origins and "*" not in self.origins:

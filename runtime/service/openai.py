@@ -181,11 +181,8 @@ class _Fields(Dict[str, Any]):
 
 
 def read_ask(kind: str, body: bytes) -> Ask:
-    """Read a request; ``kind`` is ``"chat"``, ``"text"`` or ``"response"``.
-
-    Raises:
-        HttpError: It is none, or has a field that cannot be honoured; it says which.
-    """
+    """Read a request; ``kind`` is ``"chat"``, ``"text"`` or ``"response"``. An HttpError
+    where it is none, or says which field cannot be honoured."""
     try:
         raw = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError) as exc:

@@ -93,12 +93,8 @@ class Service:
         self._began_s = time.monotonic()
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT.
-
-        Raises:
-            ConfigError: An address cannot be had, or a setting is wrong.
-            ModelError: The draft does not load.
-        """
+        """Serve until SIGTERM or SIGINT. A ConfigError where an address cannot be had or a
+        setting is wrong; a ModelError where the draft does not load."""
         told = self._options
         with contextlib.ExitStack() as stack:
             port = stack.enter_context(_port(told)) if told.http else None

@@ -74,8 +74,7 @@ class Turn:
 
 class Streams:
     """Gives turns; silence of ``slack_s`` beyond a request's own patience counts as
-    hanging.
-    """
+    hanging."""
 
     def __init__(
         self,
@@ -129,11 +128,8 @@ class Streams:
     @asynccontextmanager
     async def turn(self, begin: Begin, given: Mapping[str, Any]) -> AsyncIterator[Turn]:
         """Wait for a turn and ``begin`` a stream, of a session and its options, of which
-        ``given`` win over the service's own; leaving the context ends it.
-
-        Raises:
-            BusyError: Too many wait already, or its deadline passed while it waited.
-            DraftwireError: There is no verifier, or the stream cannot begin.
+        ``given`` win over the service's own; leaving the context ends it. A BusyError where
+        too many wait, or its deadline passed; another DraftwireError where it cannot begin.
         """
         options = {**self._defaults, **given}
         patience = float(options.get("patience_s", OPTIONS["patience_s"].default))
@@ -229,11 +225,7 @@ class Supervisor:
         self._said = ""
 
     async def run(self) -> None:
-        """Keep a session until this is cancelled.
-
-        Raises:
-            DraftwireError: Only a change on this board helps.
-        """
+        """Keep a session until this is cancelled, or only a change on this board helps."""
         pause = _FIRST_PAUSE_S
         while True:
             self._tries += 1

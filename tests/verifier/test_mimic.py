@@ -239,7 +239,7 @@ FAULTS = {
         {WRONG_HASH, WRONG_TEXT},
     ),
     "clips what was accepted": (
-        (InFlight, "reach", lambda self, e, n: min(n, len(self._marked(e)[1]))),
+        (InFlight, "reach", lambda self, e, n: min(n, len(self.marked(e)[1]))),
         {"more accepted than was sent"},
     ),
     "goes on from anywhere": (
