@@ -114,21 +114,17 @@ async def _down(device: WebSocket, verifier: ClientConnection) -> None:
 class Verifier:
     """One replica.
 
-    Args:
-        targets: Packages or checkpoint folders.
-        token_file: Who may connect; "" for everyone who reaches Ray's proxy.
-        loader: Fields of :class:`~draftwire.verifier.backends.loading.Loader`.
-        limits: Fields of :class:`~draftwire.verifier.serving.limits.Limits`.
-
     Raises:
         ConfigError: A target or an option is of no use.
     """
 
     def __init__(
         self,
-        targets: list[str],
-        token_file: str,
+        targets: list[str],  # packages or checkpoint folders
+        token_file: str,  # who may connect; "" for everyone who reaches Ray's proxy
+        # fields of :class:`~draftwire.verifier.backends.loading.Loader`
         loader: dict[str, Any],
+        # fields of :class:`~draftwire.verifier.serving.limits.Limits`
         limits: dict[str, Any],
     ) -> None:
         self._loop = asyncio.SelectorEventLoop()  # Ray has uvloop, whose sockets differ

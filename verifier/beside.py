@@ -223,24 +223,16 @@ class Beside(Lookup):
 
     def plan(
         self,
-        waiting: Sequence[int],
-        room: int,
-        own: Own,
-        forward_s: float,
-        row: float,
+        waiting: Sequence[int],  # they stand behind the text
+        room: int,  # drafts that a forward may have
+        own: Own,  # draws
+        forward_s: float,  # of the target, in seconds; 0 before the first
+        row: float,  # what a row more costs, as a share of that
+        # that a draft delays the streams of a forward by, all together; 0, as if it cost
+        # nothing, before one was timed
         step_s: float,
     ) -> Drafting | None:
-        """Return what is to be drafted behind the drafts that wait, if anything.
-
-        Args:
-            waiting: They stand behind the text.
-            room: Drafts that a forward may have.
-            own: Draws.
-            forward_s: Of the target, in seconds; 0 before the first.
-            row: What a row more costs, as a share of that.
-            step_s: That a draft delays the streams of a forward by, all together; 0, as
-                if it cost nothing, before one was timed.
-        """
+        """Return what is to be drafted behind the drafts that wait, if anything."""
         self._made, self._chances, self._over = [], [], False
         self._cycle_s = forward_s, step_s
         drafts, n, chance = self.drafts, len(waiting), self._shares.mean
@@ -316,7 +308,8 @@ class Beside(Lookup):
 
     def reach(self, waiting: Sequence[int]) -> int:
         """Return how many of the drafts that wait go into the forward: all but those
-        that contradict longer ones made here."""
+        that contradict longer ones made here.
+        """
         made = self._made if self._length_then == len(self._text) else []
         same = 0
         while same < min(len(made), len(waiting)) and made[same] == waiting[same]:

@@ -34,20 +34,15 @@ class Branch:
     Args:
         max_block: Most drafted tokens of one block.
         max_waiting: Most that may wait, those under judgement among them.
-
-    Attributes:
-        epoch: Number of the branch, modulo 256.
-        asks: The device waits for the text to become at least so long.
-        discarded: Drafted tokens that died unjudged, so far.
-        overtaken: Of drafted tokens that came when the text had them already: how many
-            repeated it, and how often one did not.
     """
 
     def __init__(self, max_block: int, max_waiting: int) -> None:
         self._max_block, self._max_waiting = max_block, max_waiting
-        self.epoch = 0
-        self.asks = 0
-        self.discarded = 0
+        self.epoch = 0  # number of the branch, modulo 256
+        self.asks = 0  # the device waits for the text to become at least so long
+        self.discarded = 0  # drafted tokens that died unjudged, so far
+        # of drafted tokens that came when the text had them already: how many repeated it,
+        # and how often one did not
         self.overtaken = (0, 0)
         self._base = 0  # position of the first token
         self._tokens: list[int] = []

@@ -54,25 +54,15 @@ class Peer(Protocol):
 
 
 class Dialogue:
-    """One connection's state; it holds the streams that run on it.
-
-    Args:
-        kept: All streams of the verifier.
-        greet: Chooses target and terms for a hello, or raises what to answer.
-        peer: The way to the device.
-        name: Of the device, for logs.
-
-    Attributes:
-        terms: What was agreed on, or None before the greeting.
-        over: True once nothing more is taken in.
-    """
+    """One connection's state; it holds the streams that run on it."""
 
     def __init__(
         self,
-        kept: KeptStreams,
+        kept: KeptStreams,  # all streams of the verifier
+        # chooses target and terms for a hello, or raises what to answer
         greet: Callable[[Hello], Terms],
-        peer: Peer,
-        name: object = "",
+        peer: Peer,  # the way to the device
+        name: object = "",  # of the device, for logs
     ) -> None:
         self._kept = kept
         self._greet = greet
@@ -83,8 +73,8 @@ class Dialogue:
         # Opens whose grammar is being compiled, each with what came for it since.
         self._waiting: dict[int, list[Message]] = {}
         self._draining = False
-        self.terms: Terms | None = None
-        self.over = False
+        self.terms: Terms | None = None  # what was agreed on, or None before the greeting
+        self.over = False  # true once nothing more is taken in
 
     @property
     def running(self) -> int:

@@ -166,21 +166,16 @@ class ThreadExecutor(Executor):
 class VirtualExecutor(Executor):
     """Forwards that take the time they are said to take, on a clock nobody waits for.
 
-    Args:
-        backend: The target; its forward runs in place, when it begins.
-        clock: The clock.
-        cost: Seconds of a forward, given its parts and whether they are prompts.
-        fractions: When each exit speaks, as a share of its forward.
-
     ``busy_s`` are the seconds of all forwards, ``draft_s`` of a draft beside the target.
     """
 
     def __init__(
         self,
-        backend: TargetBackend,
+        backend: TargetBackend,  # the target; its forward runs in place, when it begins
         clock: Clock,
+        # seconds of a forward, given its parts and whether they are prompts
         cost: Callable[[Sequence[SlotInput], bool], float],
-        fractions: Sequence[float] = (),
+        fractions: Sequence[float] = (),  # when each exit speaks, as a share of its forward
     ) -> None:
         super().__init__(backend, clock)
         self._cost = cost

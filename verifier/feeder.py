@@ -26,19 +26,14 @@ class Feeder:
     """The streams of one engine.
 
     Args:
-        backend: The target.
         clock: When, and in whose thread.
-
-    Attributes:
-        counters: What the engine did for streams so far.
-        waiting: Streams whose prompt it has not read yet.
     """
 
     def __init__(self, backend: StreamBackend, clock: Clock) -> None:
         self.backend = backend
         self.clock = clock
-        self.counters = Counters()
-        self.waiting = 0
+        self.counters = Counters()  # what the engine did for streams so far
+        self.waiting = 0  # streams whose prompt it has not read yet
         self._running = 0
         self._forward = 0  # number of the last one
         self._streams = 0  # of it

@@ -158,24 +158,16 @@ def choose(hello: Hello, registry: Registry) -> Served:
 
 
 def welcome_to(
-    hello: Hello,
+    hello: Hello,  # the device's
     backend: TargetBackend | StreamBackend,
-    limits: Limits,
+    limits: Limits,  # of the verifier
+    # longest sequence that the device's account allows, or None
     context: int | None = None,
     *,
-    grammars: bool = False,
-    beside: bool = False,
+    grammars: bool = False,  # streams may have some
+    beside: bool = False,  # a draft beside the target drafts for them too
 ) -> Welcome:
-    """Return the terms of a connection, within what both sides can do.
-
-    Args:
-        hello: The device's.
-        backend: The target.
-        limits: Of the verifier.
-        context: Longest sequence that the device's account allows, or None.
-        grammars: Streams may have some.
-        beside: A draft beside the target drafts for them too.
-    """
+    """Return the terms of a connection, within what both sides can do."""
     capabilities = [
         *(["resume"] if limits.resume_s > 0 else []),
         *(["exits"] if backend.exits else []),

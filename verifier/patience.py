@@ -50,25 +50,17 @@ class Table:
     and `rate` is the one that makes the value of beginning anew 0 (Dinkelbach). Times are
     in steps of the device.
 
-    Args:
-        acceptance: Chance that a draft is right if those before it are.
-        forward: Of the target.
-        back: From a rejection's verdict to the first draft behind it.
-        batch: Drafts that come at once.
-        leaf: Share of wrong drafts where a leaf brings one more token.
-
     Attributes:
         rate: Tokens a step, of the stream with this table.
-        worth: ``(states, columns, waits)``.
     """
 
     def __init__(
         self,
-        acceptance: float,
-        forward: float,
-        back: float,
-        batch: int,
-        leaf: float = 0.0,
+        acceptance: float,  # chance that a draft is right if those before it are
+        forward: float,  # of the target
+        back: float,  # from a rejection's verdict to the first draft behind it
+        batch: int,  # drafts that come at once
+        leaf: float = 0.0,  # share of wrong drafts where a leaf brings one more token
     ) -> None:
         a, self.batch = acceptance, batch
         # Far arrivals are told apart more coarsely.
@@ -116,6 +108,7 @@ class Table:
             if abs(again - self.rate) < 1e-4 * self.rate:
                 break
             self.rate = again
+        # ``(states, columns, waits)``
         self.worth = np.moveaxis(worth, 0, 2).astype(np.float32)
 
     @staticmethod
@@ -224,7 +217,6 @@ def hold_until(
     """Return until when the next forward shall be held back; ``now_s``: not at all.
 
     Args:
-        now_s: The clock.
         streams: What each stream of the batch can expect.
         forward_s: What a forward takes; no hold is longer.
         tables: What that is worth.
@@ -283,7 +275,6 @@ class Arrivals:
         """Note drafts that came.
 
         Args:
-            now_s: The clock.
             epoch: Their branch.
             base: Position of the first.
             count: How many.
@@ -321,11 +312,8 @@ class Arrivals:
         """Return what the stream can expect.
 
         Args:
-            now_s: The clock.
             length: Of the text.
             ready: Drafts at hand.
-            due_s: See :class:`Outlook`.
-            leaf: Likewise.
         """
         next_s, step_s = self._next_s(length), self._step_s
         if math.isnan(self._back_s + step_s) or now_s > next_s + 0.5 * step_s:

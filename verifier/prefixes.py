@@ -23,21 +23,13 @@ _WORTH = 16  # tokens: fewer are read again as quickly as they are looked for
 
 @dataclass
 class Kept:
-    """What a stream has left behind.
+    """What a stream has left behind."""
 
-    Attributes:
-        served: Its target.
-        usage: Of its account.
-        tokens: Ids of prompt and text.
-        cached: So many of them are in ``slot``.
-        slot: None once somebody else needed it.
-    """
-
-    served: Served
-    usage: Usage
-    tokens: list[int]
-    cached: int
-    slot: int | None
+    served: Served  # its target
+    usage: Usage  # of its account
+    tokens: list[int]  # ids of prompt and text
+    cached: int  # so many of them are in ``slot``
+    slot: int | None  # None once somebody else needed it
 
 
 class Prefixes:
@@ -83,21 +75,14 @@ class Prefixes:
 
     def named(
         self,
-        usage: Usage,
-        served: Served,
-        length: int,
+        usage: Usage,  # of its account
+        served: Served,  # of its connection
+        length: int,  # how many they are
+        # tells whether the first sixteen bytes of a hash are theirs
         right: Callable[[bytes], bool],
-        running: Iterable[Sequence[int]] = (),
+        running: Iterable[Sequence[int]] = (),  # texts of its streams that run
     ) -> list[int]:
-        """Return the ids that a device names, or none when they are not here.
-
-        Args:
-            usage: Of its account.
-            served: Of its connection.
-            length: How many they are.
-            right: Tells whether the first sixteen bytes of a hash are theirs.
-            running: Texts of its streams that run.
-        """
+        """Return the ids that a device names, or none when they are not here."""
         ended = [kept.tokens for kept in reversed(self._of(usage, served))]
         for tokens in (*ended, *running):
             if len(tokens) >= length > 0:
@@ -133,18 +118,13 @@ class Prefixes:
 
     def longest(
         self,
-        usage: Usage,
-        served: Served,
-        prompt: Sequence[int],
+        usage: Usage,  # of its account
+        served: Served,  # of its connection
+        prompt: Sequence[int],  # what is looked for
+        # slots in use, with their ids and how many of them are in the cache
         running: Iterable[tuple[int, Sequence[int], int]],
     ) -> tuple[int, int]:
         """Return the slot that holds most of ``prompt``, in use or kept, and how much.
-
-        Args:
-            usage: Of its account.
-            served: Of its connection.
-            prompt: What is looked for.
-            running: Slots in use, with their ids and how many of them are in the cache.
 
         Returns:
             A slot and 0 where nothing is worth it.

@@ -41,27 +41,18 @@ class Served:
     """One target in service.
 
     Attributes:
-        backend: The model.
-        scheduler: Batches its work, or feeds an engine that does.
-        words: Names that a device can ask for it by.
-        tally: What its streams did so far.
-        connections: Connections that use it now.
-        retired: New connections do not get it any more.
-        source: Its folder, or None.
-        scanned: That is one of ``--targets-dir``.
-        drafts: Models beside the target, or None.
         grammars: Compiled for its tokenizer.
     """
 
     backend: TargetBackend | StreamBackend
-    scheduler: Scheduler | Feeder
-    words: frozenset[str]
-    tally: Tally = field(default_factory=Tally)
-    connections: int = 0
-    retired: bool = False
-    source: Path | None = None
-    scanned: bool = False
-    drafts: Drafts | None = None
+    scheduler: Scheduler | Feeder  # batches its work, or feeds an engine that does
+    words: frozenset[str]  # names that a device can ask for it by
+    tally: Tally = field(default_factory=Tally)  # what its streams did so far
+    connections: int = 0  # connections that use it now
+    retired: bool = False  # new connections do not get it any more
+    source: Path | None = None  # its folder, or None
+    scanned: bool = False  # that is one of ``--targets-dir``
+    drafts: Drafts | None = None  # models beside the target, or None
 
     def __post_init__(self) -> None:
         scheduler = self.scheduler  # streams that an engine keeps itself have none
@@ -97,22 +88,19 @@ class Served:
 
 
 class Registry:
-    """Targets in service.
-
-    Args:
-        load: Makes a backend of a path; runs in a worker thread.
-        scheduler: Keyword arguments of every :class:`Scheduler`.
-        default: What a device gets that asks for no target; "" means the newest
-            version that shares its tokenizer.
-        draft: Makes what drafts beside a target, or None.
-    """
+    """Targets in service."""
 
     def __init__(
         self,
+        # makes a backend of a path; runs in a worker thread
         load: Callable[[Path], TargetBackend | StreamBackend],
         *,
+        # keyword arguments of every :class:`Scheduler`
         scheduler: dict[str, Any] | None = None,
+        # what a device gets that asks for no target; "" means the newest version that
+        # shares its tokenizer
         default: str = "",
+        # makes what drafts beside a target, or None
         draft: Callable[[TargetBackend], Drafts | None] | None = None,
     ) -> None:
         self._load = load
@@ -139,18 +127,12 @@ class Registry:
         self,
         backend: TargetBackend | StreamBackend,
         *,
+        # the folder it comes from; its name without suffix is a further name to be asked by
         source: Path | None = None,
-        scanned: bool = False,
-        replace: bool = False,
+        scanned: bool = False,  # that is one of ``--targets-dir``
+        replace: bool = False,  # retire what came from there before
     ) -> Served:
         """Put a backend into service.
-
-        Args:
-            backend: The model.
-            source: The folder it comes from; its name without suffix is a further name
-                to be asked by.
-            scanned: That is one of ``--targets-dir``.
-            replace: Retire what came from there before.
 
         Raises:
             ConfigError: Another target has its name and version.
@@ -309,7 +291,8 @@ class Registry:
 
 def _stamp(path: Path) -> Stamp:
     """Return what changes when the target at ``path`` does: a package's manifest is
-    written last, a checkpoint has none."""
+    written last, a checkpoint has none.
+    """
     manifest = path / "target.json"
     found = []
     try:

@@ -96,13 +96,7 @@ class Source(Protocol):
 
 
 class Request:
-    """One submitted input on its way through one or more forwards.
-
-    Attributes:
-        slot: Its slot.
-        prefill: It may be cut, and yields to blocks.
-        forwards: Forwards that were begun with it.
-    """
+    """One submitted input on its way through one or more forwards."""
 
     def __init__(
         self,
@@ -114,11 +108,11 @@ class Request:
         done: OnDone,
         since: float,
     ) -> None:
-        self.slot = slot
+        self.slot = slot  # its slot
         self._source = None if isinstance(item, SlotInput) else item
         self._item = item if isinstance(item, SlotInput) else None
-        self.prefill = prefill
-        self.forwards = 0
+        self.prefill = prefill  # it may be cut, and yields to blocks
+        self.forwards = 0  # forwards that were begun with it
         self._scheduler = scheduler
         self._done: OnDone | None = done
         self._on_exit = on_exit
@@ -164,51 +158,32 @@ class Request:
 
 
 class Scheduler:
-    """Decides what the next forward of one backend carries.
-
-    Args:
-        backend: The target.
-        executor: Runs its forwards.
-        clock: When, and in whose thread.
-        max_tokens: Most tokens in one forward, padding of ragged blocks included.
-        max_batch: Most streams in one forward; 1 is no batching.
-        chunk: Most tokens of one prompt in one forward.
-        max_waiting: Requests that may wait before new ones are refused.
-        patience: Forwards may be held back for drafts.
-
-    Attributes:
-        executor: The same, also for judgements.
-        clock: The same.
-        counters: What it did so far.
-        price: What its forwards take.
-        chunk: The same.
-        step_s: What a draft takes that is made beside the target; 0 before the first.
-        held_s: Seconds that forwards were held back.
-        waiting: Requests that wait for a forward.
-    """
+    """Decides what the next forward of one backend carries."""
 
     def __init__(
         self,
         backend: TargetBackend,
-        executor: Executor,
-        clock: Clock,
+        executor: Executor,  # runs its forwards
+        clock: Clock,  # when, and in whose thread
         *,
+        # most tokens in one forward, padding of ragged blocks included
         max_tokens: int = 512,
-        max_batch: int = 64,
-        chunk: int = 128,
-        max_waiting: int = 1024,
-        patience: bool = True,
+        max_batch: int = 64,  # most streams in one forward; 1 is no batching
+        chunk: int = 128,  # most tokens of one prompt in one forward
+        max_waiting: int = 1024,  # requests that may wait before new ones are refused
+        patience: bool = True,  # forwards may be held back for drafts
     ) -> None:
         if not 1 <= chunk <= max_tokens:
             raise ValueError(f"{chunk=} must be within 1..{max_tokens=}")
         if max_batch < 1:
             raise ValueError(f"{max_batch=} is below 1")
         self.backend = backend
-        self.executor = executor
-        self.counters = Counters()
-        self.price = ForwardPrice()
+        self.executor = executor  # the same, also for judgements
+        self.counters = Counters()  # what it did so far
+        self.price = ForwardPrice()  # what its forwards take
+        # what a draft takes that is made beside the target; 0 before the first
         self.step_s = 0.0
-        self.waiting = 0
+        self.waiting = 0  # requests that wait for a forward
         self.clock = clock
         self._max_tokens = max_tokens
         self._max_batch = max_batch
@@ -228,30 +203,25 @@ class Scheduler:
         self._tables = Tables(lambda job, done: executor.judge(job, 1 << 30, done))
         self._holding: Timer | None = None
         self._since_s = 0.0  # that the present hold lasts
-        self.held_s = 0.0
+        self.held_s = 0.0  # seconds that forwards were held back
 
     def submit(
         self,
+        # tokens of one slot, or who has them when their forward begins
         item: SlotInput | Source,
         *,
-        slot: int = -1,
+        slot: int = -1,  # the slot of a source
+        # it is a prompt: it may be cut into chunks and yields to blocks
         prefill: bool = False,
+        # called with what the target's early exits say, never after the forward has ended
         on_exit: OnExit | None = None,
+        # called once, never inside this call, unless the request is withdrawn: with a
+        # :class:`RefusedError` when too many wait, the slot was released or the scheduler
+        # is closed, with a :class:`ModelError` when the forward failed or ``item`` does not
+        # fit its slot. It must not raise.
         done: OnDone,
     ) -> Request:
-        """Let the target run ``item``.
-
-        Args:
-            item: Tokens of one slot, or who has them when their forward begins.
-            slot: The slot of a source.
-            prefill: It is a prompt: it may be cut into chunks and yields to blocks.
-            on_exit: Called with what the target's early exits say, never after the
-                forward has ended.
-            done: Called once, never inside this call, unless the request is withdrawn:
-                with a :class:`RefusedError` when too many wait, the slot was released or
-                the scheduler is closed, with a :class:`ModelError` when the forward
-                failed or ``item`` does not fit its slot. It must not raise.
-        """
+        """Let the target run ``item``."""
         # A block too long for one forward would starve the others as a prompt would.
         if isinstance(item, SlotInput):
             prefill, slot = prefill or len(item) > self.chunk, item.slot

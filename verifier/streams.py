@@ -87,19 +87,12 @@ class UnknownPrefixError(RefusedError):
 
 
 class Terms(NamedTuple):
-    """What holds on a connection.
-
-    Attributes:
-        served: The target.
-        usage: Of the device's account.
-        welcome: What the verifier has promised.
-        key: Ids of its streams begin with this, or b"".
-    """
+    """What holds on a connection."""
 
     served: Served
-    usage: Usage
-    welcome: Welcome
-    key: bytes = b""
+    usage: Usage  # of the device's account
+    welcome: Welcome  # what the verifier has promised
+    key: bytes = b""  # ids of its streams begin with this, or b""
 
 
 class Holder(Protocol):
@@ -119,42 +112,28 @@ class Holder(Protocol):
 class Stream:
     """A stream: its session, its slot, and the work that the target does for it.
 
-    Args:
-        session: The state machine.
-        slot: Its KV slot, or None where the engine keeps streams itself.
-        kept: Whose it is.
-        terms: Of the connection that it was opened on.
-        request: Its open.
-
     Attributes:
-        number: On its connection.
-        slot: None when it was given back.
-        served: The target.
         usage: Of the account that it belongs to.
-        holder: None while the stream waits for its device.
-        id: Eight bytes that a device resumes by, or b"" when it cannot.
-        secret: Sixteen bytes that prove whose stream it is.
-        parked_s: When its link was lost.
         reused: Ids of its prompt that were in the slot when it was opened.
     """
 
     def __init__(
         self,
-        session: TargetSession,
-        slot: int | None,
-        kept: KeptStreams,
-        terms: Terms,
-        request: Open,
+        session: TargetSession,  # the state machine
+        slot: int | None,  # its KV slot, or None where the engine keeps streams itself
+        kept: KeptStreams,  # whose it is
+        terms: Terms,  # of the connection that it was opened on
+        request: Open,  # its open
     ) -> None:
         self.session = session
-        self.number = 0
-        self.slot = slot
+        self.number = 0  # on its connection
+        self.slot = slot  # None when it was given back
         self.served, self.usage, welcome = terms[:3]
         self.vocab_size = welcome.vocab_size
-        self.holder: Holder | None = None
-        self.id = b""
-        self.secret = b""
-        self.parked_s = 0.0
+        self.holder: Holder | None = None  # None while the stream waits for its device
+        self.id = b""  # eight bytes that a device resumes by, or b"" when it cannot
+        self.secret = b""  # sixteen bytes that prove whose stream it is
+        self.parked_s = 0.0  # when its link was lost
         self._kept = kept
         self._prompt = len(request.prompt)
         self._size = _STREAM_BYTES + (_GRAMMAR_BYTES if session.costly else 0)
@@ -633,15 +612,6 @@ class KeptStreams:
     Args:
         limits: How many may wait, how large, for how long.
         now: Monotonic seconds.
-
-    Attributes:
-        opened: Streams opened.
-        resumed: Resumes granted.
-        refused: Resumes refused.
-        expired: Streams whose device did not come back in time.
-        evicted: Streams that made room for others.
-        provisionals: Hints of early exits sent.
-        now: The same.
     """
 
     session_class = TargetSession
@@ -654,12 +624,12 @@ class KeptStreams:
         self._bytes = 0
         self._seated: weakref.WeakSet[Stream] = weakref.WeakSet()
         self.prefixes = Prefixes(limits.prefixes)
-        self.opened = 0
-        self.resumed = 0
-        self.refused = 0
-        self.expired = 0
-        self.evicted = 0
-        self.provisionals = 0
+        self.opened = 0  # streams opened
+        self.resumed = 0  # resumes granted
+        self.refused = 0  # resumes refused
+        self.expired = 0  # streams whose device did not come back in time
+        self.evicted = 0  # streams that made room for others
+        self.provisionals = 0  # hints of early exits sent
 
     def __len__(self) -> int:
         return len(self._parked)
@@ -673,7 +643,6 @@ class KeptStreams:
         """Return the KV slots of a target that are kept for devices to come back.
 
         Args:
-            served: The target.
             prefixes: Those of ended texts too.
         """
         parked = self._parked.values()
@@ -686,20 +655,14 @@ class KeptStreams:
 
     def open(
         self,
-        request: Open,
-        terms: Terms,
-        holder: Holder,
-        grammar: Compiled | None = None,
+        request: Open,  # of the device
+        terms: Terms,  # of its connection
+        holder: Holder,  # gets what comes of it
+        grammar: Compiled | None = None,  # that the request names
     ) -> Stream:
         """Return a new stream, not started yet.
 
         Lost devices' slots go when none is free.
-
-        Args:
-            request: Of the device.
-            terms: Of its connection.
-            holder: Gets what comes of it.
-            grammar: That the request names.
 
         Raises:
             ConfigError: The request cannot be served.

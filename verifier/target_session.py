@@ -142,30 +142,6 @@ class StreamCounts:
 class TargetSession:
     """State machine of one stream.
 
-    Args:
-        request: The device's :class:`Open`.
-        vocab_size: Of the connection.
-        context: Longest sequence of the target.
-        max_block: Most drafted tokens of one block.
-        max_waiting: Most of them that may wait for judgement; 0: as ``max_block``.
-        noises: Noise profiles that the connection has.
-        schemes: Sampling schemes that it has.
-        capabilities: What else it has.
-        cached: So many ids of the prompt are in the slot already.
-        target: Its name, for error messages.
-        logit_error: How far the target's logits may be off, 0 for an exact target.
-        lookup: Guesses what stands behind the drafts, or drafts it, or None.
-        further: The device takes commits with more than one token of the target's.
-        grammar: What the text keeps to, or None.
-        leaves: So many second choices of the device's a forward may judge.
-
-    Attributes:
-        state: Where it stands; :data:`TABLE` says what may happen there.
-        finish: Why it has ended, if it has.
-        row_price: What a row of a forward costs, as a share of the forward.
-        widest: Most tokens of a forward with second choices.
-        costly: Its judgements take long, whatever the size of the vocabulary.
-
     Raises:
         ConfigError: The request cannot be served (prompt too long, scheme unknown...);
             its sentence goes to the device.
@@ -173,22 +149,26 @@ class TargetSession:
 
     def __init__(
         self,
-        request: Open,
+        request: Open,  # the device's :class:`Open`
         *,
-        vocab_size: int,
-        context: int,
-        max_block: int,
+        vocab_size: int,  # of the connection
+        context: int,  # longest sequence of the target
+        max_block: int,  # most drafted tokens of one block
+        # most of them that may wait for judgement; 0: as ``max_block``
         max_waiting: int = 0,
-        noises: Sequence[str] = NOISES,
-        schemes: Sequence[str] = tuple(SCHEMES),
-        capabilities: Sequence[str] = ("processors", "logprobs"),
-        cached: int = 0,
-        target: str = "",
+        noises: Sequence[str] = NOISES,  # noise profiles that the connection has
+        schemes: Sequence[str] = tuple(SCHEMES),  # sampling schemes that it has
+        capabilities: Sequence[str] = ("processors", "logprobs"),  # what else it has
+        cached: int = 0,  # so many ids of the prompt are in the slot already
+        target: str = "",  # its name, for error messages
+        # how far the target's logits may be off, 0 for an exact target
         logit_error: float = 0.0,
+        # guesses what stands behind the drafts, or drafts it, or None
         lookup: Lookup | None = None,
+        # the device takes commits with more than one token of the target's
         further: bool = False,
-        grammar: Compiled | None = None,
-        leaves: int = 0,
+        grammar: Compiled | None = None,  # what the text keeps to, or None
+        leaves: int = 0,  # so many second choices of the device's a forward may judge
     ) -> None:
         if not request.prompt:
             raise ConfigError("the prompt is empty", hint="send at least one token")
@@ -245,6 +225,7 @@ class TargetSession:
             options.update(forcing=request.forced, patience_s=_PATIENCE_S)
             self._guide = grammar.guide(vocab_size, **options)
             self._scout = grammar.guide(vocab_size, **options)  # of drafts that wait
+        # its judgements take long, whatever the size of the vocabulary
         self.costly = grammar is not None
         self._shape = shape_for(params, vocab_size, first, self._guide)
         if self._shape is not None:
@@ -282,20 +263,21 @@ class TargetSession:
         by_token = self._free and isinstance(self._decider, ByToken) and grammar is None
         self._leaves = Leaves(leaves if by_token else 0)
         self._context = context
-        self.row_price = 0.0
-        self.widest = 64
+        self.row_price = 0.0  # what a row of a forward costs, as a share of the forward
+        self.widest = 64  # most tokens of a forward with second choices
         self._wants = request.logprobs  # pairs for each new token
         self._pairs: list[tuple[int, float]] = []  # of the text so far
         self._hinted: Provisional | None = None
         self._counts = StreamCounts()
         self._told = self._told_ties = 0  # what the device knows of the counts
         self._tail = 0  # forced ids at the end of the text
-        self.finish = Finish.NOT_YET
+        self.finish = Finish.NOT_YET  # why it has ended, if it has
         if self._guide is not None:
             if self._guide.length != request.text_before:
                 raise ConfigError("the text of the open does not keep to its grammar")
             path = self._guide.path()
             self._append_forced(path.ids, ended=path.ended)
+        # where it stands; :data:`TABLE` says what may happen there
         self.state = State.ENDED if self.finish else self._rest()
 
     def _rest(self) -> State:
@@ -406,8 +388,8 @@ class TargetSession:
         Work that was handed out is void.
 
         Args:
-            cached: True when the slot keeps its KV rows; False when it is given back,
-                so that the text has to be read again after :meth:`resume`.
+            cached: True when the slot keeps its KV rows; False when it is given back, so
+                that the text has to be read again after :meth:`resume`.
             forwards: Those that ran for the work that was handed out.
         """
         self._step("link lost")
@@ -425,7 +407,6 @@ class TargetSession:
         """Go on with a device that holds ``position`` committed tokens.
 
         Args:
-            position: See above.
             text_hash: Of the device's prompt and text, or empty.
 
         Raises:
@@ -794,21 +775,14 @@ class TargetSession:
 
     def settle(
         self,
-        work: Work,
-        verdict: Verdict,
+        work: Work,  # from :meth:`poll`
+        verdict: Verdict,  # from :meth:`judge`
         *,
-        queue_s: float = 0.0,
-        compute_s: float = 0.0,
-        forwards: int = 1,
+        queue_s: float = 0.0,  # seconds that the work waited
+        compute_s: float = 0.0,  # seconds of its forwards
+        forwards: int = 1,  # how many they were
     ) -> list[Message]:
         """Take in the verdict on ``work``.
-
-        Args:
-            work: From :meth:`poll`.
-            verdict: From :meth:`judge`.
-            queue_s: Seconds that the work waited.
-            compute_s: Seconds of its forwards.
-            forwards: How many they were.
 
         Returns:
             Messages to send: one commit, or nothing after a prefill.

@@ -41,28 +41,23 @@ class Replica:
 class Fleet:
     """The verifiers behind a gateway, as they come, go and answer.
 
-    Args:
-        urls: Those that are named once and for all.
-        file: Names more, one a line, some with the word ``drain`` behind; it is read
-            again when it has changed.
-        names: Addresses whose host stands for several machines: each of them is one.
-        insecure: Allow plain ``ws://`` to other machines.
-        tls: For ``wss://``; None makes it from the system's trust store.
-        health_s: Seconds between two looks at each.
-
     Raises:
         ConfigError: There is none, or an address or the file is of no use.
     """
 
     def __init__(
         self,
-        urls: Sequence[str] = (),
+        urls: Sequence[str] = (),  # those that are named once and for all
         *,
+        # names more, one a line, some with the word ``drain`` behind; it is read again when
+        # it has changed
         file: Path | None = None,
+        # addresses whose host stands for several machines: each of them is one
         names: Sequence[str] = (),
-        insecure: bool = False,
+        insecure: bool = False,  # allow plain ``ws://`` to other machines
+        # for ``wss://``; None makes it from the system's trust store
         tls: ssl.SSLContext | None = None,
-        health_s: float = 2.0,
+        health_s: float = 2.0,  # seconds between two looks at each
     ) -> None:
         if not urls and file is None and not names:
             raise ConfigError(

@@ -23,12 +23,6 @@ class Gateway(VerifierService):
 
     Args:
         registry: Without targets: those are the verifiers'.
-        fleet: The verifiers.
-        options: See :class:`~draftwire.verifier.serving.service.VerifierService`.
-
-    Attributes:
-        spilled: Streams that were opened elsewhere than at their session's home.
-        lost: Connections to verifiers that ended under a device.
     """
 
     connection_class = Relay  # type: ignore[assignment]
@@ -36,8 +30,8 @@ class Gateway(VerifierService):
     def __init__(self, registry: Registry, *, fleet: Fleet, **options: Any) -> None:
         super().__init__(registry, **options)
         self.fleet = fleet
-        self.spilled = 0
-        self.lost = 0
+        self.spilled = 0  # streams that were opened elsewhere than at their session's home
+        self.lost = 0  # connections to verifiers that ended under a device
         self._health: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

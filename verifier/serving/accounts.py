@@ -60,21 +60,16 @@ class Usage:
 
     Attributes:
         account: Its limits.
-        connections: Open connections.
-        streams: Running streams.
-        streams_of: Those of each target.
-        paused_s: Seconds that its devices were made to wait.
-        revoked: Its token is not in the token file any more.
         frame_rate: Of what is read, over all its connections.
     """
 
     def __init__(self, account: Account, house: Accounts | None = None) -> None:
         self._house = house
-        self.connections = 0
-        self.streams = 0
-        self.streams_of: Counter[object] = Counter()
-        self.paused_s = 0.0
-        self.revoked = False
+        self.connections = 0  # open connections
+        self.streams = 0  # running streams
+        self.streams_of: Counter[object] = Counter()  # those of each target
+        self.paused_s = 0.0  # seconds that its devices were made to wait
+        self.revoked = False  # its token is not in the token file any more
         self._asked_s = -WAITS_S
         self.limit(account)
 

@@ -60,11 +60,6 @@ class Connection:
         socket: A ``websockets.asyncio`` server connection, upgraded and authorised.
         service: Registry, limits and counters.
         usage: Of the account that the device belongs to.
-
-    Attributes:
-        active_s: When the last frame came or went.
-        blocked_s: Since when the device reads nothing of what is sent, or None.
-        expired: True once it is being shown out.
     """
 
     dialogue_class = Dialogue
@@ -83,9 +78,10 @@ class Connection:
         self._room = asyncio.Event()  # something was sent
         self._closing: tuple[int, str] | None = None  # after the last frame
         self._clock = asyncio.get_running_loop().time
-        self.active_s = self._clock()
+        self.active_s = self._clock()  # when the last frame came or went
+        # since when the device reads nothing of what is sent, or None
         self.blocked_s: float | None = None
-        self.expired = False
+        self.expired = False  # true once it is being shown out
 
     @property
     def greeted(self) -> bool:

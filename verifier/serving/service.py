@@ -88,29 +88,6 @@ class _Renewable(ssl.SSLContext):
 class VerifierService:
     """Accepts devices and serves them.
 
-    Args:
-        registry: The targets.
-        host: Address to listen on.
-        port: 0 takes a free one.
-        accounts: Who may connect; without any everyone may, which is refused off
-            loopback.
-        tls: From :func:`tls_context`, or None for plain ``ws://``.
-        insecure: Allow plain ``ws://`` off loopback.
-        limits: Bounds for each device.
-        trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
-        wire_log: Where wire events are noted.
-        origins: Pages whose scripts may connect, as browsers name them.
-        names: Further names that requests may be for; see :meth:`_is_ours`.
-        admin: Address of health and metrics without a token.
-
-    Attributes:
-        accounts: Who may connect.
-        lobby: Who has not said hello yet.
-        connections: Those that are open.
-        kept: Streams that can be resumed.
-        draining: True once the service is going away.
-        refusals: How often which word of PROTOCOL.md, section 5, was the answer.
-
     Raises:
         ConfigError: The address needs TLS or a token that is not there.
     """
@@ -121,16 +98,22 @@ class VerifierService:
         self,
         registry: Registry,
         *,
-        host: str = "127.0.0.1",
-        port: int = 0,
+        host: str = "127.0.0.1",  # address to listen on
+        port: int = 0,  # 0 takes a free one
+        # who may connect; without any everyone may, which is refused off loopback
         accounts: Accounts | None = None,
+        # from :func:`tls_context`, or None for plain ``ws://``
         tls: ssl.SSLContext | None = None,
-        insecure: bool = False,
-        limits: Limits | None = None,
+        insecure: bool = False,  # allow plain ``ws://`` off loopback
+        limits: Limits | None = None,  # bounds for each device
+        # proxies whose ``X-Forwarded-For`` names devices in logs
         trusted: Sequence[str] = (),
-        wire_log: WireLog | None = None,
+        wire_log: WireLog | None = None,  # where wire events are noted
+        # pages whose scripts may connect, as browsers name them
         origins: Sequence[str] = (),
+        # further names that requests may be for; see :meth:`_is_ours`
         names: Sequence[str] = (),
+        # address of health and metrics without a token
         admin: tuple[str, int] | None = None,
     ) -> None:
         if not is_loopback(host):
@@ -148,15 +131,17 @@ class VerifierService:
                 )
         self.registry = registry
         self.limits = limits or Limits()
-        self.connections: set[Connection] = set()
-        self.kept = KeptStreams(self.limits)
-        self.draining = False
+        self.connections: set[Connection] = set()  # those that are open
+        self.kept = KeptStreams(self.limits)  # streams that can be resumed
+        self.draining = False  # true once the service is going away
         self.bytes_in = 0
         self.bytes_out = 0
         self._forwarded = Forwarded(trusted)
         self.name_of = self._forwarded.name
+        # who has not said hello yet
         self.lobby = Lobby(self.limits, self._forwarded.trusts)
         self._wire_log = wire_log
+        # how often which word of PROTOCOL.md, section 5, was the answer
         self.refusals: Counter[str] = Counter()
         self._host, self._port, self._tls = host, port, tls
         self._admin = admin
@@ -164,7 +149,7 @@ class VerifierService:
         self._names = frozenset(name.lower() for name in (host, *names))
         # The public name of another machine cannot be known; there must be tokens there.
         self._any_name = not is_loopback(host) and not names
-        self.accounts = accounts or Accounts()
+        self.accounts = accounts or Accounts()  # who may connect
         self._servers: list[Any] = []
         self._listening_tls: _Renewable | None = None
         self._watchdog: asyncio.Task[None] | None = None
