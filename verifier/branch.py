@@ -29,11 +29,8 @@ class Drafts(NamedTuple):
 class Branch:
     """The tokens of the device's present branch that are not judged yet.
 
-    Positions count from the end of the prompt.
-
-    Args:
-        max_block: Most drafted tokens of one block.
-        max_waiting: Most that may wait, those under judgement among them.
+    Positions count from the end of the prompt. A block may have ``max_block`` drafts, so
+    many as ``max_waiting`` may wait, those under judgement among them.
     """
 
     def __init__(self, max_block: int, max_waiting: int) -> None:
@@ -78,9 +75,7 @@ class Branch:
     def turn(self, epoch: int) -> None:
         """Go over to branch ``epoch``; what waited dies."""
         if epoch != self.epoch:
-            self._drop()
-            self._judging = self._judging_free = 0
-            self.asks = 0
+            self.clear()
             self.epoch = epoch
 
     def kill(self) -> None:
@@ -89,9 +84,11 @@ class Branch:
 
     def clear(self) -> None:
         """Forget what waits; the branch keeps its number."""
-        self._drop()
-        self._judging = self._judging_free = 0
-        self.asks = 0
+        self.discarded += sum(self._free)
+        self._cut(len(self._tokens))
+        self._evidence = b""
+        self._ready = self._ready_evidence = 0
+        self._judging = self._judging_free = self.asks = 0
 
     def add(self, block: Block, committed: int, path: Path | None = None) -> None:
         """Put a block's tokens, and those of ``path`` that are forced, behind the others.
@@ -160,9 +157,7 @@ class Branch:
             self.kill()
             return
         self.overtaken = right + len(known), wrong
-        self._cut(len(known))
-        self._ready = max(0, self._ready - len(known))
-        self._base += len(known)
+        self.strike(len(known))
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -194,13 +189,12 @@ class Branch:
         """Return what :meth:`take` would hand over, and leave it here."""
         return tuple(self._tokens if partial else self._tokens[: self._ready])
 
-    def strike(self, count: int) -> list[int]:
-        """Hand over ``count`` tokens that an engine has judged."""
-        struck = self._tokens[:count]
+    def strike(self, count: int) -> None:
+        """Let go of at most ``count`` tokens, which are judged or text."""
+        count = min(count, len(self._tokens))
         self._cut(count)
-        self._ready = max(0, self._ready - len(struck))
-        self._base += len(struck)
-        return struck
+        self._ready = max(0, self._ready - count)
+        self._base += count
 
     def judged(self) -> None:
         """The model is done with what was taken."""
@@ -208,9 +202,3 @@ class Branch:
 
     def _cut(self, count: int) -> None:
         del self._tokens[:count], self._free[:count], self._leaves[:count]
-
-    def _drop(self) -> None:
-        self.discarded += sum(self._free)
-        self._cut(len(self._tokens))
-        self._evidence = b""
-        self._ready = self._ready_evidence = 0

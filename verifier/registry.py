@@ -23,9 +23,8 @@ from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams
 from draftwire.verifier.beside import Drafts
 from draftwire.verifier.executor import ThreadExecutor
-from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.grammars import Grammars
-from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.scheduler import Feeder, Scheduler
 from draftwire.verifier.tally import Tally
 
 __all__ = ["Registry", "Served"]
@@ -38,21 +37,17 @@ Stamp = Tuple[Tuple[str, int, int], ...]  # names of files, their times and size
 
 @dataclass(eq=False)
 class Served:
-    """One target in service.
-
-    Attributes:
-        grammars: Compiled for its tokenizer.
-    """
+    """One target in service."""
 
     backend: TargetBackend | StreamBackend
     scheduler: Scheduler | Feeder  # batches its work, or feeds an engine that does
     words: frozenset[str]  # names that a device can ask for it by
-    tally: Tally = field(default_factory=Tally)  # what its streams did so far
-    connections: int = 0  # connections that use it now
-    retired: bool = False  # new connections do not get it any more
     source: Path | None = None  # its folder, or None
     scanned: bool = False  # that is one of ``--targets-dir``
     drafts: Drafts | None = None  # models beside the target, or None
+    tally: Tally = field(default_factory=Tally)  # what its streams did so far
+    connections: int = 0  # connections that use it now
+    retired: bool = False  # new connections do not get it any more
 
     def __post_init__(self) -> None:
         scheduler = self.scheduler  # streams that an engine keeps itself have none
@@ -103,12 +98,9 @@ class Registry:
         # makes what drafts beside a target, or None
         draft: Callable[[TargetBackend], Drafts | None] | None = None,
     ) -> None:
-        self._load = load
-        self._draft = draft
-        self._options = scheduler or {}
-        self._default = default
-        self._served: list[Served] = []
-        self._leaving: list[Served] = []
+        self._load, self._draft = load, draft
+        self._options, self._default = scheduler or {}, default
+        self.all: list[Served] = []  # retired ones that still serve a connection among them
         self._seen: dict[Path, Stamp] = {}  # last state that was taken in
         self._asked: dict[Path, Stamp] = {}  # likewise, of what was loaded by its path
         self._scanning: asyncio.Lock | None = None  # made inside the loop, for 3.8
@@ -116,12 +108,7 @@ class Registry:
     @property
     def targets(self) -> Sequence[Served]:
         """Targets that new connections can get."""
-        return tuple(self._served)
-
-    @property
-    def all(self) -> Sequence[Served]:
-        """Those, and the retired ones that still serve a connection."""
-        return (*self._served, *self._leaving)
+        return tuple(served for served in self.all if not served.retired)
 
     def add(
         self,
@@ -140,10 +127,10 @@ class Registry:
         label = (backend.name, backend.version)
         same = [
             old
-            for old in self._served
+            for old in self.targets
             if replace and (old.source, old.scanned) == (source, scanned)
         ]
-        for old in self._served:
+        for old in self.targets:
             if old not in same and (old.backend.name, old.backend.version) == label:
                 raise ConfigError(
                     f"two targets are called {old.label}",
@@ -154,42 +141,30 @@ class Registry:
         stem = "" if source is None else source.name.replace(".target", "")
         words = {*label, ":".join(label), *((stem, f"{stem}.target") if stem else ())}
         clock = LoopClock(asyncio.get_running_loop())
-        served = Served(
-            backend,
-            self._scheduler(backend, clock),
-            frozenset(words),
-            source=source,
-            scanned=scanned,
-        )
-        if self._draft is not None and not keeps_streams(backend):
-            served.drafts = self._draft(backend)
-        self._served.append(served)
+        scheduler: Scheduler | Feeder
+        drafts = None
+        if keeps_streams(backend):
+            scheduler = Feeder(backend, clock)
+        else:
+            executor = ThreadExecutor(backend, clock)
+            scheduler = Scheduler(backend, executor, clock, **self._options)
+            drafts = None if self._draft is None else self._draft(backend)
+        served = Served(backend, scheduler, frozenset(words), source, scanned, drafts)
+        self.all.append(served)
         log.info("serving %s (%s)", served.label, backend.id[:12])
         return served
-
-    def _scheduler(
-        self, backend: TargetBackend | StreamBackend, clock: LoopClock
-    ) -> Scheduler | Feeder:
-        if keeps_streams(backend):
-            return Feeder(backend, clock)
-        return Scheduler(backend, ThreadExecutor(backend, clock), clock, **self._options)
 
     async def load(
         self, path: Path, *, scanned: bool = False, replace: bool = False
     ) -> Served:
-        """Load the target at ``path`` in a worker thread and put it into service.
-
-        Args:
-            path: Its folder.
-            scanned: It is one of ``--targets-dir``.
-            replace: Retire what was loaded from there before.
+        """Load the target at ``path`` in a worker thread; put it into service, see add.
 
         Raises:
             DraftwireError: It does not load, or another has its name and version.
         """
-        loop = asyncio.get_running_loop()
         if not scanned:
             self._asked[path] = _stamp(path)
+        loop = asyncio.get_running_loop()
         backend = await loop.run_in_executor(None, self._load, path)
         return self.add(backend, source=path, scanned=scanned, replace=replace)
 
@@ -209,26 +184,21 @@ class Registry:
 
     def retire(self, served: Served) -> None:
         """Give ``served`` to no new connection, and close it when unused."""
-        if served.retired:
-            return
-        served.retired = True
-        self._served.remove(served)
-        self._leaving.append(served)
-        log.info("retiring %s (%s)", served.label, served.backend.id[:12])
-        self._sweep()
+        if not served.retired:
+            served.retired = True
+            log.info("retiring %s (%s)", served.label, served.backend.id[:12])
+            self._sweep()
 
     def find(self, wanted: str, tokenizer: str) -> Served:
-        """Return the target that a device asks for.
+        """Return the target that a device asks for by name, version or package name.
 
-        Args:
-            wanted: Its name, version or package name; "" for the default.
-            tokenizer: Fingerprint of the device's tokenizer, for the default's choice.
+        "" means the default, which ``tokenizer``, its fingerprint, helps to choose.
 
         Raises:
             RefusedError: There is none, or several go by that name.
         """
         wanted = wanted or self._default
-        hits = [s for s in self._served if not wanted or wanted in s.words]
+        hits = [s for s in self.targets if not wanted or wanted in s.words]
         if not hits:
             raise RefusedError(
                 f"there is no target {wanted!r} here, there are: {self.listing()}"
@@ -242,7 +212,7 @@ class Registry:
 
     def listing(self) -> str:
         """Names and versions in service, for people."""
-        return ", ".join(sorted(s.label for s in self._served)) or "none"
+        return ", ".join(sorted(s.label for s in self.targets)) or "none"
 
     def enter(self, served: Served) -> None:
         """Count a connection in."""
@@ -254,9 +224,9 @@ class Registry:
         self._sweep()
 
     def _sweep(self) -> None:
-        for served in list(self._leaving):
-            if not served.connections:
-                self._leaving.remove(served)
+        for served in list(self.all):
+            if served.retired and not served.connections:
+                self.all.remove(served)
                 served.scheduler.close()
 
     async def scan(self, folder: Path) -> None:
@@ -268,7 +238,7 @@ class Registry:
             self._scanning = asyncio.Lock()
         async with self._scanning:
             found = _packages(folder)
-            for served in list(self._served):
+            for served in self.targets:
                 if served.scanned and served.source not in found:
                     self.retire(served)
             self._seen = {p: s for p, s in self._seen.items() if p in found}
@@ -283,7 +253,7 @@ class Registry:
 
     def close(self) -> None:
         """Close every scheduler."""
-        targets, self._served, self._leaving = self.all, [], []
+        targets, self.all = self.all, []
         for served in targets:
             served.retired = True
             served.scheduler.close()
@@ -307,18 +277,15 @@ def _stamp(path: Path) -> Stamp:
 
 def _packages(folder: Path) -> dict[Path, Stamp]:
     """Return the target packages in ``folder`` with their manifests' stamps."""
-    found = {}
     try:
-        for path in folder.iterdir():
-            if path.name.startswith(".") or not path.name.endswith(".target"):
-                continue  # half-written packages begin with a dot
-            if (path / "target.json").is_file():
-                found[path] = _stamp(path)
+        paths = [p for p in folder.iterdir() if (p / "target.json").is_file()]
     except OSError as error:
         raise ConfigError(
             f"the targets folder {folder} cannot be read: {error.strerror}"
         ) from error
-    return found
+    # Half-written packages begin with a dot.
+    named = [p for p in paths if p.suffix == ".target" and p.name[0] != "."]
+    return {path: _stamp(path) for path in named}
 
 
 def _natural(version: str) -> list[tuple[int, str]]:

@@ -47,8 +47,8 @@ from draftwire.transport.traffic import Meter
 from draftwire.verifier.beside import Drafts
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.executor import VirtualExecutor
-from draftwire.verifier.feeder import Feeder
-from draftwire.verifier.lookup import Lookup
+from draftwire.verifier.scheduler import Feeder
+from draftwire.verifier.rows import Lookup
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account as User
