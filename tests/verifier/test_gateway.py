@@ -31,9 +31,8 @@ from draftwire.transport.messages import (
     Resumed,
     Welcome,
 )
-from draftwire.verifier.gateway.fleet import Fleet
-from draftwire.verifier.gateway.ring import Ring
-from draftwire.verifier.gateway.service import Gateway
+from draftwire.verifier.gateway.fleet import Fleet, Ring
+from draftwire.verifier.gateway.relay import Gateway
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits

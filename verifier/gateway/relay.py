@@ -1,13 +1,13 @@
 """One address for many verifiers: frames are passed on, and nothing is kept.
 
 A device's connection has a *home*, the verifier that its session's key belongs to
-(:mod:`~draftwire.verifier.gateway.ring`), and its streams go there. Where that one is
-full, goes away or is gone, a stream is opened at another one, over a connection of its
-own whose key belongs to that one: so a resume finds its stream wherever it was opened,
-through whichever gateway it comes. What is read of a frame is its kind and the number of
-its stream; of a resume the id, and of an error its code. A stream whose verifier is gone
-is unknown at the next one, and the device opens it anew from its own text (PROTOCOL.md,
-section 4.3).
+(:class:`~draftwire.verifier.gateway.fleet.Ring`), and its streams go there. Where that
+one is full, goes away or is gone, a stream is opened at another one, over a connection
+of its own whose key belongs to that one: so a resume finds its stream wherever it was
+opened, through whichever gateway it comes. What is read of a frame is its kind and the
+number of its stream; of a resume the id, and of an error its code. A stream whose
+verifier is gone is unknown at the next one, and the device opens it anew from its own
+text (PROTOCOL.md, section 4.3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import inspect
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Coroutine
+from typing import Any, Coroutine, Iterable
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -35,14 +35,13 @@ from draftwire.transport.bits import Reader
 from draftwire.transport.codec import MAX_FRAME, MAX_STREAM, SUBPROTOCOL, Codec
 from draftwire.transport.dial import KEY_BYTES, SESSION_HEADER, check_url, key_of
 from draftwire.transport.messages import Error, Kind, Resume, Welcome
-from draftwire.verifier.gateway.fleet import Replica
+from draftwire.verifier.gateway.fleet import Fleet, Replica
+from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import QUEUED_FRAMES
+from draftwire.verifier.serving.service import VerifierService
 
-if TYPE_CHECKING:
-    from draftwire.verifier.gateway.service import Gateway
-
-__all__ = ["Relay"]
+__all__ = ["Gateway", "Relay"]
 
 log = logging.getLogger("draftwire.gateway")
 
@@ -117,8 +116,6 @@ class Relay:
     def revoked(self) -> bool:
         """True once the token of the device is not valid any more."""
         return self._usage.revoked
-
-    # ---- what the service tells it
 
     def expire(self) -> None:
         """Show out a device that has been silent for too long."""
@@ -403,6 +400,70 @@ class Relay:
             self._service.spilled += kind == Kind.OPENED and upstream is not self._home
         stream.kept = stream.placing = None
         await self._pass(frame)
+
+
+class Gateway(VerifierService):
+    """Accepts devices and passes their frames on; its registry is without targets."""
+
+    connection_class = Relay  # type: ignore[assignment]
+
+    def __init__(self, registry: Registry, *, fleet: Fleet, **options: Any) -> None:
+        super().__init__(registry, **options)
+        self.fleet = fleet
+        self.spilled = 0  # streams that were opened elsewhere than at their session's home
+        self.lost = 0  # connections to verifiers that ended under a device
+        self._looking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look at the verifiers, and begin to listen."""
+        await self.fleet.look()
+        await super().start()
+        self._looking = asyncio.ensure_future(self._keep_looking())
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await self.fleet.pause()
+            try:
+                await self.fleet.look()
+            except Exception:  # noqa: BLE001 - the next look may fare better
+                log.exception("looking at the verifiers failed")
+
+    async def close(self) -> None:
+        """Stop looking and listening."""
+        if self._looking is not None:
+            self._looking.cancel()
+        await super().close()
+
+    def _before_upgrade(self, socket: Any, request: Any) -> Any:
+        answer = super()._before_upgrade(socket, request)
+        if answer is None and not self.ready:
+            return self._later(socket, 503, "no verifier is up behind this gateway")
+        return answer
+
+    @property
+    def ready(self) -> bool:
+        return any(replica.state == "ok" for replica in self.fleet.replicas.values())
+
+    def health(self) -> dict[str, Any]:
+        verifiers = [
+            {
+                "url": replica.url,
+                "state": "draining" if replica.drain else replica.state,
+                "connections": replica.connections,
+            }
+            for replica in self.fleet.replicas.values()
+        ]
+        return {"sessions": self.greeted, "verifiers": verifiers}
+
+    def more_metrics(self) -> Iterable[tuple[str, float, dict[str, str]]]:
+        """Return what is the gateway's own, see the base class."""
+        yield "gateway_spilled_total", self.spilled, {}
+        yield "gateway_lost_total", self.lost, {}
+        for replica in self.fleet.replicas.values():
+            of = {"verifier": replica.url}
+            yield "gateway_verifier_up", int(replica.state == "ok"), of
+            yield "gateway_verifier_connections", replica.connections, of
+            yield "gateway_verifier_streams_total", replica.streams, of
 
 
 def _is_up(future: asyncio.Future[_Upstream | Error]) -> bool:

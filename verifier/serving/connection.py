@@ -54,24 +54,15 @@ _OUTBOX = 64  # frames that may wait before nothing more is read
 
 
 class Connection:
-    """Serves one websocket until it ends.
-
-    Args:
-        socket: A ``websockets.asyncio`` server connection, upgraded and authorised.
-        service: Registry, limits and counters.
-        usage: Of the account that the device belongs to.
-    """
+    """Serves one websocket, upgraded and authorised, until it ends."""
 
     dialogue_class = Dialogue
 
     def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
-        self._socket = socket
-        self._service = service
-        self._usage = usage
+        self._socket, self._service, self._usage = socket, service, usage
         self._codec = Codec()
-        self._dialogue = self.dialogue_class(
-            service.kept, self._greet, self, service.name_of(socket)
-        )
+        name = service.name_of(socket)
+        self._dialogue = self.dialogue_class(service.kept, self._greet, self, name)
         self._log = service.log_of(socket)
         self._outbox: deque[bytes] = deque()
         self._wake = asyncio.Event()  # there is something to send
@@ -127,13 +118,12 @@ class Connection:
     def expire(self) -> None:
         """Show out a device that has been silent for too long."""
         self.expired = True
-        if not self.greeted:
-            self._dialogue.leave(Error("limit", "no hello came after the upgrade"))
-            return
-        idle_s = self._service.limits.idle_s
-        hint = "connect again when there is something to verify"
-        error = Error("limit", f"no message for {idle_s:g} seconds", hint)
-        self._dialogue.leave(error, park=True)
+        error = Error("limit", "no hello came after the upgrade")
+        if self.greeted:
+            idle_s = self._service.limits.idle_s
+            hint = "connect again when there is something to verify"
+            error = Error("limit", f"no message for {idle_s:g} seconds", hint)
+        self._dialogue.leave(error, park=self.greeted)
 
     def revoke(self) -> None:
         """End the connection and its streams: its token is not valid any more."""
@@ -179,17 +169,14 @@ class Connection:
         self._log.message("up", frame.message, len(data), frame.stream)
         if isinstance(frame.message, (Open, Resume, Grammar)):
             self._socket.charge(_OPEN_COST)
-        await self._pace(len(data), isinstance(frame.message, Block))
-        return frame
-
-    async def _pace(self, size: int, is_block: bool) -> None:
-        """Wait as the account's rates demand: what is not read slows the sender."""
+        blocks = int(isinstance(frame.message, Block))
         try:
-            wait = self._usage.pace(size, int(is_block), self.active_s)
+            wait = self._usage.pace(len(data), blocks, self.active_s)
         except LimitError as error:
             raise FatalError("limit", str(error), error.hint) from None
-        if wait:
+        if wait:  # what is not read slows the sender
             await asyncio.sleep(wait)
+        return frame
 
     # ---- the dialogue's way to the device
 

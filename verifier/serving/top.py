@@ -44,11 +44,7 @@ def read_page(text: str) -> Page:
 
 
 class Top:
-    """The view of one verifier.
-
-    Args:
-        name: What the first line calls it.
-    """
+    """The view of one verifier, which the first line calls ``name``."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -165,11 +161,9 @@ class Top:
         return next(bound for bound, rate in rates if rate >= rates[-1][1] / 2)
 
     def render(self, clock: str = "", height: int = 24) -> list[str]:
-        """Return the lines of the view, each of at most 80 columns.
+        """Return at most ``height`` lines of the view, each of at most 80 columns.
 
-        Args:
-            clock: The time of day, at the right of the first line.
-            height: At most so many lines.
+        ``clock`` is the time of day, at the right of the first line.
         """
         found = self.document()
         state = "draining" if found["draining"] else f"draftwire {found['version']}"
