@@ -125,11 +125,8 @@ class Registry:
             ConfigError: Another target has its name and version.
         """
         label = (backend.name, backend.version)
-        same = [
-            old
-            for old in self.targets
-            if replace and (old.source, old.scanned) == (source, scanned)
-        ]
+        came = (source, scanned)
+        same = [s for s in self.targets if replace and (s.source, s.scanned) == came]
         for old in self.targets:
             if old not in same and (old.backend.name, old.backend.version) == label:
                 raise ConfigError(
@@ -174,13 +171,15 @@ class Registry:
         One that is gone or does not load any more goes on as it was.
         """
         for path, seen in tuple(self._asked.items()):
-            stamp = _stamp(path)
-            if stamp == seen:
-                continue
-            try:
-                await self.load(path, replace=True)
-            except DraftwireError as error:
-                log.error("keeping %s as it was: %s %s", path.name, error, error.hint)
+            if _stamp(path) != seen:
+                await self._take_in(path, "keeping %s as it was: %s %s")
+
+    async def _take_in(self, path: Path, trouble: str, *, scanned: bool = False) -> None:
+        """Load what may take the place of another; ``trouble`` is for the log."""
+        try:
+            await self.load(path, scanned=scanned, replace=True)
+        except DraftwireError as error:
+            log.error(trouble, path.name, error, error.hint)
 
     def retire(self, served: Served) -> None:
         """Give ``served`` to no new connection, and close it when unused."""
@@ -243,13 +242,9 @@ class Registry:
                     self.retire(served)
             self._seen = {p: s for p, s in self._seen.items() if p in found}
             for path, stamp in sorted(found.items()):
-                if self._seen.get(path) == stamp:
-                    continue
-                self._seen[path] = stamp
-                try:
-                    await self.load(path, scanned=True, replace=True)
-                except DraftwireError as error:
-                    log.error("cannot serve %s: %s %s", path.name, error, error.hint)
+                if self._seen.get(path) != stamp:
+                    self._seen[path] = stamp
+                    await self._take_in(path, "cannot serve %s: %s %s", scanned=True)
 
     def close(self) -> None:
         """Close every scheduler."""

@@ -87,7 +87,7 @@ class Relay:
     """
 
     def __init__(self, socket: Any, service: Gateway, usage: Usage) -> None:
-        self._socket, self._service, self._usage = socket, service, usage
+        self._socket, self._service, self.usage = socket, service, usage
         self._fleet = service.fleet
         self._clock = asyncio.get_running_loop().time
         self.active_s = self._clock()
@@ -111,11 +111,6 @@ class Relay:
         self._streams: dict[int, _Stream] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._leaving = False
-
-    @property
-    def revoked(self) -> bool:
-        """True once the token of the device is not valid any more."""
-        return self._usage.revoked
 
     def expire(self) -> None:
         """Show out a device that has been silent for too long."""

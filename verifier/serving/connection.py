@@ -59,7 +59,7 @@ class Connection:
     dialogue_class = Dialogue
 
     def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
-        self._socket, self._service, self._usage = socket, service, usage
+        self._socket, self._service, self.usage = socket, service, usage
         self._codec = Codec()
         name = service.name_of(socket)
         self._dialogue = self.dialogue_class(service.kept, self._greet, self, name)
@@ -78,11 +78,6 @@ class Connection:
     def greeted(self) -> bool:
         """True once the welcome is out."""
         return self._dialogue.terms is not None
-
-    @property
-    def revoked(self) -> bool:
-        """True once the token of its device is not valid any more."""
-        return self._usage.revoked
 
     @property
     def running(self) -> int:
@@ -134,10 +129,10 @@ class Connection:
         self._dialogue.drain(now=now)
 
     def _greet(self, hello: Hello) -> Terms:
-        service, account = self._service, self._usage.account
+        service, account = self._service, self.usage.account
         if service.draining:
             raise FatalError.of(DRAINING)
-        check_room(service.greeted, service.limits, self._usage)
+        check_room(service.greeted, service.limits, self.usage)
         served = choose(hello, service.registry)
         welcome = welcome_to(
             hello,
@@ -152,7 +147,7 @@ class Connection:
         if raw is not None:
             service.lobby.greeted(raw.fileno())
         key = key_of(self._socket.request.headers.get_all(SESSION_HEADER))
-        return Terms(served, self._usage, welcome, key)
+        return Terms(served, self.usage, welcome, key)
 
     # ---- reading
 
@@ -171,7 +166,7 @@ class Connection:
             self._socket.charge(_OPEN_COST)
         blocks = int(isinstance(frame.message, Block))
         try:
-            wait = self._usage.pace(len(data), blocks, self.active_s)
+            wait = self.usage.pace(len(data), blocks, self.active_s)
         except LimitError as error:
             raise FatalError("limit", str(error), error.hint) from None
         if wait:  # what is not read slows the sender

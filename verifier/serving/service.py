@@ -237,7 +237,7 @@ class VerifierService:
         if accounts:
             self.accounts.update(accounts)
             for connection in tuple(self.connections):
-                if connection.revoked:
+                if connection.usage.revoked:
                     connection.revoke()
             self.kept.revoke()
 
