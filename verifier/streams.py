@@ -637,11 +637,7 @@ class KeptStreams:
         return bool(self._known)
 
     def open(
-        self,
-        request: Open,
-        terms: Terms,
-        holder: Dialogue,
-        grammar: Compiled | None = None,
+        self, request: Open, terms: Terms, holder: Dialogue, grammar: Compiled | None = None
     ) -> Stream:
         """Return a new stream, not started yet; ``holder`` gets what comes of it.
 

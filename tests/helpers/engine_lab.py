@@ -9,9 +9,9 @@ from draftwire.clock import LoopClock
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Commit, Error, Hello, Open, Resume, Welcome
 from draftwire.verifier.dialogue import Dialogue
-from draftwire.verifier.scheduler import Feeder
 from draftwire.verifier.greeting import welcome_to
 from draftwire.verifier.registry import Served
+from draftwire.verifier.scheduler import Feeder
 from draftwire.verifier.serving.accounts import Account, Usage
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms

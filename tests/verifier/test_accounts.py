@@ -10,14 +10,7 @@ from collections import Counter
 from contextlib import AsyncExitStack, suppress
 
 import pytest
-from verifier_lab import (
-    ArithmeticBackend,
-    closed,
-    continuation,
-    device,
-    get,
-    serving,
-)
+from verifier_lab import ArithmeticBackend, closed, continuation, device, get, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from draftwire.errors import ConfigError

@@ -4,14 +4,7 @@ import asyncio
 import threading
 
 import numpy as np
-from verifier_lab import (
-    ArithmeticBackend,
-    closed,
-    continuation,
-    device,
-    get,
-    serving,
-)
+from verifier_lab import ArithmeticBackend, closed, continuation, device, get, serving
 
 from draftwire.transport.messages import (
     Block,

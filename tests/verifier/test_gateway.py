@@ -10,14 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from verifier_lab import (
-    ArithmeticBackend,
-    closed,
-    continuation,
-    device,
-    get,
-    serving,
-)
+from verifier_lab import ArithmeticBackend, closed, continuation, device, get, serving
 from websockets.exceptions import InvalidStatus
 
 from draftwire.errors import ConfigError

@@ -6,22 +6,10 @@ import asyncio
 import threading
 
 import pytest
-from verifier_lab import (
-    ArithmeticBackend,
-    continuation,
-    device,
-    get,
-    serving,
-)
+from verifier_lab import ArithmeticBackend, continuation, device, get, serving
 from websockets.exceptions import ConnectionClosed
 
-from draftwire.transport.messages import (
-    Block,
-    Bye,
-    Finish,
-    Opened,
-    Resumed,
-)
+from draftwire.transport.messages import Block, Bye, Finish, Opened, Resumed
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits

@@ -23,13 +23,7 @@ from websockets.exceptions import InvalidStatus
 import draftwire
 from draftwire.errors import ConfigError, ModelError, RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
-from draftwire.transport.messages import (
-    Block,
-    Bye,
-    Error,
-    Finish,
-    Welcome,
-)
+from draftwire.transport.messages import Block, Bye, Error, Finish, Welcome
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Accounts
 from draftwire.verifier.serving.limits import Limits
