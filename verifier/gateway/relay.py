@@ -38,6 +38,7 @@ from draftwire.transport.messages import Error, Kind, Resume, Welcome
 from draftwire.verifier.gateway.fleet import Fleet, Replica
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Usage
+from draftwire.verifier.serving.connection import Websocket
 from draftwire.verifier.serving.limits import QUEUED_FRAMES
 from draftwire.verifier.serving.service import VerifierService
 
@@ -79,7 +80,7 @@ class _Stream:
     placing: asyncio.Future[None] | None = None
 
 
-class Relay:
+class Relay(Websocket):
     """One device's connection, and those to the verifiers that have its streams.
 
     It is to a gateway what
@@ -87,12 +88,9 @@ class Relay:
     """
 
     def __init__(self, socket: Any, service: Gateway, usage: Usage) -> None:
-        self._socket, self._service, self.usage = socket, service, usage
+        super().__init__(socket, service, usage)
         self._fleet = service.fleet
-        self._clock = asyncio.get_running_loop().time
-        self.active_s = self._clock()
-        self.blocked_s: float | None = None
-        self.expired = False
+        self._gateway = service
         self.greeted = False
         self.running = 0  # the verifiers count their streams themselves
         headers = socket.request.headers
@@ -124,10 +122,6 @@ class Relay:
     def drain(self, *, now: bool) -> None:
         """The gateway goes away: another one finds the streams where they are."""
         self._leave(1001, "draining")
-
-    def abort(self) -> None:
-        """Cut the connection without a word: nobody reads at its other end."""
-        self._socket.transport.abort()
 
     def _leave(self, code: int, why: str) -> None:
         if not self._leaving:
@@ -163,14 +157,6 @@ class Relay:
             ups = [one for one in found if isinstance(one, _Upstream)]
             await asyncio.gather(*(up.socket.close(code) for up in ups))
 
-    async def _receive(self) -> bytes:
-        data = await self._socket.recv()
-        self.active_s = self._clock()
-        if not isinstance(data, bytes) or not data:
-            raise ProtocolError("a text frame; every message is a binary frame")
-        self._service.bytes_in += len(data)
-        return data
-
     async def _say(self, error: Error, number: int = 0) -> None:
         self._service.refused(error.code)
         await self._pass(Codec().encode(error, number))
@@ -190,9 +176,7 @@ class Relay:
             found = await self._reach(replica)
             if isinstance(found, _Upstream):
                 self._home, self.greeted = found, True
-                raw = self._socket.transport.get_extra_info("socket")
-                if raw is not None:
-                    self._service.lobby.greeted(raw.fileno())
+                self._no_stranger()
                 return True
             # What one refuses for good, such as a target that it has not, another may have.
             if said is None or said.code in _ELSEWHERE:
@@ -362,7 +346,7 @@ class Relay:
                     await self._answer(upstream, frame)
         except ConnectionClosed:
             if upstream.socket.close_code is not None and not self._leaving:
-                self._service.lost += 1
+                self._gateway.lost += 1
                 log.info("%s is gone under a device", upstream.replica.url)
                 self._fleet.look_soon()
                 # What was there the device takes up again, wherever that is then.
@@ -392,7 +376,7 @@ class Relay:
                 return
         if kind in (Kind.OPENED, Kind.RESUMED):
             upstream.replica.streams += 1
-            self._service.spilled += kind == Kind.OPENED and upstream is not self._home
+            self._gateway.spilled += kind == Kind.OPENED and upstream is not self._home
         stream.kept = stream.placing = None
         await self._pass(frame)
 

@@ -53,13 +53,42 @@ _CLOSE_CODES = {"protocol": 1002, "version": 1002, "draining": 1001, "internal":
 _OUTBOX = 64  # frames that may wait before nothing more is read
 
 
-class Connection:
-    """Serves one websocket, upgraded and authorised, until it ends."""
+class Websocket:
+    """A device's websocket, upgraded and authorised: when something was heard of it."""
+
+    def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
+        self._socket, self._service, self.usage = socket, service, usage
+        self._clock = asyncio.get_running_loop().time
+        self.active_s = self._clock()  # when the last frame came or went
+        # since when the device reads nothing of what is sent, or None
+        self.blocked_s: float | None = None
+        self.expired = False  # true once it is being shown out
+
+    def abort(self) -> None:
+        """Cut the connection without a word: nobody reads at its other end."""
+        self._socket.transport.abort()
+
+    def _no_stranger(self) -> None:
+        raw = self._socket.transport.get_extra_info("socket")
+        if raw is not None:
+            self._service.lobby.greeted(raw.fileno())
+
+    async def _receive(self) -> bytes:
+        data = await self._socket.recv()
+        self.active_s = self._clock()
+        if not isinstance(data, bytes) or not data:
+            raise ProtocolError("a text frame; every message is a binary frame")
+        self._service.bytes_in += len(data)
+        return data
+
+
+class Connection(Websocket):
+    """Serves streams until it ends."""
 
     dialogue_class = Dialogue
 
     def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
-        self._socket, self._service, self.usage = socket, service, usage
+        super().__init__(socket, service, usage)
         self._codec = Codec()
         name = service.name_of(socket)
         self._dialogue = self.dialogue_class(service.kept, self._greet, self, name)
@@ -68,11 +97,6 @@ class Connection:
         self._wake = asyncio.Event()  # there is something to send
         self._room = asyncio.Event()  # something was sent
         self._closing: tuple[int, str] | None = None  # after the last frame
-        self._clock = asyncio.get_running_loop().time
-        self.active_s = self._clock()  # when the last frame came or went
-        # since when the device reads nothing of what is sent, or None
-        self.blocked_s: float | None = None
-        self.expired = False  # true once it is being shown out
 
     @property
     def greeted(self) -> bool:
@@ -90,7 +114,7 @@ class Connection:
         sender = asyncio.ensure_future(self._write())
         try:
             while not dialogue.over:
-                frame = await self._receive()
+                frame = await self._next()
                 dialogue.take(frame.message, frame.stream)
                 # A burst of frames is there at once: others want their turn as well.
                 await asyncio.sleep(0)
@@ -143,23 +167,17 @@ class Connection:
             beside=served.drafts is not None,
         )
         service.registry.enter(served)
-        raw = self._socket.transport.get_extra_info("socket")
-        if raw is not None:
-            service.lobby.greeted(raw.fileno())
+        self._no_stranger()
         key = key_of(self._socket.request.headers.get_all(SESSION_HEADER))
         return Terms(served, self.usage, welcome, key)
 
     # ---- reading
 
-    async def _receive(self) -> Frame:
+    async def _next(self) -> Frame:
         while len(self._outbox) > _OUTBOX:  # who does not read is not read either
             self._room.clear()
             await self._room.wait()
-        data = await self._socket.recv()
-        self.active_s = self._clock()
-        if not isinstance(data, bytes):
-            raise ProtocolError("a text frame; every message is a binary frame")
-        self._service.bytes_in += len(data)
+        data = await self._receive()
         frame = self._codec.decode(data)
         self._log.message("up", frame.message, len(data), frame.stream)
         if isinstance(frame.message, (Open, Resume, Grammar)):
@@ -199,10 +217,6 @@ class Connection:
         code = 1000 if error is None else _CLOSE_CODES.get(error.code, 1008)
         self._closing = code, "" if error is None else error.code
         self._wake.set()
-
-    def abort(self) -> None:
-        """Cut the connection without a word: nobody reads at its other end."""
-        self._socket.transport.abort()
 
     async def _write(self) -> None:
         """Send what stands in the outbox; close after the last."""
