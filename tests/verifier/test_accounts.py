@@ -10,7 +10,15 @@ from collections import Counter
 from contextlib import AsyncExitStack, suppress
 
 import pytest
-from verifier_lab import ArithmeticBackend, closed, continuation, device, get, serving
+from verifier_lab import (
+    ArithmeticBackend,
+    closed,
+    continuation,
+    device,
+    get,
+    greeted,
+    serving,
+)
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from draftwire.errors import ConfigError
@@ -178,15 +186,13 @@ async def test_a_greedy_neighbour_gets_its_share_and_no_more():
     async with serving(backend, scheduler=scheduler, limits=limits) as service:
 
         async def polite(seed):
-            async with device(service) as dev:
-                await dev.greet()
+            async with greeted(service) as dev:
                 prompt = [seed]
                 text, _ = await dev.generate(prompt, 60, k=4, wrong_every=10**6)
                 assert text == continuation(prompt, 60)
 
         async def greedy():
-            async with device(service) as dev:
-                await dev.greet()
+            async with greeted(service) as dev:
                 await dev.open([9], 4000)
                 epoch = at = 0
                 while not stop.is_set():
@@ -222,8 +228,7 @@ async def test_a_device_that_reads_nothing_is_cut_off():
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         raw.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
         raw.setblocking(False)
-        async with device(service, sock=raw) as dev:
-            await dev.greet()
+        async with greeted(service, sock=raw) as dev:
             (connection,) = service.connections
             ours = connection._socket.transport
             ours.set_write_buffer_limits(1024)
@@ -237,8 +242,7 @@ async def test_a_device_that_reads_nothing_is_cut_off():
             while service.connections:
                 await asyncio.sleep(0.01)
             dev.cut()
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             assert (await dev.generate([4], 6))[0] == continuation([4], 6)
 
 
@@ -249,8 +253,7 @@ async def test_half_open_sockets_time_out():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert await reader.read() == b""  # no upgrade came
         writer.close()
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             opened = await dev.open([1, 2], 9)
             dev.socket.transport.pause_reading()  # answers no ping, as a dead link
             while not len(service.kept):
@@ -258,8 +261,7 @@ async def test_half_open_sockets_time_out():
             dev.cut()
         while service.connections:
             await asyncio.sleep(0.01)
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             assert isinstance(await dev.resume(opened, 0), Resumed)
 
 
@@ -267,22 +269,19 @@ async def test_evidence_that_waits_is_bounded():
     limits = Limits(message_bytes=4096, block=64)
     backend = ArithmeticBackend()
     backend.gate = threading.Event()
-    async with serving(backend, limits=limits) as service:
-        async with device(service) as dev:
-            await dev.greet()
-            await dev.say(Open((1, 2), "qs", 1.0, 0, 1.0, 7, 60))
-            assert isinstance(await dev.hear(), Opened)
-            for i in range(3):  # 2000 bytes each, while the model is held
-                await dev.say(Block(0, i, (1,), bytes(2000)))
-            answer = await dev.hear()
-            assert (answer.code, answer.fatal) == ("limit", True)
-            assert "evidence" in answer.message
-            backend.gate.set()
+    async with serving(backend, limits=limits) as service, greeted(service) as dev:
+        await dev.say(Open((1, 2), "qs", 1.0, 0, 1.0, 7, 60))
+        assert isinstance(await dev.hear(), Opened)
+        for i in range(3):  # 2000 bytes each, while the model is held
+            await dev.say(Block(0, i, (1,), bytes(2000)))
+        answer = await dev.hear()
+        assert (answer.code, answer.fatal) == ("limit", True)
+        assert "evidence" in answer.message
+        backend.gate.set()
 
 
 async def test_a_prompt_of_millions_is_not_read():
-    async with serving() as service, device(service) as dev:
-        await dev.greet()
+    async with serving() as service, greeted(service) as dev:
         answer = await dev.open([1] * (prompt_limit(256) + 1), 5)
         assert (answer.code, answer.fatal) == ("protocol", True)
 

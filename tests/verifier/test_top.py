@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from verifier_lab import ArithmeticBackend, device, get, run, serving
+from verifier_lab import ArithmeticBackend, get, greeted, run, serving
 from verifier_process import ENVIRONMENT, TINY
 from verifier_process import serving as serving_process
 
@@ -28,8 +28,7 @@ def two_pages():
     async def test():
         backend = ArithmeticBackend(slots=4)
         backend.name = "su\x1b[31mm"
-        async with serving(backend) as service, device(service) as dev:
-            await dev.greet()
+        async with serving(backend) as service, greeted(service) as dev:
             await dev.open([1], 9, stream=5)
             before = (await get(service, "/metrics"))[1]
             await dev.generate([3, 4], 12, k=4, wrong_every=5)
