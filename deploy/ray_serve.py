@@ -55,9 +55,8 @@ api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 async def _refuse(device: WebSocket, response: Refusal) -> None:
     """Pass on that the verifier wants no connection now, or none of this device."""
     if response.status_code not in (429, 503):
-        await (
-            device.close()
-        )  # before the upgrade: Ray's proxy makes a 403 of whatever is said
+        # Before the upgrade: Ray's proxy makes a 403 of whatever is said.
+        await device.close()
         return
     # That would be final; whoever may come back is told so in our own words.
     later = retry_after(dict(response.headers))

@@ -681,12 +681,11 @@ class TargetSession:
         decision = verdict.decision
         self._counts.near_ties += verdict.near_ties
         drafted = work.drafts
-        sent = len(drafted) - work.found
         kept = drafted[: decision.accepted]
         kept += [token for token in (decision.token, verdict.beyond) if token >= 0]
         times, before = (queue_s, compute_s), len(self._tokens)
         self._counts.forwards += forwards
-        commit = self._commit(work.epoch, sent, kept, decision, times, work, verdict)
+        commit = self._commit(work, verdict, kept, times)
         self._learn(work, verdict, self._tokens[before:])
         if self._wants:
             rows = verdict.logprobs[: len(self._tokens) - before]
@@ -696,23 +695,17 @@ class TargetSession:
         return [commit]
 
     def _commit(
-        self,
-        epoch: int,
-        drafted: int,
-        kept: list[int],
-        decision: Decision,
-        times: tuple[float, float],
-        work: Work | None = None,
-        verdict: Verdict | None = None,
+        self, work: Work, verdict: Verdict, kept: list[int], times: tuple[float, float]
     ) -> Commit:
         """Make ``kept`` text, as far as the text goes; return what to say of it."""
+        decision, drafted = verdict.decision, work.drafted - work.found
         before, whole = len(self._tokens), len(kept)
-        self._counts.drafted += drafted if work is None else work.sent(drafted)
+        self._counts.drafted += work.sent(drafted)
         stop = next((i + 1 for i, t in enumerate(kept) if t in self._stops), whole)
         kept = kept[: min(stop, self._end - before)]
         right = min(len(kept), decision.accepted)
         held = min(right, drafted)
-        accepted = held if work is None else work.sent(held)
+        accepted = work.sent(held)
         token = kept[held] if len(kept) > held else None
         further = tuple(kept[held + 1 :])
         self._counts.accepted += accepted
@@ -723,21 +716,21 @@ class TargetSession:
         # logits are wanted next.
         self._cached = before + right
         self._tail = 0
-        if self._guide is not None and verdict is not None and len(kept) == whole:
+        if self._guide is not None and len(kept) == whole:
             self._append_forced(verdict.tail, ended=verdict.ended)
         else:
             self._check_end()
             # What a leaf has left in the cache stands at the wrong place: once more.
-            self._tail = int(verdict is not None and len(kept) - right > 1)
+            self._tail = int(len(kept) - right > 1)
         self._cached = min(self._cached, len(self._tokens) - 1)
         owes = bool(decision.evidence) and held == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
         self._step("> commit", State.OWED if owes else ended)
-        if epoch == self.epoch and (owes or decision.accepted < drafted):
+        if work.epoch == self.epoch and (owes or decision.accepted < drafted):
             self._branch.kill()
         else:
             self._branch.settle(self._tokens, self._prompt)
-        said = (epoch, accepted, token, self.finish, *times)
+        said = (work.epoch, accepted, token, self.finish, *times)
         evidence = decision.evidence if owes else b""
         digest = b"" if owes else self._digest()
         told = self._forwards(), digest, self._ties(), further
@@ -797,8 +790,9 @@ class TargetSession:
             accepted = min(n, len(tokens) - 1)
             kept, self._known = tokens[: accepted + 1], tokens[accepted + 1 :]
             self._step("forward")
-            said = [self._commit(step.epoch, n, kept, Decision(accepted, kept[-1]), times)]
-            return [*said, *self._release((0.0, 0.0), stepped=True)]
+            verdict = Verdict(Decision(accepted, kept[-1]))
+            said = self._commit(_judged(step.epoch, n), verdict, kept, times)
+            return [said, *self._release((0.0, 0.0), stepped=True)]
         if n and step.epoch == self.epoch:
             before = len(self._known)
             drafts = self._branch.waiting(partial=True)[before : before + n]
@@ -837,8 +831,8 @@ class TargetSession:
             self._step("forward")
             self._counts.forwards += self._free
             self._free = False
-            decision = Decision(n, kept[-1])
-            said.append(self._commit(self.epoch, drafted, kept, decision, times))
+            work, verdict = _judged(self.epoch, drafted), Verdict(Decision(n, kept[-1]))
+            said.append(self._commit(work, verdict, kept, times))
             times = 0.0, 0.0
         return said
 
@@ -883,6 +877,11 @@ class TargetSession:
             self.finish = Finish.STOP
         elif len(self._tokens) >= self._end:
             self.finish = Finish.LENGTH
+
+
+def _judged(epoch: int, drafted: int) -> Work:
+    """Return what an engine has judged by itself."""
+    return Work(0, np.zeros(0, np.int64), 0, False, drafted, epoch=epoch)
 
 
 def _at(work: Work) -> int:

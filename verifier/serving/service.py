@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import re
-import socket as sockets
 import ssl
 from collections import Counter
 from functools import partial
@@ -287,10 +286,6 @@ class VerifierService:
         self.registry.close()
 
     async def _handle(self, socket: Any) -> None:
-        raw = socket.transport.get_extra_info("socket")
-        if raw is not None and raw.family in (sockets.AF_INET, sockets.AF_INET6):
-            # asyncio sets it too; a round would cost 40 ms more without it.
-            raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
         usage = socket.account_usage
         usage.connections += 1
         connection = self.connection_class(socket, self, usage)
