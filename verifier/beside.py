@@ -21,8 +21,6 @@ import numpy as np
 from draftwire.errors import DraftwireError
 from draftwire.verifier.rows import Lookup, Share
 
-__all__ = ["Beside", "Drafting", "Drafts", "Model", "draft"]
-
 log = logging.getLogger("draftwire.verifier")
 
 _MOST = 24  # drafts that a forward is topped up to

@@ -13,8 +13,6 @@ from draftwire.errors import ProtocolError
 from draftwire.sampling.grammar import Path
 from draftwire.transport.messages import Block
 
-__all__ = ["Branch", "Drafts"]
-
 
 class Drafts(NamedTuple):
     """Drafted tokens and what came with them."""

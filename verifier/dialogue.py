@@ -28,8 +28,6 @@ from draftwire.verifier.greeting import DRAINING, FatalError, error_of
 from draftwire.verifier.serving.accounts import LimitError
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
 
-__all__ = ["Dialogue", "Peer"]
-
 _HELD = 64  # blocks of an open that waits for its grammar
 
 log = logging.getLogger("draftwire.verifier")

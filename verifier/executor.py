@@ -19,8 +19,6 @@ from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.beside import Drafting
 from draftwire.verifier.beside import draft as draft_together
 
-__all__ = ["BrokenOff", "Executor", "ThreadExecutor", "VirtualExecutor"]
-
 Rows = List["np.ndarray[Any, Any]"]
 T = TypeVar("T")
 # Takes the number of an exit and its logits, for each part of the forward.

@@ -20,8 +20,6 @@ from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend
 from draftwire.verifier.executor import Executor
 
-__all__ = ["Grammars", "Shelf", "UnknownGrammarError"]
-
 _KEPT = 32  # compiled, of one target
 _SHELF = 16  # of one connection
 _COMPILING = 4

@@ -25,8 +25,6 @@ import numpy as np
 
 from draftwire.verifier.rows import Share
 
-__all__ = ["Arrivals", "Key", "Outlook", "Table", "Tables", "hold_until"]
-
 _SLACK = 1.5  # drafts may be late by half of the hold
 _LEAST = 0.05  # tokens that a hold must gain, for forecasts are none too sure
 _TABLES = 64  # that are kept: some 100 KB each

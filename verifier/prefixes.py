@@ -16,8 +16,6 @@ from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.registry import Served
 from draftwire.verifier.serving.accounts import Usage
 
-__all__ = ["Kept", "Prefixes"]
-
 _WORTH = 16  # tokens: fewer are read again as quickly as they are looked for
 
 

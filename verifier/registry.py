@@ -27,8 +27,6 @@ from draftwire.verifier.grammars import Grammars
 from draftwire.verifier.scheduler import Feeder, Scheduler
 from draftwire.verifier.tally import Tally
 
-__all__ = ["Registry", "Served"]
-
 log = logging.getLogger("draftwire.verifier")
 _SOON_S = 0.05  # until a slot that the running forward writes to may be there
 

@@ -23,8 +23,6 @@ from typing import Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["ForwardPrice", "Leaves", "Lookup"]
-
 _LONGEST = 4  # tokens that are compared, at most
 _SHORTEST = 2
 _LOOKS = 32  # places that are compared, the latest first

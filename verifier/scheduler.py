@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from draftwire.clock import Timer
     from draftwire.verifier.streams import Stream
 
-__all__ = ["Feeder", "OnExit", "Request", "Scheduler", "Verified"]
-
 # Takes the number of an exit and its logits ``(rows, vocab)``.
 OnExit = Callable[[int, "np.ndarray[Any, Any]"], None]
 

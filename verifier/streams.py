@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from draftwire.clock import Timer
     from draftwire.verifier.dialogue import Dialogue
 
-__all__ = ["KeptStreams", "Stream", "Terms", "UnknownStreamError"]
-
 _TOKEN_BYTES = 44  # a Python int, its place in a list, and one more to look it up
 _PAIR_BYTES = 112  # a tuple, an int, a float and their place in a list
 _STREAM_BYTES = 4096  # all else of a stream

@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Iterable, Iterator
 
-__all__ = ["Counters", "Histogram", "StreamCounts", "Tally"]
-
 _FORWARD_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STREAM_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 

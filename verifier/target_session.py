@@ -61,8 +61,6 @@ from draftwire.verifier.rows import ForwardPrice, Leaves, Lookup
 from draftwire.verifier.states import TABLE, State
 from draftwire.verifier.tally import StreamCounts
 
-__all__ = ["TargetSession", "Verdict", "Work", "params_of"]
-
 Pairs = List[Tuple[int, float]]  # ids and their log-probabilities
 _TELL_EVERY = 32  # drafts that the verifier has need of, where it drafts itself
 _HASH_EVERY = 128  # tokens: 0.08 bytes each

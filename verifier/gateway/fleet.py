@@ -26,8 +26,6 @@ from draftwire.transport.dial import (
     web,
 )
 
-__all__ = ["SPARE", "Fleet", "Replica", "Ring"]
-
 log = logging.getLogger("draftwire.gateway")
 
 _FULL_S = 5.0  # at most: after a verifier without room is asked again

@@ -42,8 +42,6 @@ from draftwire.verifier.serving.connection import Websocket
 from draftwire.verifier.serving.limits import QUEUED_FRAMES
 from draftwire.verifier.serving.service import VerifierService
 
-__all__ = ["Gateway", "Relay"]
-
 log = logging.getLogger("draftwire.gateway")
 
 _QUIET = logging.getLogger("draftwire.verifier.websockets")
