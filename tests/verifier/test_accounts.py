@@ -19,7 +19,7 @@ from verifier_lab import (
     greeted,
     serving,
 )
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 from draftwire.errors import ConfigError
 from draftwire.transport.messages import Block, Bye, Open, Opened, Resumed, Welcome
@@ -90,27 +90,12 @@ def test_a_wrong_line_is_named(token_file, text, complaint):
         read_accounts(token_file(text))
 
 
-async def test_every_token_of_the_file_opens_the_door_and_no_other():
+def test_every_token_of_the_file_opens_the_door_and_no_other():
     accounts = Accounts([Account(A, "a"), Account(B, "b")])
     assert accounts.find([f"Bearer {A}"]).account.name == "a"
     assert accounts.find([f"bearer {B}"]).account.name == "b"
-    for headers in (
-        [],
-        [f"Bearer {A}x"],
-        [f"Basic {A}"],
-        [f"Bearer {A}"] * 2,
-        [A],
-        ["\ud800"],
-    ):
-        assert accounts.find(headers) is None
-
-    async with serving(accounts=accounts) as service:
-        for token in (A, B):
-            async with device(service, **shown(token)) as dev:
-                assert isinstance(await dev.greet(), Welcome)
-        with pytest.raises(InvalidStatus):
-            async with device(service, **shown("c" * 20)):
-                pass
+    wrong = [], [f"Bearer {A}x"], [f"Basic {A}"], [f"Bearer {A}"] * 2, [A], ["\ud800"]
+    assert all(accounts.find(headers) is None for headers in wrong)
 
 
 async def test_streams_context_and_connections_of_a_token_are_limited():

@@ -56,8 +56,8 @@ async def busy():
             return (await get(service, "/metrics"))[1]
 
 
-def test_each_metric_is_there_and_says_what_happened():
-    page = run(busy)
+async def test_each_metric_is_there_and_says_what_happened():
+    page = await busy()
     found = samples(page)
     named = {name for name, _ in found}
     for name in METRICS:
