@@ -19,7 +19,7 @@ from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.beside import Drafting
 from draftwire.verifier.beside import draft as draft_together
 
-Rows = List["np.ndarray[Any, Any]"]
+Rows = List["np.ndarray"]
 T = TypeVar("T")
 # Takes the number of an exit and its logits, for each part of the forward.
 Heard = Callable[[int, Rows], None]

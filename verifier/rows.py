@@ -79,10 +79,6 @@ class Lookup:
         """The text grows."""
         self._text.extend(ids)
 
-    def chance(self, length: int) -> float:
-        """Return how likely a token is right that follows ``length`` equal ones."""
-        return self._seen[length].value
-
     def find(self, drafts: Sequence[int], price: float = 0.0) -> list[int]:
         """Return what may follow behind the text and ``drafts``; nothing if nobody knows.
 
@@ -105,7 +101,7 @@ class Lookup:
                     break
         if at < 0:
             return []
-        chance, reach, count = self.chance(best), 1.0, 0
+        chance, reach, count = self._seen[best].value, 1.0, 0
         while count < self._most and (reach := reach * chance) > price:
             count += 1
         self._length = best

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence, Union
+from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence, Union
 
 import numpy as np
 
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from draftwire.verifier.streams import Stream
 
 # Takes the number of an exit and its logits ``(rows, vocab)``.
-OnExit = Callable[[int, "np.ndarray[Any, Any]"], None]
+OnExit = Callable[[int, "np.ndarray"], None]
 
 
 class Verified(NamedTuple):
     """Answer to one request."""
 
-    rows: np.ndarray[Any, Any]  # ``(rows, vocab)`` float32 logits
+    rows: np.ndarray  # ``(rows, vocab)`` float32 logits
     queue_s: float  # seconds spent waiting
     compute_s: float  # seconds spent in forwards that carried this request
 
@@ -82,7 +82,7 @@ class Request:
         self._done: OnDone | None = done
         self._since = scheduler.clock.now()
         self._read = 0  # tokens computed
-        self._rows: list[np.ndarray[Any, Any]] = []
+        self._rows: list[np.ndarray] = []
         self.compute_s = 0.0
 
     def make(self) -> bool:
@@ -113,7 +113,7 @@ class Request:
             self._scheduler.counters.cancelled += 1
             self._scheduler.forget(self)
 
-    def advance(self, part: SlotInput, rows: np.ndarray[Any, Any]) -> Verified | None:
+    def advance(self, part: SlotInput, rows: np.ndarray) -> Verified | None:
         """Book a part of it; return the answer when that was the last."""
         assert self.item is not None
         self._read += len(part)

@@ -391,7 +391,7 @@ class Stream:
             self._said = now, seen  # a target that does not move says nothing
         self._watch_on()
 
-    def _heard(self, number: int, rows: np.ndarray[Any, Any]) -> None:
+    def _heard(self, number: int, rows: np.ndarray) -> None:
         """Take in an exit's logits."""
         work = self._work
         assert work is not None
@@ -418,10 +418,7 @@ class Stream:
         self._judge(job, answer.rows, partial(self._judged, work, answer))
 
     def _judge(
-        self,
-        job: Callable[[], Any],
-        rows: np.ndarray[Any, Any],
-        done: Callable[[Any], None],
+        self, job: Callable[[], Any], rows: np.ndarray, done: Callable[[Any], None]
     ) -> None:
         # A grammar may take long.
         weight = 1 << 30 if self.session.costly else rows.size
