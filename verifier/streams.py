@@ -773,8 +773,6 @@ class KeptStreams:
         stream.stop()
         stream.hold(None)
         stream.parked_s = self.now()
-        if stream.session.done:
-            stream.release()
         self._parked[stream.id] = stream
         self.kept_bytes += stream.kept_bytes
         limits = self.limits
