@@ -21,7 +21,6 @@ from draftwire.verifier.dialogue import Dialogue, Peer
 from draftwire.verifier.executor import Executor, VirtualExecutor
 from draftwire.verifier.greeting import welcome_to
 from draftwire.verifier.registry import Served
-from draftwire.verifier.rows import Lookup
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account, Usage
 from draftwire.verifier.serving.limits import Limits
