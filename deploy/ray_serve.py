@@ -55,9 +55,8 @@ api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 async def _refuse(device: WebSocket, response: Refusal) -> None:
     """Pass on that the verifier wants no connection now, or none of this device."""
     if response.status_code not in (429, 503):
-        await (
-            device.close()
-        )  # before the upgrade: Ray's proxy makes a 403 of whatever is said
+        # Before the upgrade: Ray's proxy makes a 403 of whatever is said.
+        await device.close()
         return
     # That would be final; whoever may come back is told so in our own words.
     later = retry_after(dict(response.headers))
@@ -114,21 +113,17 @@ async def _down(device: WebSocket, verifier: ClientConnection) -> None:
 class Verifier:
     """One replica.
 
-    Args:
-        targets: Packages or checkpoint folders.
-        token_file: Who may connect; "" for everyone who reaches Ray's proxy.
-        loader: Fields of :class:`~draftwire.verifier.backends.loading.Loader`.
-        limits: Fields of :class:`~draftwire.verifier.serving.limits.Limits`.
-
     Raises:
         ConfigError: A target or an option is of no use.
     """
 
     def __init__(
         self,
-        targets: list[str],
-        token_file: str,
+        targets: list[str],  # packages or checkpoint folders
+        token_file: str,  # who may connect; "" for everyone who reaches Ray's proxy
+        # fields of :class:`~draftwire.verifier.backends.loading.Loader`
         loader: dict[str, Any],
+        # fields of :class:`~draftwire.verifier.serving.limits.Limits`
         limits: dict[str, Any],
     ) -> None:
         self._loop = asyncio.SelectorEventLoop()  # Ray has uvloop, whose sockets differ

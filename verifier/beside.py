@@ -13,19 +13,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Generator, List, Sequence
+from dataclasses import dataclass
+from typing import Callable, Generator, List, Protocol, Sequence
 
 import numpy as np
 
 from draftwire.errors import DraftwireError
-from draftwire.verifier.lookup import Lookup
-
-if TYPE_CHECKING:
-    from typing import Protocol
-else:
-    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
-
-__all__ = ["Beside", "Drafting", "Drafts", "Model", "draft"]
+from draftwire.verifier.rows import Lookup, Share
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -61,49 +55,41 @@ class Model(Protocol):
 class Shares:
     """How often drafts were right: in all, and by how sure the draft was of them."""
 
-    def __init__(self) -> None:
-        # Judged and right, fading. What is thought too good is soon known.
-        self.all: list[float] = [_PRIOR, 0.85 * _PRIOR]
-        self.by = [[_PRIOR, ((i + 0.5) / _BINS) ** 0.8 * _PRIOR] for i in range(_BINS)]
-
-    def lighter(self) -> Shares:
-        """Return what another stream begins with."""
-        found = Shares()
-        for new, old in zip([found.all, *found.by], [self.all, *self.by]):
-            new[1] = new[0] * old[1] / old[0]
-        return found
+    def __init__(self, old: Shares | None = None) -> None:
+        # What is thought too good is soon known.
+        guesses = [0.85, *(((i + 0.5) / _BINS) ** 0.8 for i in range(_BINS))]
+        if old is not None:  # another stream begins with them
+            guesses = [share.value for share in (old.all, *old.by)]
+        shares = [Share(guess, _PRIOR, _MEMORY) for guess in guesses]
+        self.all: Share = shares[0]
+        self.by: list[Share] = shares[1:]
 
     @property
     def mean(self) -> float:
         """Chance of a draft that nothing is known of."""
-        judged, right = self.all
-        return float(min(0.99, right / judged))
+        return min(0.99, self.all.value)
 
-    def of(self, sure: float) -> float:
-        """Return the chance of a draft that has this probability."""
-        judged, right = self.by[min(int(sure * _BINS), _BINS - 1)]
-        return float(right / judged)
+    def of(self, sure: float) -> Share:
+        """Return the share of drafts that have this probability."""
+        return self.by[min(int(sure * _BINS), _BINS - 1)]
 
     def add(self, sure: float | None, right: bool) -> None:
         """Learn of a draft that was judged; None is one of the device's."""
-        known = [] if sure is None else [self.by[min(int(sure * _BINS), _BINS - 1)]]
-        for share in [self.all, *known]:
-            share[0] = _MEMORY * share[0] + 1
-            share[1] = _MEMORY * share[1] + right
+        for share in [self.all] if sure is None else [self.all, self.of(sure)]:
+            share.add(right)
 
 
 class Drafts:
-    """Draft models for the streams of one target, one for each that runs.
-
-    Args:
-        make: Loads one; called in the thread of the target's forwards.
-        vocab_size: Ids that it knows are below this.
-        context: Tokens that it holds.
-    """
+    """Draft models for the streams of one target, one for each that runs."""
 
     together = False  # a forward of several streams takes what one takes
 
-    def __init__(self, make: Callable[[], Model], vocab_size: int, context: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Model],  # loads one, in the thread of the target's forwards
+        vocab_size: int,  # ids that it knows are below this
+        context: int,  # tokens that it holds
+    ) -> None:
         self._make = make
         self._idle: list[Model] = []
         self.vocab_size, self.context = vocab_size, context
@@ -132,28 +118,23 @@ class Drafts:
         log.error("the draft beside the target fails, none drafts now: %s %s", error, hint)
 
 
-class Drafting:
-    """What a stream drafts before a forward, one forward of the draft after another.
-
-    Args:
-        stream: Whose.
-        steps: Yields tokens to feed, and is sent the logits after them.
-    """
-
-    def __init__(self, stream: Beside, steps: Steps) -> None:
-        self.stream, self.steps = stream, steps
-        self.taken = 0  # forwards so far
-
-
 Steps = Generator[List[int], np.ndarray, None]
+
+
+@dataclass(eq=False)
+class Drafting:
+    """What a stream drafts before a forward, one forward of the draft after another."""
+
+    stream: Beside
+    steps: Steps  # yields tokens to feed, and is sent the logits after them
+    taken: int = 0  # forwards so far
 
 
 def draft(jobs: Sequence[Drafting]) -> tuple[int, float]:
     """Draft for several streams, side by side.
 
-    Returns:
-        Rounds that it took, and the seconds of one draft, loading and reading left out;
-        0 where none could be timed.
+    Return the rounds that it took, and the seconds of one draft, loading and reading left
+    out; 0 where none could be timed.
     """
     rounds = drafted = 0
     seconds, drafts = 0.0, jobs[0].stream.drafts
@@ -188,13 +169,7 @@ def draft(jobs: Sequence[Drafting]) -> tuple[int, float]:
 
 
 class Beside(Lookup):
-    """Drafts for one stream; where it has none, the text is looked up.
-
-    Args:
-        tokens: Ids of prompt and text.
-        most: Tokens that are looked up at once, at most.
-        drafts: Where its model comes from.
-    """
+    """Drafts for one stream; where it has none, the text is looked up."""
 
     def __init__(self, tokens: Sequence[int], most: int, drafts: Drafts) -> None:
         super().__init__(tokens, most)
@@ -208,7 +183,7 @@ class Beside(Lookup):
         self._worth = 0  # drafts of the device that the present forward is worth
         self._judged: list[int] = []  # that go into it
         self._gave = False  # what was found last is of the model's
-        self._shares = drafts.shares.lighter()
+        self._shares = Shares(drafts.shares)
         self._tokens = self._seconds = 0.0  # of late
         self._cycle_s = (0.0, 0.0)  # of the present forward, and of a draft
         self._over = self._at_work = False
@@ -223,24 +198,16 @@ class Beside(Lookup):
 
     def plan(
         self,
-        waiting: Sequence[int],
-        room: int,
-        own: Own,
-        forward_s: float,
-        row: float,
+        waiting: Sequence[int],  # drafts, which stand behind the text
+        room: int,  # drafts that a forward may have
+        own: Own,  # draws
+        forward_s: float,  # of the target, in seconds; 0 before the first
+        row: float,  # what a row more costs, as a share of that
+        # that a draft delays the streams of a forward by, all together; 0, as if it cost
+        # nothing, before one was timed
         step_s: float,
     ) -> Drafting | None:
-        """Return what is to be drafted behind the drafts that wait, if anything.
-
-        Args:
-            waiting: They stand behind the text.
-            room: Drafts that a forward may have.
-            own: Draws.
-            forward_s: Of the target, in seconds; 0 before the first.
-            row: What a row more costs, as a share of that.
-            step_s: That a draft delays the streams of a forward by, all together; 0, as
-                if it cost nothing, before one was timed.
-        """
+        """Return what is to be drafted behind the drafts that wait, if anything."""
         self._made, self._chances, self._over = [], [], False
         self._cycle_s = forward_s, step_s
         drafts, n, chance = self.drafts, len(waiting), self._shares.mean
@@ -295,7 +262,7 @@ class Beside(Lookup):
         while True:
             made.append(own(made, row))
             chances.append(sure := _probability(row, made[-1]))
-            reach *= shares.of(sure)
+            reach *= shares.of(sure).value
             if made[-1] >= self.drafts.vocab_size or len(made) >= most:
                 return
             if reach * mean <= price:
@@ -316,7 +283,8 @@ class Beside(Lookup):
 
     def reach(self, waiting: Sequence[int]) -> int:
         """Return how many of the drafts that wait go into the forward: all but those
-        that contradict longer ones made here."""
+        that contradict longer ones made here.
+        """
         made = self._made if self._length_then == len(self._text) else []
         same = 0
         while same < min(len(made), len(waiting)) and made[same] == waiting[same]:
@@ -339,7 +307,6 @@ class Beside(Lookup):
         return made[n:] if self._gave else super().find(drafts, price)
 
     def extend(self, ids: Sequence[int]) -> None:
-        """See :class:`Lookup`."""
         super().extend(ids)
         self._tokens = _PACE * self._tokens + len(ids)
         chances = self._chances if self._gave else [None] * len(self._judged)
@@ -350,7 +317,6 @@ class Beside(Lookup):
         self._judged, self._chances = [], []
 
     def judged(self, count: int, right: int) -> None:
-        """See :class:`Lookup`."""
         if not self._gave:
             super().judged(count, right)
 

@@ -13,8 +13,6 @@ from draftwire.errors import ProtocolError
 from draftwire.sampling.grammar import Path
 from draftwire.transport.messages import Block
 
-__all__ = ["Branch", "Drafts"]
-
 
 class Drafts(NamedTuple):
     """Drafted tokens and what came with them."""
@@ -29,25 +27,17 @@ class Drafts(NamedTuple):
 class Branch:
     """The tokens of the device's present branch that are not judged yet.
 
-    Positions count from the end of the prompt.
-
-    Args:
-        max_block: Most drafted tokens of one block.
-        max_waiting: Most that may wait, those under judgement among them.
-
-    Attributes:
-        epoch: Number of the branch, modulo 256.
-        asks: The device waits for the text to become at least so long.
-        discarded: Drafted tokens that died unjudged, so far.
-        overtaken: Of drafted tokens that came when the text had them already: how many
-            repeated it, and how often one did not.
+    Positions count from the end of the prompt. A block may have ``max_block`` drafts, so
+    many as ``max_waiting`` may wait, those under judgement among them.
     """
 
     def __init__(self, max_block: int, max_waiting: int) -> None:
         self._max_block, self._max_waiting = max_block, max_waiting
-        self.epoch = 0
-        self.asks = 0
-        self.discarded = 0
+        self.epoch = 0  # number of the branch, modulo 256
+        self.asks = 0  # the device waits for the text to become at least so long
+        self.discarded = 0  # drafted tokens that died unjudged, so far
+        # of drafted tokens that came when the text had them already: how many repeated it,
+        # and how often one did not
         self.overtaken = (0, 0)
         self._base = 0  # position of the first token
         self._tokens: list[int] = []
@@ -83,9 +73,7 @@ class Branch:
     def turn(self, epoch: int) -> None:
         """Go over to branch ``epoch``; what waited dies."""
         if epoch != self.epoch:
-            self._drop()
-            self._judging = self._judging_free = 0
-            self.asks = 0
+            self.clear()
             self.epoch = epoch
 
     def kill(self) -> None:
@@ -94,9 +82,11 @@ class Branch:
 
     def clear(self) -> None:
         """Forget what waits; the branch keeps its number."""
-        self._drop()
-        self._judging = self._judging_free = 0
-        self.asks = 0
+        self.discarded += sum(self._free)
+        self._cut(len(self._tokens))
+        self._evidence = b""
+        self._ready = self._ready_evidence = 0
+        self._judging = self._judging_free = self.asks = 0
 
     def add(self, block: Block, committed: int, path: Path | None = None) -> None:
         """Put a block's tokens, and those of ``path`` that are forced, behind the others.
@@ -165,9 +155,7 @@ class Branch:
             self.kill()
             return
         self.overtaken = right + len(known), wrong
-        self._cut(len(known))
-        self._ready = max(0, self._ready - len(known))
-        self._base += len(known)
+        self.strike(len(known))
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -199,13 +187,12 @@ class Branch:
         """Return what :meth:`take` would hand over, and leave it here."""
         return tuple(self._tokens if partial else self._tokens[: self._ready])
 
-    def strike(self, count: int) -> list[int]:
-        """Hand over ``count`` tokens that an engine has judged."""
-        struck = self._tokens[:count]
+    def strike(self, count: int) -> None:
+        """Let go of at most ``count`` tokens, which are judged or text."""
+        count = min(count, len(self._tokens))
         self._cut(count)
-        self._ready = max(0, self._ready - len(struck))
-        self._base += len(struck)
-        return struck
+        self._ready = max(0, self._ready - count)
+        self._base += count
 
     def judged(self) -> None:
         """The model is done with what was taken."""
@@ -213,9 +200,3 @@ class Branch:
 
     def _cut(self, count: int) -> None:
         del self._tokens[:count], self._free[:count], self._leaves[:count]
-
-    def _drop(self) -> None:
-        self.discarded += sum(self._free)
-        self._cut(len(self._tokens))
-        self._evidence = b""
-        self._ready = self._ready_evidence = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Callable
+from typing import Callable, Protocol
 
 from draftwire.errors import ConfigError, ProtocolError, RefusedError
 from draftwire.sampling.grammar import Compiled
@@ -27,13 +27,6 @@ from draftwire.verifier.grammars import Shelf
 from draftwire.verifier.greeting import DRAINING, FatalError, error_of
 from draftwire.verifier.serving.accounts import LimitError
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
-
-if TYPE_CHECKING:
-    from typing import Protocol
-else:
-    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
-
-__all__ = ["Dialogue", "Peer"]
 
 _HELD = 64  # blocks of an open that waits for its grammar
 
@@ -54,37 +47,24 @@ class Peer(Protocol):
 
 
 class Dialogue:
-    """One connection's state; it holds the streams that run on it.
-
-    Args:
-        kept: All streams of the verifier.
-        greet: Chooses target and terms for a hello, or raises what to answer.
-        peer: The way to the device.
-        name: Of the device, for logs.
-
-    Attributes:
-        terms: What was agreed on, or None before the greeting.
-        over: True once nothing more is taken in.
-    """
+    """One connection's state; it holds the streams that run on it."""
 
     def __init__(
         self,
-        kept: KeptStreams,
+        kept: KeptStreams,  # all streams of the verifier
+        # chooses target and terms for a hello, or raises what to answer
         greet: Callable[[Hello], Terms],
-        peer: Peer,
-        name: object = "",
+        peer: Peer,  # the way to the device
+        name: object = "",  # of the device, for logs
     ) -> None:
-        self._kept = kept
-        self._greet = greet
-        self._peer = peer
-        self._name = name
+        self._kept, self._greet, self._peer, self._name = kept, greet, peer, name
         self._streams: dict[int, Stream] = {}  # running, or with an end to be seen
         self._shelf: Shelf | None = None
         # Opens whose grammar is being compiled, each with what came for it since.
         self._waiting: dict[int, list[Message]] = {}
         self._draining = False
-        self.terms: Terms | None = None
-        self.over = False
+        self.terms: Terms | None = None  # what was agreed on, or None before the greeting
+        self.over = False  # true once nothing more is taken in
 
     @property
     def running(self) -> int:
@@ -95,9 +75,7 @@ class Dialogue:
     def take(self, message: Message, number: int | None = 0) -> None:
         """Take in a message; whatever is wrong with it goes to the device.
 
-        Args:
-            message: From the device.
-            number: Of its stream, None for one of the connection.
+        ``number`` is of its stream, None for one of the connection.
         """
         if self.over:
             return
@@ -109,8 +87,7 @@ class Dialogue:
     def lost(self, *, closed: bool = False) -> None:
         """The link is gone: its streams wait for their device.
 
-        Args:
-            closed: By the device, which has seen the ends of those that have ended.
+        Where that has ``closed`` it, it has seen the ends of those that have ended.
         """
         self.over = True
         self._waiting.clear()
@@ -118,12 +95,7 @@ class Dialogue:
             self._end(number, park=not (closed and stream.session.done))
 
     def leave(self, error: Error, *, park: bool = False) -> None:
-        """Say why, and hang up.
-
-        Args:
-            error: What the device is told.
-            park: Its streams wait for it to come back.
-        """
+        """Say why, and hang up; ``park``: its streams wait for it to come back."""
         if self.over:
             return
         if error is not DRAINING:
@@ -136,11 +108,14 @@ class Dialogue:
     def drain(self, *, now: bool) -> None:
         """End the connection because the verifier goes away.
 
-        Args:
-            now: Also when streams are running; otherwise they may finish first.
+        ``now``: also when streams are running; otherwise they may finish first.
         """
         self._draining = True
-        if now or not self.running:
+        self._drained(now=now)
+
+    def _drained(self, *, now: bool = False) -> None:
+        """Hang up where the verifier goes away and nothing runs any more."""
+        if self._draining and (now or not self.running):
             self.leave(DRAINING)
 
     # ---- messages
@@ -251,22 +226,18 @@ class Dialogue:
         else:
             self._waiting[number].append(message)
 
-    def _compiled(self, request: Open) -> Compiled | None:
-        """Return the grammar of an open; None while it is being compiled."""
-        if self._shelf is None:
-            raise ConfigError(
-                "the open names a grammar without the capability grammar",
-                hint="leave it out, or serve with llguidance installed",
-            )
-        return self._shelf.find(request.grammar)
-
     def _open(self, request: Open, number: int, terms: Terms) -> None:
-        grammar = None
+        grammar: Compiled | None = None
         try:
             self._room(number, "an open")
-            if request.grammar:
-                grammar = self._compiled(request)
-                if grammar is None:
+            if request.grammar and self._shelf is None:
+                raise ConfigError(
+                    "the open names a grammar without the capability grammar",
+                    hint="leave it out, or serve with llguidance installed",
+                )
+            if request.grammar and self._shelf is not None:
+                grammar = self._shelf.find(request.grammar)
+                if grammar is None:  # it is being compiled
                     self._waiting[number] = [request]
                     return
             stream = self._kept.open(request, terms, self, grammar)
@@ -274,7 +245,7 @@ class Dialogue:
             self._refuse(error, number)
             return
         answer = Opened(stream.id, stream.secret, stream.reused)
-        self._begin(stream, number, terms, answer, opened=True)
+        self._begin(stream, number, terms, answer)
 
     def _resume(self, request: Resume, number: int, terms: Terms) -> None:
         try:
@@ -291,22 +262,14 @@ class Dialogue:
         """Answer what cannot be served; the connection stays, unless it drains."""
         said = dataclasses.replace(error_of(error), fatal=False)
         self._peer.send(said, number)
-        if self._draining and not self.running:
-            self.leave(DRAINING)
+        self._drained()
 
-    def _begin(
-        self,
-        stream: Stream,
-        number: int,
-        terms: Terms,
-        answer: Message,
-        *,
-        opened: bool = False,
-    ) -> None:
+    def _begin(self, stream: Stream, number: int, terms: Terms, answer: Message) -> None:
         stream.number = number
         self._streams[number] = stream
         self._peer.send(answer, number)
-        stream.start(exits="exits" in terms.welcome.capabilities, opened=opened)
+        exits = "exits" in terms.welcome.capabilities
+        stream.start(exits=exits, opened=isinstance(answer, Opened))
 
     def _goodbye(self, number: int) -> None:
         """The device ends a stream, or has seen its end."""
@@ -317,8 +280,7 @@ class Dialogue:
         self._end(number, park=False)
         if answer is not None:
             self._peer.send(answer, number)
-        if self._draining and not self.running:
-            self.leave(DRAINING)
+        self._drained()
 
     def _end(self, number: int, *, park: bool) -> None:
         """End a stream, or keep it for its device to come back."""
@@ -327,7 +289,10 @@ class Dialogue:
             (self._kept.park if park else self._kept.forget)(stream)
 
     def deliver(self, stream: Stream, messages: list[Message]) -> None:
-        """Send what comes out of the stream; see :class:`~.streams.Holder`."""
+        """Send what comes out of the stream; neither waits nor raises.
+
+        An error is the last message of one that has failed and that nobody holds any more.
+        """
         for message in messages:
             if isinstance(message, Error):
                 log.warning("stream of %s: %s", self._name, message.message)
@@ -336,8 +301,7 @@ class Dialogue:
                     self.leave(message)
                     return
             self._peer.send(message, stream.number)
-        if self._draining and not self.running:
-            self.leave(DRAINING)
+        self._drained()
 
     def lose(self, stream: Stream) -> None:
         """Let go of ``stream``: its device has come back on another connection."""

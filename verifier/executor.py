@@ -19,11 +19,8 @@ from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.beside import Drafting
 from draftwire.verifier.beside import draft as draft_together
 
-__all__ = ["BrokenOff", "Executor", "ThreadExecutor", "VirtualExecutor"]
-
-Rows = List["np.ndarray[Any, Any]"]
+Rows = List["np.ndarray"]
 T = TypeVar("T")
-
 # Takes the number of an exit and its logits, for each part of the forward.
 Heard = Callable[[int, Rows], None]
 # Takes the logits of each part, or what went wrong, and the seconds of the forward.
@@ -52,8 +49,7 @@ class Executor(ABC):
     """
 
     def __init__(self, backend: TargetBackend, clock: Clock) -> None:
-        self._backend = backend
-        self._clock = clock
+        self._backend, self._clock = backend, clock
         self._unwanted = False
         self.over = True
 
@@ -102,26 +98,23 @@ class ThreadExecutor(Executor):
 
     def __init__(self, backend: TargetBackend, clock: Clock) -> None:
         super().__init__(backend, clock)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="draftwire-target")
-        self._judges = ThreadPoolExecutor(4, thread_name_prefix="draftwire-judge")
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="draftwire-aside")
+        self._worker, self._judges, self._aside = self._pools = [
+            ThreadPoolExecutor(threads, thread_name_prefix=f"draftwire-{what}")
+            for what, threads in (("target", 1), ("judge", 4), ("aside", 1))
+        ]
 
     def run(
         self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
     ) -> None:
-        """See :class:`Executor`."""
         self.over = self._unwanted = False
         self._worker.submit(self._forward, parts, heard, done)
 
     def _forward(self, parts: Sequence[SlotInput], heard: Heard | None, done: Done) -> None:
+        listen = {} if heard is None else {"on_exit": functools.partial(self._tell, heard)}
         begin = time.perf_counter()
         answer: Rows | BaseException
         try:
-            if heard is None:
-                answer = self._backend.forward(parts)
-            else:
-                tell = functools.partial(self._tell, heard)
-                answer = self._backend.forward(parts, on_exit=tell)
+            answer = self._backend.forward(parts, **listen)
         except BaseException as error:  # noqa: BLE001 - engines raise their own classes
             answer = error
         seconds = time.perf_counter() - begin
@@ -129,7 +122,6 @@ class ThreadExecutor(Executor):
         self._post(done, answer, seconds)
 
     def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
-        """See :class:`Executor`."""
         self._worker.submit(lambda: self._post(done, draft_together(jobs)[1]))
 
     def _tell(self, heard: Heard, number: int, rows: Rows) -> None:
@@ -146,52 +138,41 @@ class ThreadExecutor(Executor):
     def judge(
         self, job: Callable[[], T], size: int, done: Callable[[T | Exception], None]
     ) -> None:
-        """See :class:`Executor`."""
         if size <= _INLINE_LOGITS:
             done(_outcome(job))
         else:
             self._judges.submit(lambda: self._post(done, _outcome(job)))
 
     def aside(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
-        """See :class:`Executor`."""
         self._aside.submit(lambda: self._post(done, _outcome(job)))
 
     def close(self) -> None:
-        """See :class:`Executor`."""
-        self._worker.shutdown(wait=False)
-        self._aside.shutdown(wait=False)
-        self._judges.shutdown(wait=False)
+        for pool in self._pools:
+            pool.shutdown(wait=False)
 
 
 class VirtualExecutor(Executor):
     """Forwards that take the time they are said to take, on a clock nobody waits for.
-
-    Args:
-        backend: The target; its forward runs in place, when it begins.
-        clock: The clock.
-        cost: Seconds of a forward, given its parts and whether they are prompts.
-        fractions: When each exit speaks, as a share of its forward.
 
     ``busy_s`` are the seconds of all forwards, ``draft_s`` of a draft beside the target.
     """
 
     def __init__(
         self,
-        backend: TargetBackend,
+        backend: TargetBackend,  # its forward runs in place, when it begins
         clock: Clock,
+        # seconds of a forward, given its parts and whether they are prompts
         cost: Callable[[Sequence[SlotInput], bool], float],
-        fractions: Sequence[float] = (),
+        fractions: Sequence[float] = (),  # when each exit speaks, as a share of its forward
     ) -> None:
         super().__init__(backend, clock)
-        self._cost = cost
-        self._fractions = fractions
+        self._cost, self._fractions = cost, fractions
         self._ahead: list[Timer] = []  # what the running forward will do
         self.busy_s = self.draft_s = 0.0
 
     def run(
         self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
     ) -> None:
-        """See :class:`Executor`."""
         self.over = self._unwanted = False
         begin, seconds = self._clock.now(), self._cost(parts, prefill)
         said: list[tuple[int, Rows]] = []
@@ -207,7 +188,6 @@ class VirtualExecutor(Executor):
         self._ahead.append(when(begin + seconds, self._end, answer, seconds, done))
 
     def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
-        """See :class:`Executor`."""
         rounds, _ = draft_together(jobs)
         drafts = sum(job.taken for job in jobs)
         seconds = self.draft_s * rounds  # all streams in one forward

@@ -20,8 +20,6 @@ from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend
 from draftwire.verifier.executor import Executor
 
-__all__ = ["Grammars", "Shelf", "UnknownGrammarError"]
-
 _KEPT = 32  # compiled, of one target
 _SHELF = 16  # of one connection
 _COMPILING = 4
@@ -37,9 +35,8 @@ class UnknownGrammarError(RefusedError):
 class Grammars:
     """What grammars are compiled to, for the tokenizer of one target.
 
-    Args:
-        backend: The target; one that does not say where its tokenizer is has none.
-        executor: Compiles in a thread of its own; None where there are none either.
+    One that does not say where its tokenizer is has none, nor has one without an
+    ``executor``, which compiles in a thread of its own.
     """
 
     def __init__(
@@ -57,12 +54,7 @@ class Grammars:
         return self._path is not None and self._executor is not None
 
     def prepare(self, message: messages.Grammar, done: Callable[[_Outcome], None]) -> None:
-        """Compile what a device sent.
-
-        Args:
-            message: From the device.
-            done: Gets it, or why not; perhaps inside this call.
-        """
+        """Compile what a device sent; ``done`` gets it, or why not, perhaps at once."""
         try:
             grammar = Grammar(message.format, message.text.decode("utf-8"))
         except (ConfigError, UnicodeDecodeError) as error:
@@ -100,11 +92,7 @@ class Grammars:
 
 
 class Shelf:
-    """The grammars that one connection may name.
-
-    Args:
-        grammars: Of its target.
-    """
+    """The grammars that one connection may name."""
 
     def __init__(self, grammars: Grammars) -> None:
         self._grammars = grammars
@@ -113,9 +101,7 @@ class Shelf:
     def put(self, message: messages.Grammar, ready: Callable[[], None]) -> bool:
         """Take in a grammar; return False where too many are being compiled.
 
-        Args:
-            message: From the device.
-            ready: Called once it is compiled, or refused.
+        ``ready`` is called once it is compiled, or refused.
         """
         digest = Grammar.name(message.format, message.text)
         if digest in self._found:
@@ -137,9 +123,8 @@ class Shelf:
     def find(self, digest: bytes) -> Compiled | None:
         """Return the grammar that an open names; None while it is being compiled.
 
-        Raises:
-            UnknownGrammarError: It was not sent on this connection, or long ago.
-            ConfigError: It cannot be used.
+        Raises an UnknownGrammarError where it was not sent on this connection, or long ago,
+        and what it was refused for.
         """
         if digest not in self._found:
             raise UnknownGrammarError(

@@ -25,16 +25,6 @@ from draftwire.verifier.registry import Registry, Served
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import Limits
 
-__all__ = [
-    "DRAINING",
-    "REVOKED",
-    "FatalError",
-    "check_room",
-    "choose",
-    "error_of",
-    "welcome_to",
-]
-
 log = logging.getLogger("draftwire.verifier")
 
 DRAINING = Error(
@@ -46,13 +36,7 @@ REVOKED = "the token of this device is not valid any more"
 
 
 class FatalError(Exception):
-    """Ends a connection with an error frame.
-
-    Args:
-        code: Word of PROTOCOL.md, section 5.
-        message: One sentence.
-        hint: What to do.
-    """
+    """Ends a connection with an error frame; ``code`` is of PROTOCOL.md, section 5."""
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -84,13 +68,9 @@ def error_of(error: Exception) -> Error:
     if not isinstance(error, DraftwireError):
         log.error("the verifier failed", exc_info=error)
         return Error("internal", f"the verifier failed: {type(error).__name__}")
-    code = "internal"
-    if isinstance(error, ProtocolError):
-        code = "protocol"
-    elif isinstance(error, ConfigError):
-        code = "request"
-    elif isinstance(error, RefusedError):
-        code = getattr(error, "code", "busy")
+    kinds = (ProtocolError, "protocol"), (ConfigError, "request"), (RefusedError, "busy")
+    code = next((word for kind, word in kinds if isinstance(error, kind)), "internal")
+    code = getattr(error, "code", code)
     told = _told(code, str(error), error.hint, fatal=code == "protocol")
     if isinstance(error, BusyError) and error.retry_after_s is not None:
         told = dataclasses.replace(told, retry_after_ms=round(1e3 * error.retry_after_s))
@@ -98,15 +78,10 @@ def error_of(error: Exception) -> Error:
 
 
 def check_room(connections: int, limits: Limits, usage: Usage) -> None:
-    """Refuse a device when too many are connected.
+    """Refuse a device where ``connections`` have said hello, and its account has its share.
 
     A device whose link broke may be back before its old connection is seen to be dead,
     so an account may have some more connections than streams.
-
-    Args:
-        connections: Those whose devices have said hello.
-        limits: Of the verifier.
-        usage: Of the device's account, this connection included.
 
     Raises:
         FatalError: There are too many.
@@ -158,24 +133,16 @@ def choose(hello: Hello, registry: Registry) -> Served:
 
 
 def welcome_to(
-    hello: Hello,
+    hello: Hello,  # the device's
     backend: TargetBackend | StreamBackend,
-    limits: Limits,
+    limits: Limits,  # of the verifier
+    # longest sequence that the device's account allows, or None
     context: int | None = None,
     *,
-    grammars: bool = False,
-    beside: bool = False,
+    grammars: bool = False,  # streams may have some
+    beside: bool = False,  # a draft beside the target drafts for them too
 ) -> Welcome:
-    """Return the terms of a connection, within what both sides can do.
-
-    Args:
-        hello: The device's.
-        backend: The target.
-        limits: Of the verifier.
-        context: Longest sequence that the device's account allows, or None.
-        grammars: Streams may have some.
-        beside: A draft beside the target drafts for them too.
-    """
+    """Return the terms of a connection, within what both sides can do."""
     capabilities = [
         *(["resume"] if limits.resume_s > 0 else []),
         *(["exits"] if backend.exits else []),
@@ -188,6 +155,13 @@ def welcome_to(
         *(["trace"] if tracing() else ()),
     ]
     family = backend.family
+    same = hello.family == family.name
+    if hello.backbone:
+        same = hello.backbone.hex() == family.backbone
+    try:
+        digest = bytes.fromhex(backend.id)
+    except ValueError:  # a checkpoint folder has a name only
+        digest = b""
     vocab_size = min(hello.vocab_size, backend.vocab_size)
     noise = tuple(n for n in hello.noise if n in getattr(backend, "noises", NOISES))
     schemes = [s for s in schemes_of(backend) if noise or s != "coupled"]
@@ -205,29 +179,13 @@ def welcome_to(
         max_block=limits.block,
         max_waiting=max(limits.waiting, limits.block),
         eos_ids=tuple(i for i in backend.eos_ids if i < vocab_size),
-        compatibility=_compatibility(hello, backend),
+        # how well the draft will age, as PROTOCOL.md 4.1 has it
+        compatibility="family" if same else "tokenizer",
         capabilities=tuple(c for c in hello.capabilities if c in capabilities),
         schemes=tuple(schemes),
-        target_id=_content_hash(backend.id),
+        target_id=digest if len(digest) == 32 else b"",
         noise=noise,
         numerics=backend.numerics,
         streams=limits.streams,
         progress_ms=round(limits.progress_s * 1e3),
     )
-
-
-def _content_hash(package_id: str) -> bytes:
-    try:
-        digest = bytes.fromhex(package_id)
-    except ValueError:  # a checkpoint folder has a name only
-        return b""
-    return digest if len(digest) == 32 else b""
-
-
-def _compatibility(hello: Hello, backend: TargetBackend | StreamBackend) -> str:
-    """Say how well the draft will age, as PROTOCOL.md 4.1 has it."""
-    if hello.backbone:
-        same = hello.backbone.hex() == backend.family.backbone
-    else:
-        same = hello.family == backend.family.name
-    return "family" if same else "tokenizer"

@@ -23,7 +23,7 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-__all__ = ["Arrivals", "Key", "Outlook", "Table", "Tables", "hold_until"]
+from draftwire.verifier.rows import Share
 
 _SLACK = 1.5  # drafts may be late by half of the hold
 _LEAST = 0.05  # tokens that a hold must gain, for forecasts are none too sure
@@ -33,7 +33,7 @@ _BEHIND, _AHEAD = 12, 24  # how far device or verifier may be ahead, in the tabl
 _UNIT = 4  # parts of a step that it tells apart
 _COLUMNS = 40  # and the most of them
 _MEMORY = 0.9
-_PRIOR = (6.0, 0.7)  # drafts that the first guess at the acceptance weighs, and it
+_PRIOR = 6.0  # drafts that the first guess at the acceptance weighs
 
 
 class Table:
@@ -48,27 +48,16 @@ class Table:
                        all are right * value(next state)
 
     and `rate` is the one that makes the value of beginning anew 0 (Dinkelbach). Times are
-    in steps of the device.
-
-    Args:
-        acceptance: Chance that a draft is right if those before it are.
-        forward: Of the target.
-        back: From a rejection's verdict to the first draft behind it.
-        batch: Drafts that come at once.
-        leaf: Share of wrong drafts where a leaf brings one more token.
-
-    Attributes:
-        rate: Tokens a step, of the stream with this table.
-        worth: ``(states, columns, waits)``.
+    in steps of the device; ``rate`` is tokens a step.
     """
 
     def __init__(
         self,
-        acceptance: float,
-        forward: float,
-        back: float,
-        batch: int,
-        leaf: float = 0.0,
+        acceptance: float,  # chance that a draft is right if those before it are
+        forward: float,  # of the target
+        back: float,  # from a rejection's verdict to the first draft behind it
+        batch: int,  # drafts that come at once
+        leaf: float = 0.0,  # share of wrong drafts where a leaf brings one more token
     ) -> None:
         a, self.batch = acceptance, batch
         # Far arrivals are told apart more coarsely.
@@ -92,7 +81,7 @@ class Table:
             chance = np.where(left + batch * late < 0, 0.0, a ** (judged + 1.0))
             column = np.clip(np.rint(next_nu / unit), 0, columns - 1)
             row = np.clip(left, -_BEHIND, _AHEAD) + _BEHIND
-            gain = _expected(a, judged) + leaf * (1 - a**judged)
+            gain = (1 - a ** (judged + 1.0)) / (1 - a) + leaf * (1 - a**judged)
             gain = np.where(wait > forward + 1e-9, -1e9, gain)
             tokens.append(gain)
             times.append(time)
@@ -116,6 +105,7 @@ class Table:
             if abs(again - self.rate) < 1e-4 * self.rate:
                 break
             self.rate = again
+        # ``(states, columns, waits)``
         self.worth = np.moveaxis(worth, 0, 2).astype(np.float32)
 
     @staticmethod
@@ -137,9 +127,7 @@ class Table:
     def at(self, ready: int, until: float) -> np.ndarray:
         """Return what each number of waits is worth, ``(waits,)`` tokens.
 
-        Args:
-            ready: Drafts at hand.
-            until: Steps until the next ones come.
+        ``ready`` drafts are at hand, and the next ones come in ``until`` steps.
         """
         row = min(max(ready, -_BEHIND), _AHEAD) + _BEHIND
         column = min(max(int(round(until / self.unit)), 0), self.worth.shape[1] - 1)
@@ -164,8 +152,7 @@ class Key(NamedTuple):
 class Tables:
     """Tables that were made, and are to be made elsewhere: they take some milliseconds.
 
-    Args:
-        make: Called with what makes a table and who takes it, perhaps at once.
+    ``make`` is called with what makes a table and who takes it, perhaps at once.
     """
 
     def __init__(
@@ -193,12 +180,6 @@ def _rounded(value: float) -> float:
     return float(1.1 ** round(math.log(max(value, 0.1)) / math.log(1.1)))
 
 
-def _expected(acceptance: float, drafts: np.ndarray) -> np.ndarray:
-    """Return the tokens expected of a forward over ``drafts`` drafts."""
-    found: np.ndarray = (1 - acceptance ** (drafts + 1.0)) / (1 - acceptance)
-    return found
-
-
 class Outlook(NamedTuple):
     """What a stream can expect of a forward that begins later."""
 
@@ -223,11 +204,8 @@ def hold_until(
 ) -> float:
     """Return until when the next forward shall be held back; ``now_s``: not at all.
 
-    Args:
-        now_s: The clock.
-        streams: What each stream of the batch can expect.
-        forward_s: What a forward takes; no hold is longer.
-        tables: What that is worth.
+    ``streams`` are what each of the batch can expect; a forward takes ``forward_s``, and no
+    hold is longer.
     """
     end_s = min(now_s + forward_s, *(stream.due_s for stream in streams))
     known = [s for s in streams if s.next_s <= end_s and s.step_s > 0]
@@ -277,17 +255,12 @@ class Arrivals:
         self._step_s = self._back_s = math.nan
         self._batch = 1.0
         self._commits: deque[tuple[int, float]] = deque(maxlen=64)  # length, when
-        self._judged, self._right = _PRIOR[0], _PRIOR[0] * _PRIOR[1]
+        self._right = Share(0.7, _PRIOR)  # of the drafts
 
     def block(self, now_s: float, epoch: int, base: int, count: int, alive: int) -> None:
-        """Note drafts that came.
+        """Note ``count`` drafts that came of branch ``epoch``, from position ``base`` on.
 
-        Args:
-            now_s: The clock.
-            epoch: Their branch.
-            base: Position of the first.
-            count: How many.
-            alive: Branch that the verifier goes on with after them.
+        ``alive`` is the branch that the verifier goes on with after them.
         """
         if epoch != alive:  # they contradict the text: who wrote them has heard of that
             if epoch == self._epoch and self._broken is None:
@@ -311,27 +284,17 @@ class Arrivals:
 
     def judged(self, right: int, wrong: int) -> None:
         """Note drafts that turned out so."""
-        fade = 0.98 ** (right + wrong)
-        self._judged = fade * self._judged + right + wrong
-        self._right = fade * self._right + right
+        self._right.add(right, right + wrong)
 
     def outlook(
         self, now_s: float, length: int, ready: int, due_s: float, leaf: float = 0.0
     ) -> Outlook:
-        """Return what the stream can expect.
-
-        Args:
-            now_s: The clock.
-            length: Of the text.
-            ready: Drafts at hand.
-            due_s: See :class:`Outlook`.
-            leaf: Likewise.
-        """
+        """Return what the stream can expect behind a text of ``length``."""
         next_s, step_s = self._next_s(length), self._step_s
         if math.isnan(self._back_s + step_s) or now_s > next_s + 0.5 * step_s:
             next_s = math.inf  # the device pauses, or nothing is known
-        a = self._right / self._judged
-        return Outlook(a, ready, next_s, step_s, self._back_s, self._batch, due_s, leaf)
+        right = self._right.value
+        return Outlook(right, ready, next_s, step_s, self._back_s, self._batch, due_s, leaf)
 
     def _next_s(self, length: int) -> float:
         """Return when the first draft beyond ``length`` comes next."""

@@ -16,47 +16,30 @@ from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.registry import Served
 from draftwire.verifier.serving.accounts import Usage
 
-__all__ = ["Kept", "Prefixes"]
-
 _WORTH = 16  # tokens: fewer are read again as quickly as they are looked for
 
 
 @dataclass
 class Kept:
-    """What a stream has left behind.
+    """What a stream has left behind."""
 
-    Attributes:
-        served: Its target.
-        usage: Of its account.
-        tokens: Ids of prompt and text.
-        cached: So many of them are in ``slot``.
-        slot: None once somebody else needed it.
-    """
-
-    served: Served
-    usage: Usage
-    tokens: list[int]
-    cached: int
-    slot: int | None
+    served: Served  # its target
+    usage: Usage  # of its account
+    tokens: list[int]  # ids of prompt and text
+    cached: int  # so many of them are in ``slot``
+    slot: int | None  # None once somebody else needed it
 
 
 class Prefixes:
-    """What streams have left behind, that of no use for longest first.
-
-    Args:
-        most: So many texts of one account.
-        tokens: So many ids of all of them.
-
-    Attributes:
-        found: Streams that took a prefix.
-        evicted: Slots that others needed more.
-    """
+    """What streams have left behind: ``most`` texts of an account, ``tokens`` ids"""
 
     def __init__(self, most: int, tokens: int = 1 << 20) -> None:
         self._most, self._tokens = most, tokens
-        self._kept: list[Kept] = []
+        self._kept: list[Kept] = []  # that of no use for longest first
         self._size = 0
-        self.found = self.evicted = 0
+        self.found = self.evicted = (
+            0  # streams that took a prefix; slots others needed more
+        )
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -89,14 +72,10 @@ class Prefixes:
         right: Callable[[bytes], bool],
         running: Iterable[Sequence[int]] = (),
     ) -> list[int]:
-        """Return the ids that a device names, or none when they are not here.
+        """Return the ``length`` ids that a device names, or none when they are not here.
 
-        Args:
-            usage: Of its account.
-            served: Of its connection.
-            length: How many they are.
-            right: Tells whether the first sixteen bytes of a hash are theirs.
-            running: Texts of its streams that run.
+        ``right`` tells whether the first sixteen bytes of a hash are theirs; ``running``
+        are the texts of the account's streams.
         """
         ended = [kept.tokens for kept in reversed(self._of(usage, served))]
         for tokens in (*ended, *running):
@@ -117,16 +96,14 @@ class Prefixes:
         tally = served.tally
         tally.prompt_tokens += len(prompt)
         tally.prefix_queries += len(prompt) if self._most else 0
-        best, most = None, _WORTH - 1
+        best, slot, most = None, None, _WORTH - 1
         for kept in self._of(usage, served):
-            if kept.slot is None:
-                continue
-            n = _common(kept.tokens, prompt, kept.cached)
+            n = 0 if kept.slot is None else _common(kept.tokens, prompt, kept.cached)
             if n > most and 2 * n >= kept.cached:  # else it is worth more to its own
-                best, most = kept, n
-        if best is None or best.slot is None:
+                best, slot, most = kept, kept.slot, n
+        if best is None or slot is None:
             return None
-        slot, best.slot = best.slot, None
+        best.slot = None
         self.found += 1
         tally.prefix_hits += most
         return slot, most
@@ -136,18 +113,12 @@ class Prefixes:
         usage: Usage,
         served: Served,
         prompt: Sequence[int],
+        # slots in use, with their ids and how many of them are in the cache
         running: Iterable[tuple[int, Sequence[int], int]],
     ) -> tuple[int, int]:
-        """Return the slot that holds most of ``prompt``, in use or kept, and how much.
+        """Return the slot, in use or kept, that holds most of ``prompt``, and how much.
 
-        Args:
-            usage: Of its account.
-            served: Of its connection.
-            prompt: What is looked for.
-            running: Slots in use, with their ids and how many of them are in the cache.
-
-        Returns:
-            A slot and 0 where nothing is worth it.
+        A slot and 0 where nothing is worth it.
         """
         kept = {k.slot: k for k in self._of(usage, served) if k.slot is not None}
         held = [(-1, (), 0), *running, *((s, k.tokens, k.cached) for s, k in kept.items())]

@@ -23,12 +23,9 @@ from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams
 from draftwire.verifier.beside import Drafts
 from draftwire.verifier.executor import ThreadExecutor
-from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.grammars import Grammars
-from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.scheduler import Feeder, Scheduler
 from draftwire.verifier.tally import Tally
-
-__all__ = ["Registry", "Served"]
 
 log = logging.getLogger("draftwire.verifier")
 _SOON_S = 0.05  # until a slot that the running forward writes to may be there
@@ -38,30 +35,17 @@ Stamp = Tuple[Tuple[str, int, int], ...]  # names of files, their times and size
 
 @dataclass(eq=False)
 class Served:
-    """One target in service.
-
-    Attributes:
-        backend: The model.
-        scheduler: Batches its work, or feeds an engine that does.
-        words: Names that a device can ask for it by.
-        tally: What its streams did so far.
-        connections: Connections that use it now.
-        retired: New connections do not get it any more.
-        source: Its folder, or None.
-        scanned: That is one of ``--targets-dir``.
-        drafts: Models beside the target, or None.
-        grammars: Compiled for its tokenizer.
-    """
+    """One target in service."""
 
     backend: TargetBackend | StreamBackend
-    scheduler: Scheduler | Feeder
-    words: frozenset[str]
-    tally: Tally = field(default_factory=Tally)
-    connections: int = 0
-    retired: bool = False
-    source: Path | None = None
-    scanned: bool = False
-    drafts: Drafts | None = None
+    scheduler: Scheduler | Feeder  # batches its work, or feeds an engine that does
+    words: frozenset[str]  # names that a device can ask for it by
+    source: Path | None = None  # its folder, or None
+    scanned: bool = False  # that is one of ``--targets-dir``
+    drafts: Drafts | None = None  # models beside the target, or None
+    tally: Tally = field(default_factory=Tally)  # what its streams did so far
+    connections: int = 0  # connections that use it now
+    retired: bool = False  # new connections do not get it any more
 
     def __post_init__(self) -> None:
         scheduler = self.scheduler  # streams that an engine keeps itself have none
@@ -97,30 +81,24 @@ class Served:
 
 
 class Registry:
-    """Targets in service.
-
-    Args:
-        load: Makes a backend of a path; runs in a worker thread.
-        scheduler: Keyword arguments of every :class:`Scheduler`.
-        default: What a device gets that asks for no target; "" means the newest
-            version that shares its tokenizer.
-        draft: Makes what drafts beside a target, or None.
-    """
+    """Targets in service."""
 
     def __init__(
         self,
+        # makes a backend of a path; runs in a worker thread
         load: Callable[[Path], TargetBackend | StreamBackend],
         *,
+        # keyword arguments of every :class:`Scheduler`
         scheduler: dict[str, Any] | None = None,
+        # what a device gets that asks for no target; "" means the newest version that
+        # shares its tokenizer
         default: str = "",
+        # makes what drafts beside a target, or None
         draft: Callable[[TargetBackend], Drafts | None] | None = None,
     ) -> None:
-        self._load = load
-        self._draft = draft
-        self._options = scheduler or {}
-        self._default = default
-        self._served: list[Served] = []
-        self._leaving: list[Served] = []
+        self._load, self._draft = load, draft
+        self._options, self._default = scheduler or {}, default
+        self.all: list[Served] = []  # retired ones that still serve a connection among them
         self._seen: dict[Path, Stamp] = {}  # last state that was taken in
         self._asked: dict[Path, Stamp] = {}  # likewise, of what was loaded by its path
         self._scanning: asyncio.Lock | None = None  # made inside the loop, for 3.8
@@ -128,40 +106,26 @@ class Registry:
     @property
     def targets(self) -> Sequence[Served]:
         """Targets that new connections can get."""
-        return tuple(self._served)
-
-    @property
-    def all(self) -> Sequence[Served]:
-        """Those, and the retired ones that still serve a connection."""
-        return (*self._served, *self._leaving)
+        return tuple(served for served in self.all if not served.retired)
 
     def add(
         self,
         backend: TargetBackend | StreamBackend,
         *,
+        # the folder it comes from; its name without suffix is a further name to be asked by
         source: Path | None = None,
-        scanned: bool = False,
-        replace: bool = False,
+        scanned: bool = False,  # that is one of ``--targets-dir``
+        replace: bool = False,  # retire what came from there before
     ) -> Served:
         """Put a backend into service.
-
-        Args:
-            backend: The model.
-            source: The folder it comes from; its name without suffix is a further name
-                to be asked by.
-            scanned: That is one of ``--targets-dir``.
-            replace: Retire what came from there before.
 
         Raises:
             ConfigError: Another target has its name and version.
         """
         label = (backend.name, backend.version)
-        same = [
-            old
-            for old in self._served
-            if replace and (old.source, old.scanned) == (source, scanned)
-        ]
-        for old in self._served:
+        came = (source, scanned)
+        same = [s for s in self.targets if replace and (s.source, s.scanned) == came]
+        for old in self.targets:
             if old not in same and (old.backend.name, old.backend.version) == label:
                 raise ConfigError(
                     f"two targets are called {old.label}",
@@ -172,42 +136,30 @@ class Registry:
         stem = "" if source is None else source.name.replace(".target", "")
         words = {*label, ":".join(label), *((stem, f"{stem}.target") if stem else ())}
         clock = LoopClock(asyncio.get_running_loop())
-        served = Served(
-            backend,
-            self._scheduler(backend, clock),
-            frozenset(words),
-            source=source,
-            scanned=scanned,
-        )
-        if self._draft is not None and not keeps_streams(backend):
-            served.drafts = self._draft(backend)
-        self._served.append(served)
+        scheduler: Scheduler | Feeder
+        drafts = None
+        if keeps_streams(backend):
+            scheduler = Feeder(backend, clock)
+        else:
+            executor = ThreadExecutor(backend, clock)
+            scheduler = Scheduler(backend, executor, clock, **self._options)
+            drafts = None if self._draft is None else self._draft(backend)
+        served = Served(backend, scheduler, frozenset(words), source, scanned, drafts)
+        self.all.append(served)
         log.info("serving %s (%s)", served.label, backend.id[:12])
         return served
-
-    def _scheduler(
-        self, backend: TargetBackend | StreamBackend, clock: LoopClock
-    ) -> Scheduler | Feeder:
-        if keeps_streams(backend):
-            return Feeder(backend, clock)
-        return Scheduler(backend, ThreadExecutor(backend, clock), clock, **self._options)
 
     async def load(
         self, path: Path, *, scanned: bool = False, replace: bool = False
     ) -> Served:
-        """Load the target at ``path`` in a worker thread and put it into service.
-
-        Args:
-            path: Its folder.
-            scanned: It is one of ``--targets-dir``.
-            replace: Retire what was loaded from there before.
+        """Load the target at ``path`` in a worker thread; put it into service, see add.
 
         Raises:
             DraftwireError: It does not load, or another has its name and version.
         """
-        loop = asyncio.get_running_loop()
         if not scanned:
             self._asked[path] = _stamp(path)
+        loop = asyncio.get_running_loop()
         backend = await loop.run_in_executor(None, self._load, path)
         return self.add(backend, source=path, scanned=scanned, replace=replace)
 
@@ -217,36 +169,33 @@ class Registry:
         One that is gone or does not load any more goes on as it was.
         """
         for path, seen in tuple(self._asked.items()):
-            stamp = _stamp(path)
-            if stamp == seen:
-                continue
-            try:
-                await self.load(path, replace=True)
-            except DraftwireError as error:
-                log.error("keeping %s as it was: %s %s", path.name, error, error.hint)
+            if _stamp(path) != seen:
+                await self._take_in(path, "keeping %s as it was: %s %s")
+
+    async def _take_in(self, path: Path, trouble: str, *, scanned: bool = False) -> None:
+        """Load what may take the place of another; ``trouble`` is for the log."""
+        try:
+            await self.load(path, scanned=scanned, replace=True)
+        except DraftwireError as error:
+            log.error(trouble, path.name, error, error.hint)
 
     def retire(self, served: Served) -> None:
         """Give ``served`` to no new connection, and close it when unused."""
-        if served.retired:
-            return
-        served.retired = True
-        self._served.remove(served)
-        self._leaving.append(served)
-        log.info("retiring %s (%s)", served.label, served.backend.id[:12])
-        self._sweep()
+        if not served.retired:
+            served.retired = True
+            log.info("retiring %s (%s)", served.label, served.backend.id[:12])
+            self._sweep()
 
     def find(self, wanted: str, tokenizer: str) -> Served:
-        """Return the target that a device asks for.
+        """Return the target that a device asks for by name, version or package name.
 
-        Args:
-            wanted: Its name, version or package name; "" for the default.
-            tokenizer: Fingerprint of the device's tokenizer, for the default's choice.
+        "" means the default, which ``tokenizer``, its fingerprint, helps to choose.
 
         Raises:
             RefusedError: There is none, or several go by that name.
         """
         wanted = wanted or self._default
-        hits = [s for s in self._served if not wanted or wanted in s.words]
+        hits = [s for s in self.targets if not wanted or wanted in s.words]
         if not hits:
             raise RefusedError(
                 f"there is no target {wanted!r} here, there are: {self.listing()}"
@@ -260,7 +209,7 @@ class Registry:
 
     def listing(self) -> str:
         """Names and versions in service, for people."""
-        return ", ".join(sorted(s.label for s in self._served)) or "none"
+        return ", ".join(sorted(s.label for s in self.targets)) or "none"
 
     def enter(self, served: Served) -> None:
         """Count a connection in."""
@@ -272,9 +221,9 @@ class Registry:
         self._sweep()
 
     def _sweep(self) -> None:
-        for served in list(self._leaving):
-            if not served.connections:
-                self._leaving.remove(served)
+        for served in list(self.all):
+            if served.retired and not served.connections:
+                self.all.remove(served)
                 served.scheduler.close()
 
     async def scan(self, folder: Path) -> None:
@@ -286,22 +235,18 @@ class Registry:
             self._scanning = asyncio.Lock()
         async with self._scanning:
             found = _packages(folder)
-            for served in list(self._served):
+            for served in self.targets:
                 if served.scanned and served.source not in found:
                     self.retire(served)
             self._seen = {p: s for p, s in self._seen.items() if p in found}
             for path, stamp in sorted(found.items()):
-                if self._seen.get(path) == stamp:
-                    continue
-                self._seen[path] = stamp
-                try:
-                    await self.load(path, scanned=True, replace=True)
-                except DraftwireError as error:
-                    log.error("cannot serve %s: %s %s", path.name, error, error.hint)
+                if self._seen.get(path) != stamp:
+                    self._seen[path] = stamp
+                    await self._take_in(path, "cannot serve %s: %s %s", scanned=True)
 
     def close(self) -> None:
         """Close every scheduler."""
-        targets, self._served, self._leaving = self.all, [], []
+        targets, self.all = self.all, []
         for served in targets:
             served.retired = True
             served.scheduler.close()
@@ -309,7 +254,8 @@ class Registry:
 
 def _stamp(path: Path) -> Stamp:
     """Return what changes when the target at ``path`` does: a package's manifest is
-    written last, a checkpoint has none."""
+    written last, a checkpoint has none.
+    """
     manifest = path / "target.json"
     found = []
     try:
@@ -324,18 +270,15 @@ def _stamp(path: Path) -> Stamp:
 
 def _packages(folder: Path) -> dict[Path, Stamp]:
     """Return the target packages in ``folder`` with their manifests' stamps."""
-    found = {}
     try:
-        for path in folder.iterdir():
-            if path.name.startswith(".") or not path.name.endswith(".target"):
-                continue  # half-written packages begin with a dot
-            if (path / "target.json").is_file():
-                found[path] = _stamp(path)
+        paths = [p for p in folder.iterdir() if (p / "target.json").is_file()]
     except OSError as error:
         raise ConfigError(
             f"the targets folder {folder} cannot be read: {error.strerror}"
         ) from error
-    return found
+    # Half-written packages begin with a dot.
+    named = [p for p in paths if p.suffix == ".target" and p.name[0] != "."]
+    return {path: _stamp(path) for path in named}
 
 
 def _natural(version: str) -> list[tuple[int, str]]:

@@ -11,49 +11,47 @@ Between two forwards the scheduler looks at everything that waits:
 What happens at the same moment goes into the same forward. What a block's stream has got
 meanwhile is taken when its forward begins; and where drafts are on their way that are
 worth it, the forward is held back for them (:mod:`~draftwire.verifier.patience`). One that
-fails is
-repeated one request at a time, so that only those that fail on their own get the error.
+fails is repeated one request at a time, so that only those that fail on their own get the
+error.
 
 A request may listen to the target's early exits. Forwards with such requests go in parts,
 and what an exit says is passed on while the next part runs; what comes after the
 forward's end is dropped. A forward whose every request has been withdrawn is broken off
 between two parts.
+
+An engine that keeps streams itself batches, pages and decodes on its own; what is left to
+us there is how many streams it shall have at once, and what it did (:class:`Feeder`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence, Union
+from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence, Union
 
 import numpy as np
 
 from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, ModelError, RefusedError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
-from draftwire.verifier.beside import Drafting
+from draftwire.verifier.backends.streaming import Step, StreamBackend
 from draftwire.verifier.executor import BrokenOff, Executor, Rows
 from draftwire.verifier.patience import Outlook, Tables, hold_until
-from draftwire.verifier.prices import ForwardPrice
+from draftwire.verifier.rows import ForwardPrice
+from draftwire.verifier.tally import Counters
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from draftwire.clock import Timer
-else:
-    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
-
-__all__ = ["Counters", "OnExit", "Request", "Scheduler", "Source", "Verified"]
+    from draftwire.verifier.streams import Stream
 
 # Takes the number of an exit and its logits ``(rows, vocab)``.
-OnExit = Callable[[int, "np.ndarray[Any, Any]"], None]
+OnExit = Callable[[int, "np.ndarray"], None]
 
 
 class Verified(NamedTuple):
     """Answer to one request."""
 
-    rows: np.ndarray[Any, Any]  # ``(rows, vocab)`` float32 logits
+    rows: np.ndarray  # ``(rows, vocab)`` float32 logits
     queue_s: float  # seconds spent waiting
     compute_s: float  # seconds spent in forwards that carried this request
 
@@ -61,158 +59,107 @@ class Verified(NamedTuple):
 OnDone = Callable[[Union[Verified, DraftwireError]], None]
 
 
-@dataclass
-class Counters:
-    """What a scheduler did so far."""
-
-    forwards: int = 0  # forwards run, of both kinds
-    prefill_forwards: int = 0  # those among them that carried prompt chunks
-    tokens: int = 0  # tokens computed
-    failed: int = 0  # requests that ended in an error
-    cancelled: int = 0  # requests withdrawn before their answer
-    compute_s: float = 0.0  # seconds of the executor in forwards
-    # how many block forwards had this many streams
-    batch_sizes: dict[int, int] = field(default_factory=dict)
-    exits_heard: int = 0  # rows of an exit that were passed on in time
-    exits_late: int = 0  # those that were dropped, because the forward had ended
-    broken_off: int = 0  # forwards ended between two parts, for want of anybody to wait
-
-
-class Source(Protocol):
-    """Whose drafts a request stands for, until its forward begins."""
-
-    def make(self) -> SlotInput | None:
-        """Return the input, now that its forward begins; None if it is not wanted."""
-
-    def outlook(self, now_s: float) -> Outlook | None:
-        """Return what it could expect of a later forward; None if it cannot wait."""
-
-    def drafting(self, streams: int) -> Drafting | None:
-        """Return what is to be drafted beside the target before its forward begins.
-
-        Args:
-            streams: That wait for the forward.
-        """
-
-
 class Request:
-    """One submitted input on its way through one or more forwards.
-
-    Attributes:
-        slot: Its slot.
-        prefill: It may be cut, and yields to blocks.
-        forwards: Forwards that were begun with it.
-    """
+    """One submitted input on its way through one or more forwards."""
 
     def __init__(
         self,
         scheduler: Scheduler,
         slot: int,
-        item: SlotInput | Source,
+        item: SlotInput | Stream,
         prefill: bool,
         on_exit: OnExit | None,
         done: OnDone,
-        since: float,
     ) -> None:
         self.slot = slot
-        self._source = None if isinstance(item, SlotInput) else item
-        self._item = item if isinstance(item, SlotInput) else None
-        self.prefill = prefill
-        self.forwards = 0
+        # settled when its forward begins; until then, whose drafts it stands for
+        self.item: SlotInput | None = item if isinstance(item, SlotInput) else None
+        self.source: Stream | None = None if isinstance(item, SlotInput) else item
+        self.prefill = prefill  # it may be cut, and yields to blocks
+        self.forwards = 0  # that were begun with it
+        self.on_exit = on_exit
         self._scheduler = scheduler
         self._done: OnDone | None = done
-        self._on_exit = on_exit
-        self._since = since
+        self._since = scheduler.clock.now()
         self._read = 0  # tokens computed
-        self._rows: list[np.ndarray[Any, Any]] = []
-        self._compute_s = 0.0
-
-    @property
-    def item(self) -> SlotInput:
-        """The input, once :meth:`make` has settled it."""
-        assert self._item is not None
-        return self._item
+        self._rows: list[np.ndarray] = []
+        self.compute_s = 0.0
 
     def make(self) -> bool:
         """Settle what it is; False when it is not wanted any more."""
-        if self._item is None and self._source is not None:
-            self._item = self._source.make()
-        return self._item is not None
+        if self.source is not None:
+            self.item = self.source.make()
+            self.source = None if self.item is not None else self.source
+        return self.item is not None
 
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what it could expect of a later forward; None if it cannot wait."""
-        if self._item is not None or self._source is None:
-            return None
-        return self._source.outlook(now_s)
+        return None if self.source is None else self.source.outlook(now_s)
 
-    def drafting(self, streams: int) -> Drafting | None:
-        """See :class:`Source`."""
-        source = None if self._item is not None else self._source
-        return None if source is None else source.drafting(streams)
+    def width(self, most: int) -> int:
+        """Return how many of its tokens go into a forward, at most ``most``."""
+        assert self.item is not None
+        return min(len(self.item) - self._read, most)
+
+    def next_part(self, most: int) -> SlotInput:
+        """Return what of it goes into a forward."""
+        assert self.item is not None
+        return self.item.part(self._read, self._read + self.width(most))
 
     def withdraw(self) -> None:
         """Take it back, unless it is answered: nobody waits for it any more."""
         if self._done is not None:
             self._done = None
             self._scheduler.counters.cancelled += 1
-            self._scheduler._forget(self)
+            self._scheduler.forget(self)
 
-    def _answer(self, answer: Verified | DraftwireError) -> None:
+    def advance(self, part: SlotInput, rows: np.ndarray) -> Verified | None:
+        """Book a part of it; return the answer when that was the last."""
+        assert self.item is not None
+        self._read += len(part)
+        if part.rows:
+            self._rows.append(rows)
+        if self._read < len(self.item):
+            return None
+        whole = self._rows or [rows]
+        queue_s = self._scheduler.clock.now() - self._since - self.compute_s
+        logits = whole[0] if len(whole) == 1 else np.concatenate(whole)
+        return Verified(logits, max(0.0, queue_s), self.compute_s)
+
+    def answer(self, answer: Verified | DraftwireError) -> None:
+        """Tell who waits for it."""
         done, self._done = self._done, None
         if done is not None:
             done(answer)
 
 
 class Scheduler:
-    """Decides what the next forward of one backend carries.
-
-    Args:
-        backend: The target.
-        executor: Runs its forwards.
-        clock: When, and in whose thread.
-        max_tokens: Most tokens in one forward, padding of ragged blocks included.
-        max_batch: Most streams in one forward; 1 is no batching.
-        chunk: Most tokens of one prompt in one forward.
-        max_waiting: Requests that may wait before new ones are refused.
-        patience: Forwards may be held back for drafts.
-
-    Attributes:
-        executor: The same, also for judgements.
-        clock: The same.
-        counters: What it did so far.
-        price: What its forwards take.
-        chunk: The same.
-        step_s: What a draft takes that is made beside the target; 0 before the first.
-        held_s: Seconds that forwards were held back.
-        waiting: Requests that wait for a forward.
-    """
+    """Decides what the next forward of one backend carries."""
 
     def __init__(
         self,
         backend: TargetBackend,
-        executor: Executor,
-        clock: Clock,
+        executor: Executor,  # runs its forwards, and judgements
+        clock: Clock,  # when, and in whose thread
         *,
-        max_tokens: int = 512,
-        max_batch: int = 64,
-        chunk: int = 128,
-        max_waiting: int = 1024,
-        patience: bool = True,
+        max_tokens: int = 512,  # in one forward, padding of ragged blocks included
+        max_batch: int = 64,  # most streams in one forward; 1 is no batching
+        chunk: int = 128,  # most tokens of one prompt in one forward
+        max_waiting: int = 1024,  # requests that may wait before new ones are refused
+        patience: bool = True,  # forwards may be held back for drafts
     ) -> None:
         if not 1 <= chunk <= max_tokens:
             raise ValueError(f"{chunk=} must be within 1..{max_tokens=}")
         if max_batch < 1:
             raise ValueError(f"{max_batch=} is below 1")
-        self.backend = backend
-        self.executor = executor
+        self.backend, self.executor, self.clock = backend, executor, clock
         self.counters = Counters()
         self.price = ForwardPrice()
+        # what a draft takes that is made beside the target; 0 before the first
         self.step_s = 0.0
-        self.waiting = 0
-        self.clock = clock
-        self._max_tokens = max_tokens
-        self._max_batch = max_batch
+        self.waiting = 0  # requests that wait for a forward
         self.chunk = chunk
+        self._max_tokens, self._max_batch = max_tokens, max_batch
         self._max_waiting = max_waiting
         # Each slot's requests in order; the order of the slots is that of service.
         self._queues: OrderedDict[int, deque[Request]] = OrderedDict()
@@ -221,42 +168,37 @@ class Scheduler:
         self._parts: list[SlotInput] = []
         self._repeat: deque[Request] = deque()  # of a forward that failed
         self._releasing: set[int] = set()  # slots to be released when it ends
-        self._beginning = False
-        self._closed = False
+        self._beginning = self._closed = False
         self._patience = patience
         # They are no affair of the thread that everybody waits for.
         self._tables = Tables(lambda job, done: executor.judge(job, 1 << 30, done))
         self._holding: Timer | None = None
         self._since_s = 0.0  # that the present hold lasts
-        self.held_s = 0.0
+        self.held_s = 0.0  # seconds that forwards were held back
 
     def submit(
         self,
-        item: SlotInput | Source,
+        # tokens of one slot, or who has them when their forward begins
+        item: SlotInput | Stream,
         *,
-        slot: int = -1,
-        prefill: bool = False,
+        slot: int = -1,  # of a stream
+        prefill: bool = False,  # a prompt: may be cut into chunks and yields to blocks
+        # called with what the target's early exits say, never after the forward has ended
         on_exit: OnExit | None = None,
         done: OnDone,
     ) -> Request:
         """Let the target run ``item``.
 
-        Args:
-            item: Tokens of one slot, or who has them when their forward begins.
-            slot: The slot of a source.
-            prefill: It is a prompt: it may be cut into chunks and yields to blocks.
-            on_exit: Called with what the target's early exits say, never after the
-                forward has ended.
-            done: Called once, never inside this call, unless the request is withdrawn:
-                with a :class:`RefusedError` when too many wait, the slot was released or
-                the scheduler is closed, with a :class:`ModelError` when the forward
-                failed or ``item`` does not fit its slot. It must not raise.
+        ``done`` is called once, never inside this call, unless the request is withdrawn:
+        with a :class:`RefusedError` when too many wait, the slot was released or the
+        scheduler is closed, with a :class:`ModelError` when the forward failed or ``item``
+        does not fit its slot. It must not raise.
         """
         # A block too long for one forward would starve the others as a prompt would.
         if isinstance(item, SlotInput):
             prefill, slot = prefill or len(item) > self.chunk, item.slot
         on_exit = on_exit if self.backend.exits else None
-        request = Request(self, slot, item, prefill, on_exit, done, self.clock.now())
+        request = Request(self, slot, item, prefill, on_exit, done)
         if self._closed:
             self._refuse(request, "the verifier is shutting down")
         elif self.waiting >= self._max_waiting:
@@ -278,7 +220,7 @@ class Scheduler:
         nobody else gets it while the engine still writes to it.
         """
         for request in tuple(self._queues.get(slot, ())):
-            self._forget(request)
+            self.forget(request)
             self._refuse(request, "the stream has ended")
         if any(request.slot == slot for request in self._batch):
             self._releasing.add(slot)
@@ -295,18 +237,18 @@ class Scheduler:
         self._closed = True
         if self._holding is not None:
             self._holding.cancel()
-        for queue in tuple(self._queues.values()):
-            for request in tuple(queue):
-                self._forget(request)
-                self._refuse(request, "the verifier is shutting down")
+        for request in [request for queue in self._queues.values() for request in queue]:
+            self.forget(request)
+            self._refuse(request, "the verifier is shutting down")
         self.executor.close()
 
     def _refuse(self, request: Request, why: str, hint: str = "") -> None:
-        self.clock.post(request._answer, RefusedError(why, hint=hint))
+        self.clock.post(request.answer, RefusedError(why, hint=hint))
 
-    def _forget(self, request: Request) -> None:
-        queue = self._queues.get(request.slot)
-        if queue is not None and request in queue:
+    def forget(self, request: Request) -> None:
+        """Nobody waits for ``request`` any more."""
+        if self._waits(request):
+            queue = self._queues[request.slot]
             queue.remove(request)
             self.waiting -= 1
             if not queue:
@@ -357,7 +299,8 @@ class Scheduler:
             self._holding = None
         if not drafted:
             heads = heads[: self._max_batch]
-            found = [request.drafting(len(heads)) for request in heads]
+            sources = [request.source for request in heads if request.source is not None]
+            found = [source.drafting(len(heads)) for source in sources]
             jobs = [job for job in found if job is not None]
             if jobs:  # what comes meanwhile is taken when the forward begins
                 self._beginning = True
@@ -402,14 +345,14 @@ class Scheduler:
         for request in heads:
             if len(batch) == self._max_batch:
                 break
-            prompt = request.prefill
             if not request.make():
-                self._forget(request)
+                self.forget(request)
                 continue
-            if not prompt and len(request.item) > self.chunk:
+            assert request.item is not None
+            if not request.prefill and len(request.item) > self.chunk:
                 request.prefill = True  # it would starve the others as a prompt would
                 continue
-            width = max(widest, self._width(request))
+            width = max(widest, request.width(self.chunk))
             # Ragged inputs are padded to the longest, so that is what costs.
             if batch and width * (len(batch) + 1) > self._max_tokens:
                 break
@@ -420,29 +363,27 @@ class Scheduler:
             self._prompts = request.prefill
         return batch
 
-    def _width(self, request: Request) -> int:
-        return min(len(request.item) - request._read, self.chunk)
-
     def _run(self, batch: list[Request]) -> None:
         self._batch = batch
-        self._parts = [r.item.part(r._read, r._read + self._width(r)) for r in batch]
+        self._parts = [request.next_part(self.chunk) for request in batch]
         listening = False
         for request, part in zip(batch, self._parts):
             request.forwards += 1
-            listening |= request._on_exit is not None and part.rows > 0
+            listening |= request.on_exit is not None and part.rows > 0
         heard = self._heard if listening else None
         self.executor.run(self._parts, self._prompts, heard, self._ran)
 
     def _heard(self, number: int, rows: Rows) -> None:
         for request, logits in zip(self._batch, rows):
             # A part of a long block says nothing about the rest of it.
-            if request._on_exit is None or not 0 < len(logits) == request.item.rows:
+            whole = request.item is not None and 0 < len(logits) == request.item.rows
+            if request.on_exit is None or not whole:
                 continue
             if self.executor.over or not self._waits(request):
                 self.counters.exits_late += 1
             else:
                 self.counters.exits_heard += 1
-                request._on_exit(number, logits)
+                request.on_exit(number, logits)
 
     def _ran(self, answer: Rows | BaseException, seconds: float) -> None:
         batch, parts = self._batch, self._parts
@@ -452,7 +393,7 @@ class Scheduler:
         self._releasing.clear()
         self.counters.compute_s += seconds
         for request in batch:
-            request._compute_s += seconds
+            request.compute_s += seconds
         if not isinstance(answer, BaseException) and (
             [len(rows) for rows in answer] != [part.rows for part in parts]
         ):
@@ -463,26 +404,26 @@ class Scheduler:
             if len(batch) > 1:
                 self._repeat.extend(batch)
             elif self._waits(batch[0]):
-                self._forget(batch[0])
+                self.forget(batch[0])
                 self.counters.failed += 1
-                batch[0]._answer(self._failure(answer))
+                batch[0].answer(self._failure(answer))
         else:
             self._count(parts, seconds)
             for request, part, rows in zip(batch, parts, answer):
-                if self._waits(request):
-                    self._advance(request, part, rows)
+                if self._waits(request) and (verified := request.advance(part, rows)):
+                    self.forget(request)
+                    request.answer(verified)
         self._start()
 
     def _count(self, parts: Sequence[SlotInput], seconds: float) -> None:
-        counters = self.counters
+        counters, tokens = self.counters, sum(len(part) for part in parts)
         counters.forwards += 1
-        counters.tokens += sum(len(part) for part in parts)
+        counters.tokens += tokens
         if self._prompts:
             counters.prefill_forwards += 1
         else:
-            sizes = counters.batch_sizes
-            self.price.add(sum(len(part) for part in parts), seconds)
-            sizes[len(parts)] = sizes.get(len(parts), 0) + 1
+            self.price.add(tokens, seconds)
+            counters.batch_sizes[len(parts)] += 1
 
     def _failure(self, error: BaseException) -> ModelError:
         if isinstance(error, ModelError):
@@ -493,17 +434,45 @@ class Scheduler:
             hint=error.hint if isinstance(error, DraftwireError) else "",
         )
 
-    def _advance(
-        self, request: Request, part: SlotInput, answer: np.ndarray[Any, Any]
-    ) -> None:
-        """Book one part of ``request``; answer it when that was the last."""
-        request._read += len(part)
-        if part.rows:
-            request._rows.append(answer)
-        if request._read < len(request.item):
-            return  # it stayed at the head of its slot's queue
-        self._forget(request)
-        rows = request._rows
-        logits = rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else answer
-        queue_s = max(0.0, self.clock.now() - request._since - request._compute_s)
-        request._answer(Verified(logits, queue_s, request._compute_s))
+
+class Feeder:
+    """Counts the streams of an engine that keeps them itself, and what it does."""
+
+    def __init__(self, backend: StreamBackend, clock: Clock) -> None:
+        self.backend, self.clock = backend, clock
+        self.counters = Counters()
+        self.running = 0  # streams that the engine has
+        self.waiting = 0  # those whose prompt it has not read yet
+        self._forward = 0  # number of the last one
+        self._streams = 0  # of it
+        self._closed = False
+
+    def check_room(self) -> None:
+        """Raise RefusedError unless the engine may have one more stream."""
+        if self._closed:
+            raise RefusedError("the verifier is shutting down")
+        if self.running >= self.backend.slots:
+            raise RefusedError(
+                f"{self.running} streams run on target {self.backend.name} "
+                f"{self.backend.version}, that is its limit",
+                hint="try again later, or raise --slots",
+            )
+
+    def close(self) -> None:
+        """End the engine."""
+        if not self._closed:
+            self._closed = True
+            self.backend.close()
+
+    def count(self, step: Step) -> None:
+        """Count a step of a stream."""
+        counters = self.counters
+        counters.tokens += step.drafted + bool(step.tokens)
+        if step.forward and step.forward == self._forward:
+            counters.batch_sizes[self._streams] -= 1
+            self._streams += 1
+        else:
+            self._forward, self._streams = step.forward, 1
+            counters.forwards += 1
+            counters.compute_s += step.compute_s
+        counters.batch_sizes[self._streams] += 1

@@ -9,8 +9,6 @@ import enum
 
 from draftwire.transport.states import Table
 
-__all__ = ["TABLE", "State"]
-
 
 class State(enum.Enum):
     """Where a stream stands, in the words of PROTOCOL.md."""

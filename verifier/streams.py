@@ -40,25 +40,20 @@ from draftwire.transport.messages import (
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.streaming import Run, Step, keeps_streams, schemes_of
 from draftwire.verifier.beside import Beside, Drafting
-from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import FatalError, error_of
-from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.patience import Arrivals, Outlook
 from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
-from draftwire.verifier.scheduler import Request, Verified
+from draftwire.verifier.rows import Lookup
+from draftwire.verifier.scheduler import Feeder, Request, Verified
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.tally import StreamCounts
 from draftwire.verifier.target_session import TargetSession, Verdict, Work
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from draftwire.clock import Timer
-else:
-    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
-
-__all__ = ["Holder", "KeptStreams", "Stream", "Terms", "UnknownStreamError"]
+    from draftwire.verifier.dialogue import Dialogue
 
 _TOKEN_BYTES = 44  # a Python int, its place in a list, and one more to look it up
 _PAIR_BYTES = 112  # a tuple, an int, a float and their place in a list
@@ -66,12 +61,6 @@ _STREAM_BYTES = 4096  # all else of a stream
 _GRAMMAR_BYTES = 256 << 10  # of its grammar: two matchers, some 130 kB each
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
 _ANEW = "open the stream again, with its prompt and text as the prompt"
-# Counts of a stream that its target has totals of.
-_BOOKED = (
-    *("drafted", "accepted", "emitted", "near_ties", "found", "found_right"),
-    *("leaves", "leaves_right"),
-    *("wanted", "spared"),
-)
 
 
 class UnknownStreamError(RefusedError):
@@ -87,74 +76,34 @@ class UnknownPrefixError(RefusedError):
 
 
 class Terms(NamedTuple):
-    """What holds on a connection.
-
-    Attributes:
-        served: The target.
-        usage: Of the device's account.
-        welcome: What the verifier has promised.
-        key: Ids of its streams begin with this, or b"".
-    """
+    """What holds on a connection."""
 
     served: Served
-    usage: Usage
-    welcome: Welcome
-    key: bytes = b""
-
-
-class Holder(Protocol):
-    """Who holds a stream: the connection that its device is on."""
-
-    def deliver(self, stream: Stream, messages: list[Message]) -> None:
-        """Send ``messages``; must neither wait nor raise.
-
-        An error among them is the last message of a stream that has failed, and nobody
-        holds that any more.
-        """
-
-    def lose(self, stream: Stream) -> None:
-        """Let go: the stream's device has come back on another connection."""
+    usage: Usage  # of the device's account
+    welcome: Welcome  # what the verifier has promised
+    key: bytes = b""  # ids of its streams begin with this, or b""
 
 
 class Stream:
-    """A stream: its session, its slot, and the work that the target does for it.
-
-    Args:
-        session: The state machine.
-        slot: Its KV slot, or None where the engine keeps streams itself.
-        kept: Whose it is.
-        terms: Of the connection that it was opened on.
-        request: Its open.
-
-    Attributes:
-        number: On its connection.
-        slot: None when it was given back.
-        served: The target.
-        usage: Of the account that it belongs to.
-        holder: None while the stream waits for its device.
-        id: Eight bytes that a device resumes by, or b"" when it cannot.
-        secret: Sixteen bytes that prove whose stream it is.
-        parked_s: When its link was lost.
-        reused: Ids of its prompt that were in the slot when it was opened.
-    """
+    """A stream: its session, its slot, and the work that the target does for it."""
 
     def __init__(
         self,
         session: TargetSession,
-        slot: int | None,
-        kept: KeptStreams,
-        terms: Terms,
+        slot: int | None,  # its KV slot, or None where the engine keeps streams itself
+        kept: KeptStreams,  # whose it is
+        terms: Terms,  # of the connection that it was opened on
         request: Open,
     ) -> None:
         self.session = session
-        self.number = 0
-        self.slot = slot
+        self.number = 0  # on its connection
+        self.slot = slot  # None when it was given back
         self.served, self.usage, welcome = terms[:3]
         self.vocab_size = welcome.vocab_size
-        self.holder: Holder | None = None
-        self.id = b""
-        self.secret = b""
-        self.parked_s = 0.0
+        self.holder: Dialogue | None = None  # None while it waits for its device
+        self.id = b""  # eight bytes that a device resumes by, or b"" when it cannot
+        self.secret = b""  # sixteen bytes that prove whose stream it is
+        self.parked_s = 0.0  # when its link was lost
         self._kept = kept
         self._prompt = len(request.prompt)
         self._size = _STREAM_BYTES + (_GRAMMAR_BYTES if session.costly else 0)
@@ -171,7 +120,7 @@ class Stream:
         self._unanswered = False  # a block came that nothing comes of
         self._failed = False  # what is in its slot may be the reason
         self._counted = 0  # in the account's running streams
-        self._booked = [0] * len(_BOOKED)  # of its counts, that the tally has seen
+        self._booked = StreamCounts()  # of its counts, what the tally has seen
         self._opened_s = self._first_s = kept.now()
         self._over = False  # the tally has seen its end
         attributes = {
@@ -188,20 +137,17 @@ class Stream:
     def kept_bytes(self) -> int:
         """Memory of the text while the stream waits, about."""
         tokens = self._prompt + self.session.counts.emitted
-        pairs = _PAIR_BYTES * self.session.pairs
-        return self._size + _TOKEN_BYTES * tokens + pairs
+        return self._size + _TOKEN_BYTES * tokens + _PAIR_BYTES * self.session.pairs
 
-    def hold(self, holder: Holder | None) -> None:
+    def hold(self, holder: Dialogue | None) -> None:
         """Let ``holder`` have what comes out."""
         self.holder = holder
         self._book()
 
     def start(self, *, exits: bool = False, opened: bool = False) -> None:
-        """Begin to work, or go on; somebody holds the stream.
+        """Begin to work (``opened``), or go on; somebody holds the stream.
 
-        Args:
-            exits: What early exits expect may be sent.
-            opened: It begins.
+        ``exits``: what early exits expect may be sent.
         """
         self._exits = self._wants_exits and exits
         if opened and (end := self.session.begin()):
@@ -243,11 +189,7 @@ class Stream:
         return self._request is not None
 
     def seat(self) -> None:
-        """See that the target has room for it.
-
-        Raises:
-            RefusedError: It has none.
-        """
+        """See that the target has room for it, or raise a RefusedError."""
         if self.slot is None:
             self.slot = self._kept.slot_of(self.served)
 
@@ -280,12 +222,10 @@ class Stream:
         if not streams_of[self.served]:
             del streams_of[self.served]  # a target that has left is let go of
         self._counted = running
-        counts = self.session.counts
         before, tally = self._booked, self.served.tally
-        self._booked = [getattr(counts, name) for name in _BOOKED]
-        for name, value, old in zip(_BOOKED, self._booked, before):
-            setattr(tally, name, getattr(tally, name) + value - old)
-        if counts.emitted and not before[2]:
+        self._booked = dataclasses.replace(self.session.counts)
+        tally.book(self._booked, before)
+        if self._booked.emitted and not before.emitted:
             self._first_s = self._kept.now()
             tally.first_s.add(self._first_s - self._opened_s)
         if self.session.finish:
@@ -296,10 +236,9 @@ class Stream:
         if self._over:
             return
         self._over = True
-        tally, now, more = self.served.tally, self._kept.now(), self._booked[2] - 1
+        tally, now, counts = self.served.tally, self._kept.now(), self._booked
         tally.finished[how] += 1
         if self._trace is not None:
-            counts = self.session.counts
             attributes = {
                 "gen_ai.usage.output_tokens": counts.emitted,
                 "gen_ai.response.finish_reasons": [how],
@@ -309,8 +248,8 @@ class Stream:
             }
             self._trace.end(attributes, how if how == "error" else "")
         tally.whole_s.add(now - self._opened_s)
-        if more > 0:
-            tally.per_token_s.add((now - self._first_s) / more)
+        if counts.emitted > 1:
+            tally.per_token_s.add((now - self._first_s) / (counts.emitted - 1))
 
     # ---- the work
 
@@ -330,24 +269,22 @@ class Stream:
         found = session.receive(block)
         if block.tokens and not session.done:
             now_s, count = self._kept.now(), len(block.tokens)
-            place = block.epoch, block.base, count
-            self._arrivals.block(now_s, *place, session.epoch)
+            self._arrivals.block(now_s, block.epoch, block.base, count, session.epoch)
             self._late(before)
         if found:
             self._deliver(found)
         most = self._kept.limits.message_bytes
-        if self.session.unjudged > most:
+        if session.unjudged > most:
             raise FatalError(
                 "limit",
-                f"{self.session.unjudged} bytes of evidence wait for judgement, the limit "
-                f"is {most}",
+                f"{session.unjudged} bytes of evidence wait for judgement, the limit is "
+                f"{most}",
                 "wait for verdicts before sending more",
             )
         self._drive()
-        self._unanswered = self.session.idle and not block.more
-        if self._unanswered and self._watch is None:
-            self._note_said()
-            self._watch_on()
+        self._unanswered = session.idle and not block.more
+        if self._unanswered:
+            self._watch_over()
 
     def _late(self, before: tuple[int, int]) -> None:
         """Learn from drafts that came when the text had them already."""
@@ -356,30 +293,28 @@ class Stream:
 
     def _drive(self) -> None:
         """Give the target what there is to do."""
-        scheduler = self.served.driven
+        session, scheduler = self.session, self.served.driven
         if self._request is not None:
             scheduler.stir()
             return
-        if self.session.done:
+        if session.done:
             return
         assert self.slot is not None
         done = partial(self._guard, self._ran)
-        if self.session.judges:
+        if session.judges:
             self._due_s = max(self._due_s, scheduler.clock.now())
             listen = partial(self._guard, self._heard) if self._exits else None
             self._request = scheduler.submit(
                 self, slot=self.slot, on_exit=listen, done=done
             )
         else:
-            work = self._work = self.session.poll()
+            work = self._work = session.poll()
             if work is None:
                 return
             assert work.prefill
             item = SlotInput(self.slot, work.start, work.tokens, work.rows)
             self._request = scheduler.submit(item, prefill=True, done=done)
-        if self._watch is None:
-            self._note_said()
-            self._watch_on()
+        self._watch_over()
 
     def make(self) -> SlotInput | None:
         """Return what is to be judged, now that a forward begins; None if nothing is."""
@@ -411,18 +346,27 @@ class Stream:
         session = self.session
         if not (session.racing and session.judges) or self.served.drafts is not None:
             return None
-        length, ready = session.counts.emitted, session.ready
-        leaf = session.leaves_save
-        return self._arrivals.outlook(now_s, length, ready, self._due_s, leaf)
+        length = session.counts.emitted
+        saved = session.leaves.saved
+        return self._arrivals.outlook(now_s, length, session.ready, self._due_s, saved)
 
     def drafting(self, streams: int) -> Drafting | None:
-        """Return what is to be drafted beside the target before the next forward."""
+        """Return what is to be drafted beside the target before the next forward.
+
+        ``streams`` wait for it.
+        """
         scheduler = self.served.driven
         return self.session.drafting(scheduler.price, scheduler.step_s * streams)
 
     def _note_said(self) -> None:
         scheduler = self.served.scheduler
         self._said = scheduler.clock.now(), scheduler.counters.forwards
+
+    def _watch_over(self) -> None:
+        """See that something is said of the stream before long."""
+        if self._watch is None:
+            self._note_said()
+            self._watch_on()
 
     def _watch_on(self) -> None:
         when = self._said[0] + self._kept.limits.progress_s
@@ -447,14 +391,13 @@ class Stream:
             self._said = now, seen  # a target that does not move says nothing
         self._watch_on()
 
-    def _heard(self, number: int, rows: np.ndarray[Any, Any]) -> None:
+    def _heard(self, number: int, rows: np.ndarray) -> None:
         """Take in an exit's logits."""
         work = self._work
         assert work is not None
         threshold = self.served.backend.exits[number].threshold
         job = partial(self.session.foresee, work, rows, threshold)
-        done = partial(self._guard, self._foreseen, work)
-        self.served.driven.executor.judge(job, self._weight(rows), done)
+        self._judge(job, rows, partial(self._foreseen, work))
 
     def _foreseen(self, work: Work, hint: Provisional | Exception | None) -> None:
         if work is not self._work:
@@ -472,12 +415,14 @@ class Stream:
         work = self._work
         assert work is not None
         job = partial(self.session.judge, work, answer.rows)
-        done = partial(self._guard, self._judged, work, answer)
-        self.served.driven.executor.judge(job, self._weight(answer.rows), done)
+        self._judge(job, answer.rows, partial(self._judged, work, answer))
 
-    def _weight(self, rows: np.ndarray[Any, Any]) -> int:
-        """Return how much a judgement of ``rows`` looks at; a grammar may take long."""
-        return 1 << 30 if self.session.costly else rows.size
+    def _judge(
+        self, job: Callable[[], Any], rows: np.ndarray, done: Callable[[Any], None]
+    ) -> None:
+        # A grammar may take long.
+        weight = 1 << 30 if self.session.costly else rows.size
+        self.served.driven.executor.judge(job, weight, partial(self._guard, done))
 
     def _judged(self, work: Work, verified: Verified, verdict: Verdict | Exception) -> None:
         if work is not self._work:
@@ -504,7 +449,7 @@ class Stream:
     def _judged_so(self, drafted: int, queue_s: float, compute_s: float) -> None:
         """Count one verification that the session has settled, before it is booked."""
         counts, tally = self.session.counts, self.served.tally
-        accepted = counts.accepted - self._booked[1]
+        accepted = counts.accepted - self._booked.accepted
         tally.judged(drafted, accepted)
         tally.verify_s.add(compute_s)
         tally.queue_s.add(queue_s)
@@ -512,7 +457,7 @@ class Stream:
             told = {
                 "draftwire.drafted": drafted,
                 "draftwire.accepted": accepted,
-                "draftwire.committed": counts.emitted - self._booked[2],
+                "draftwire.committed": counts.emitted - self._booked.emitted,
                 "draftwire.queue_s": queue_s,
                 "draftwire.compute_s": compute_s,
             }
@@ -552,7 +497,8 @@ class EngineStream(Stream):
         super().__init__(*args)
         self._run: Run | None = None
         self._runs = 0  # so far: what an old one says is void
-        self._told: tuple[int, int, int, int] | None = None  # what the present one knows
+        self._unread = 0  # 1 while the engine has yet to read the prompt
+        self._told = (0, 0, 0, 0)  # what the present one knows
         self._left = False
 
     @property
@@ -560,7 +506,6 @@ class EngineStream(Stream):
         return self._run is not None and not self.session.idle
 
     def seat(self) -> None:
-        """See :class:`Stream`."""
         self._feeder.check_room()
 
     @property
@@ -569,112 +514,114 @@ class EngineStream(Stream):
         assert isinstance(feeder, Feeder)
         return feeder
 
-    def _withdraw(self) -> int:
+    def _let_go(self) -> Run | None:
+        """The engine has the stream no more; return the run that it had."""
         run, self._run = self._run, None
         self._runs += 1  # what is on its way is of no use
         if run is not None:
             self.served.tally.slots -= 1
+            self._feeder.running -= 1
+            self._read()
+        return run
+
+    def _read(self) -> None:
+        self._feeder.waiting -= self._unread
+        self._unread = 0
+
+    def _withdraw(self) -> int:
+        self._feeder.counters.cancelled += self._unread
+        run = self._let_go()
+        if run is not None:
             run.close()
         return 0
 
     def leave(self) -> None:
-        """See :class:`Stream`; the ids stay, the cache is the engine's affair."""
+        """The stream is over; its ids stay, the cache is the engine's affair."""
         self._withdraw()
         if not self._left:
             self._left = True
             self._remember()
 
     def _drive(self) -> None:
-        session = self.session
+        session, feeder = self.session, self._feeder
         if session.done:
             return
         push = session.offer()
         if self._run is None:
-            self._told = None
-            self.served.tally.slots += 1
-            self._run = self._feeder.open(
+            self._told = (0, 0, 0, 0)
+            self._run = feeder.backend.open(
                 session.order(),
-                partial(self._guard, self._stepped, self._runs),
-                partial(self._guard, self._ended, self._runs),
+                feeder.clock,
+                partial(self._stepped, self._runs),
+                partial(self._ended, self._runs),
             )
+            self._unread = 1
+            self.served.tally.slots += 1
+            feeder.running += 1
+            feeder.waiting += 1
         # Within a branch drafts are only added: their end says which there are.
         told = push.epoch, push.base + len(push.drafts), push.asks, push.ahead
+        before = self._told
         # An engine sees by itself that a branch has ended, and waits.
-        before = (0, 0, 0, 0) if self._told is None else self._told
         if told != before and (push.drafts or not session.idle or told[3] != before[3]):
             self._told = told
             self._run.push(push)
-        if self._watch is None and self._busy:
-            self._note_said()
-            self._watch_on()
+        if self._busy:
+            self._watch_over()
 
     def _stepped(self, number: int, step: Step) -> None:
-        if number != self._runs:
-            return
+        """Take in what the engine has decided."""
+        if number == self._runs:
+            if step.tokens:
+                self._read()
+            self._feeder.count(step)
+            self._guard(self._advance, step)
+
+    def _advance(self, step: Step) -> None:
         found = self.session.advance(step)
-        drafted = self.session.counts.drafted - self._booked[0]
+        drafted = self.session.counts.drafted - self._booked.drafted
         self._judged_so(drafted, step.queue_s, step.compute_s)
         self._deliver(found)
         self._drive()
 
     def _ended(self, number: int, error: DraftwireError, again: bool) -> None:
         """The engine has let go of the stream, or has died."""
-        if number != self._runs:
-            return
-        self._withdraw()
-        if not again:
-            raise error
-        self._drive()
+        if number == self._runs:
+            self._feeder.counters.failed += not again
+            self._let_go()
+            self._guard(self._drive if again else partial(_fail, error))
+
+
+def _fail(error: Exception) -> None:
+    raise error
 
 
 class KeptStreams:
-    """Every stream that runs, and those that wait for their device.
-
-    Args:
-        limits: How many may wait, how large, for how long.
-        now: Monotonic seconds.
-
-    Attributes:
-        opened: Streams opened.
-        resumed: Resumes granted.
-        refused: Resumes refused.
-        expired: Streams whose device did not come back in time.
-        evicted: Streams that made room for others.
-        provisionals: Hints of early exits sent.
-        now: The same.
-    """
+    """Every stream that runs, and those that wait for their device."""
 
     session_class = TargetSession
 
     def __init__(self, limits: Limits, now: Callable[[], float] = time.monotonic) -> None:
-        self.limits = limits
-        self.now = now
+        self.limits, self.now = limits, now
         self._known: dict[bytes, Stream] = {}
         self._parked: dict[bytes, Stream] = {}  # oldest first
-        self._bytes = 0
         self._seated: weakref.WeakSet[Stream] = weakref.WeakSet()
         self.prefixes = Prefixes(limits.prefixes)
-        self.opened = 0
-        self.resumed = 0
-        self.refused = 0
-        self.expired = 0
-        self.evicted = 0
-        self.provisionals = 0
+        self.kept_bytes = 0  # memory of the texts that wait, about
+        self.opened = 0  # streams opened
+        self.resumed = 0  # resumes granted
+        self.refused = 0  # resumes refused
+        self.expired = 0  # streams whose device did not come back in time
+        self.evicted = 0  # streams that made room for others
+        self.provisionals = 0  # hints of early exits sent
 
     def __len__(self) -> int:
         return len(self._parked)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Memory of the texts that wait, about."""
-        return self._bytes
-
     def slots(self, served: Served, *, prefixes: bool = True) -> int:
         """Return the KV slots of a target that are kept for devices to come back.
 
-        Args:
-            served: The target.
-            prefixes: Those of ended texts too.
+        ``prefixes``: those of ended texts too.
         """
         parked = self._parked.values()
         found = sum(s.served is served and s.slot is not None for s in parked)
@@ -685,21 +632,11 @@ class KeptStreams:
         return bool(self._known)
 
     def open(
-        self,
-        request: Open,
-        terms: Terms,
-        holder: Holder,
-        grammar: Compiled | None = None,
+        self, request: Open, terms: Terms, holder: Dialogue, grammar: Compiled | None = None
     ) -> Stream:
-        """Return a new stream, not started yet.
+        """Return a new stream, not started yet; ``holder`` gets what comes of it.
 
         Lost devices' slots go when none is free.
-
-        Args:
-            request: Of the device.
-            terms: Of its connection.
-            holder: Gets what comes of it.
-            grammar: That the request names.
 
         Raises:
             ConfigError: The request cannot be served.
@@ -751,6 +688,14 @@ class KeptStreams:
         stream.hold(holder)
         return stream
 
+    def _running(self, terms: Stream | Terms) -> list[Stream]:
+        """Return the streams with a slot of the same account on the same target."""
+        return [
+            stream
+            for stream in self._seated
+            if stream.served is terms.served and stream.usage is terms.usage
+        ]
+
     def _share(self, stream: Stream, prompt: Sequence[int]) -> int:
         """Copy what another slot of the account holds of ``prompt``; return how much.
 
@@ -762,8 +707,8 @@ class KeptStreams:
             return 0
         running = [
             (other.slot, other.session.tokens, other.session.cached)
-            for other in self._seated
-            if other.served is served and other.usage is usage and other.slot is not None
+            for other in self._running(stream)
+            if other.slot is not None
         ]
         slot, n = self.prefixes.longest(usage, served, prompt, running)
         share = getattr(served.backend, "share", None)
@@ -782,7 +727,7 @@ class KeptStreams:
         return Lookup(prompt, most) if most else None
 
     def resume(
-        self, request: Resume, terms: Terms, holder: Holder
+        self, request: Resume, terms: Terms, holder: Dialogue
     ) -> tuple[Stream, Resumed]:
         """Hand a stream to the connection that its device has come back on.
 
@@ -828,12 +773,10 @@ class KeptStreams:
         stream.stop()
         stream.hold(None)
         stream.parked_s = self.now()
-        if stream.session.done:
-            stream.release()
         self._parked[stream.id] = stream
-        self._bytes += stream.kept_bytes
+        self.kept_bytes += stream.kept_bytes
         limits = self.limits
-        while len(self._parked) > limits.parked or self._bytes > limits.parked_bytes:
+        while len(self) > limits.parked or self.kept_bytes > limits.parked_bytes:
             self.evicted += 1
             self.forget(self._next_victim())
 
@@ -865,7 +808,7 @@ class KeptStreams:
 
     def _take(self, stream: Stream) -> None:
         if self._parked.pop(stream.id, None) is not None:
-            self._bytes -= stream.kept_bytes
+            self.kept_bytes -= stream.kept_bytes
 
     def revoke(self) -> None:
         """Forget what is kept for devices whose token is not valid any more."""
@@ -908,13 +851,8 @@ class KeptStreams:
 
         ids: list[int] = []
         if n and "prefix" in terms.welcome.capabilities:
-            usage, served = terms.usage, terms.served
-            running = [
-                stream.session.tokens
-                for stream in self._seated
-                if stream.served is served and stream.usage is usage
-            ]
-            ids = self.prefixes.named(usage, served, n, right, running)
+            running = [stream.session.tokens for stream in self._running(terms)]
+            ids = self.prefixes.named(terms.usage, terms.served, n, right, running)
         if not ids and (n or not right(b"")):
             raise UnknownPrefixError(
                 f"the {n} ids that the open names, or its settings, are not here any more",
@@ -926,7 +864,7 @@ class KeptStreams:
         )
 
     def slot_of(self, served: Served) -> int:
-        """Take a KV slot of ``served``.
+        """Take a KV slot of ``served``, of another stream where none is free.
 
         Raises:
             RefusedError: There is none, and none that may be taken from another stream.

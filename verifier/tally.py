@@ -1,24 +1,18 @@
-"""What the streams of one target have done so far: counted, never read by the streams."""
+"""What streams and schedulers have done so far: counted, never read by them."""
 
 from __future__ import annotations
 
 import bisect
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Iterable, Iterator
-
-__all__ = ["Histogram", "Tally"]
 
 _FORWARD_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STREAM_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 class Histogram:
-    """Counts values in fixed buckets.
-
-    Args:
-        bounds: Upper bounds, ascending; one more bucket takes the rest.
-    """
+    """Counts values in buckets up to ``bounds``, ascending; one more takes the rest."""
 
     def __init__(self, bounds: Iterable[float]) -> None:
         self._bounds = tuple(bounds)
@@ -38,9 +32,57 @@ class Histogram:
             yield "+Inf" if bound is None else f"{bound:g}", total
 
 
+def _of_forwards() -> Histogram:
+    return Histogram(_FORWARD_S)
+
+
+def _of_streams() -> Histogram:
+    return Histogram(_STREAM_S)
+
+
 @dataclass
-class Tally:
-    """Totals of one target."""
+class Counters:
+    """What the forwards of one target were."""
+
+    forwards: int = 0  # forwards run, of both kinds
+    prefill_forwards: int = 0  # those among them that carried prompt chunks
+    tokens: int = 0  # tokens computed
+    failed: int = 0  # requests that ended in an error
+    cancelled: int = 0  # requests withdrawn before their answer
+    compute_s: float = 0.0  # seconds of the executor in forwards
+    # how many block forwards had this many streams
+    batch_sizes: Counter[int] = field(default_factory=Counter)
+    exits_heard: int = 0  # rows of an exit that were passed on in time
+    exits_late: int = 0  # those that were dropped, because the forward had ended
+    broken_off: int = 0  # forwards ended between two parts, for want of anybody to wait
+
+
+@dataclass
+class StreamCounts:
+    """Running totals of one stream."""
+
+    drafted: int = 0  # drafted tokens that were judged
+    accepted: int = 0  # those that were kept
+    discarded: int = 0  # drafted tokens that arrived on a dead branch
+    # forwards of the target that ran for it, prompts apart; also those whose verdict nobody
+    # heard
+    forwards: int = 0
+    emitted: int = 0  # tokens committed after the prompt
+    # positions judged where the best two candidates, noise included, were nearer than the
+    # target's numerics can tell; schemes that draw have none
+    near_ties: int = 0
+    found: int = 0  # guesses of the verifier's own that were judged (`rows.Lookup`)
+    found_right: int = 0  # those that were kept
+    forced: int = 0  # those of them that a grammar left no choice about
+    leaves: int = 0  # second choices of the device's that were judged
+    leaves_right: int = 0  # those that were kept
+    wanted: int = 0  # drafts that forwards were worth, had they been made beside the target
+    spared: int = 0  # those of them that the device had sent
+
+
+@dataclass
+class Tally(StreamCounts):
+    """Totals of one target: those of its streams, and more."""
 
     slots: int = 0  # KV slots in use now
     preemptions: int = 0  # slots taken from streams whose device was away
@@ -50,31 +92,25 @@ class Tally:
     prefix_hits: int = 0  # those among them that were there
     prefix_copied: int = 0  # those of these that another slot goes on holding
     drafts: int = 0  # verifications that judged drafted tokens
-    drafted: int = 0  # drafted tokens judged
-    accepted: int = 0  # those that were kept
     # how often the first, second... token of a draft was kept.
     by_position: list[int] = field(default_factory=list)
-    emitted: int = 0  # tokens committed
-    near_ties: int = 0  # positions where two candidates were too near to tell apart
-    found: int = 0  # guesses of the verifier's own that were judged
-    found_right: int = 0  # those that were kept
-    leaves: int = 0  # second choices of devices that were judged
-    leaves_right: int = 0  # those that were kept
-    wanted: int = 0  # drafts that forwards were worth, had they been made beside the target
-    spared: int = 0  # those of them that devices had sent
     # streams that ended, by how: stop, length, abort (by the device, or it did not come
     # back), error
     finished: Counter[str] = field(default_factory=Counter)
-    # that blocks waited for their forward
-    queue_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
-    # of the forwards that carried a block
-    verify_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
-    # from a stream's open to its first token
-    first_s: Histogram = field(default_factory=lambda: Histogram(_STREAM_S))
+    queue_s: Histogram = field(default_factory=_of_forwards)  # of blocks, for a forward
+    verify_s: Histogram = field(default_factory=_of_forwards)  # of forwards with a block
+    first_s: Histogram = field(default_factory=_of_streams)  # from an open to a token
     # of a stream after its first token, its mean
-    per_token_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
-    # from a stream's open to its end
-    whole_s: Histogram = field(default_factory=lambda: Histogram(_STREAM_S))
+    per_token_s: Histogram = field(default_factory=_of_forwards)
+    whole_s: Histogram = field(
+        default_factory=_of_streams
+    )  # from a stream's open to its end
+
+    def book(self, counts: StreamCounts, before: StreamCounts) -> None:
+        """Add what a stream did since ``before``."""
+        for one in fields(StreamCounts):
+            grown = getattr(counts, one.name) - getattr(before, one.name)
+            setattr(self, one.name, getattr(self, one.name) + grown)
 
     def judged(self, drafted: int, accepted: int) -> None:
         """Count one verification."""

@@ -57,12 +57,9 @@ from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.backends.streaming import Order, Push, Step
 from draftwire.verifier.beside import Beside, Drafting
 from draftwire.verifier.branch import Branch
-from draftwire.verifier.leaves import Leaves
-from draftwire.verifier.lookup import Lookup
-from draftwire.verifier.prices import ForwardPrice
+from draftwire.verifier.rows import ForwardPrice, Leaves, Lookup
 from draftwire.verifier.states import TABLE, State
-
-__all__ = ["StreamCounts", "TargetSession", "Verdict", "Work", "params_of"]
+from draftwire.verifier.tally import StreamCounts
 
 Pairs = List[Tuple[int, float]]  # ids and their log-probabilities
 _TELL_EVERY = 32  # drafts that the verifier has need of, where it drafts itself
@@ -116,55 +113,8 @@ class Verdict(NamedTuple):
     beyond: int = -1
 
 
-@dataclass
-class StreamCounts:
-    """Running totals of one stream."""
-
-    drafted: int = 0  # drafted tokens that were judged
-    accepted: int = 0  # those that were kept
-    discarded: int = 0  # drafted tokens that arrived on a dead branch
-    # forwards of the target that ran for it, prompts apart; also those whose verdict nobody
-    # heard
-    forwards: int = 0
-    emitted: int = 0  # tokens committed after the prompt
-    # positions judged where the best two candidates, noise included, were nearer than the
-    # target's numerics can tell; schemes that draw have none
-    near_ties: int = 0
-    found: int = 0  # guesses of the verifier's own that were judged (:class:`Lookup`)
-    found_right: int = 0  # those that were kept
-    forced: int = 0  # those of them that a grammar left no choice about
-    leaves: int = 0  # second choices of the device's that were judged
-    leaves_right: int = 0  # those that were kept
-    wanted: int = 0  # drafts that forwards were worth, had they been made beside the target
-    spared: int = 0  # those of them that the device had sent
-
-
 class TargetSession:
     """State machine of one stream.
-
-    Args:
-        request: The device's :class:`Open`.
-        vocab_size: Of the connection.
-        context: Longest sequence of the target.
-        max_block: Most drafted tokens of one block.
-        max_waiting: Most of them that may wait for judgement; 0: as ``max_block``.
-        noises: Noise profiles that the connection has.
-        schemes: Sampling schemes that it has.
-        capabilities: What else it has.
-        cached: So many ids of the prompt are in the slot already.
-        target: Its name, for error messages.
-        logit_error: How far the target's logits may be off, 0 for an exact target.
-        lookup: Guesses what stands behind the drafts, or drafts it, or None.
-        further: The device takes commits with more than one token of the target's.
-        grammar: What the text keeps to, or None.
-        leaves: So many second choices of the device's a forward may judge.
-
-    Attributes:
-        state: Where it stands; :data:`TABLE` says what may happen there.
-        finish: Why it has ended, if it has.
-        row_price: What a row of a forward costs, as a share of the forward.
-        widest: Most tokens of a forward with second choices.
-        costly: Its judgements take long, whatever the size of the vocabulary.
 
     Raises:
         ConfigError: The request cannot be served (prompt too long, scheme unknown...);
@@ -175,68 +125,27 @@ class TargetSession:
         self,
         request: Open,
         *,
-        vocab_size: int,
-        context: int,
-        max_block: int,
-        max_waiting: int = 0,
-        noises: Sequence[str] = NOISES,
-        schemes: Sequence[str] = tuple(SCHEMES),
+        vocab_size: int,  # of the connection
+        context: int,  # longest sequence of the target
+        max_block: int,  # most drafted tokens of one block
+        max_waiting: int = 0,  # of them that may wait for judgement; 0: as ``max_block``
+        noises: Sequence[str] = NOISES,  # noise profiles that the connection has
+        schemes: Sequence[str] = tuple(SCHEMES),  # sampling schemes that it has
+        # what else it has
         capabilities: Sequence[str] = ("processors", "logprobs"),
-        cached: int = 0,
-        target: str = "",
-        logit_error: float = 0.0,
+        cached: int = 0,  # so many ids of the prompt are in the slot already
+        target: str = "",  # its name, for error messages
+        logit_error: float = 0.0,  # how far the target's logits may be off, 0: exact
+        # guesses what stands behind the drafts, or drafts it, or None
         lookup: Lookup | None = None,
+        # the device takes commits with more than one token of the target's
         further: bool = False,
-        grammar: Compiled | None = None,
-        leaves: int = 0,
+        grammar: Compiled | None = None,  # what the text keeps to, or None
+        leaves: int = 0,  # so many second choices of the device's a forward may judge
     ) -> None:
-        if not request.prompt:
-            raise ConfigError("the prompt is empty", hint="send at least one token")
-        if len(request.prompt) >= context:
-            raise ConfigError(
-                f"the prompt has {len(request.prompt)} tokens, the target's context is "
-                f"{context} and must hold at least one more",
-                hint="shorten the prompt",
-            )
-        if request.max_new_tokens < 1:
-            raise ConfigError("max_new_tokens must be at least 1")
-        if request.scheme == "coupled" and request.noise not in noises:
-            raise ConfigError(
-                f"the noise profile {request.noise[:40]!r} was not agreed on",
-                hint="one of the welcome's: " + (", ".join(noises) or "it has none"),
-            )
-        if request.scheme not in schemes and request.scheme in SCHEMES:
-            raise ConfigError(
-                f"this target cannot do scheme {request.scheme!r}",
-                hint="it can do " + ", ".join(schemes),
-            )
-        if request.text_before > len(request.prompt):
-            raise ConfigError(
-                f"{request.text_before} ids of a context of {len(request.prompt)} are text"
-            )
         self._params = params = params_of(request)
-        if request.logprobs and "logprobs" not in capabilities:
-            raise ConfigError(
-                "the open asks for log-probabilities without the capability logprobs",
-                hint="name it in the hello",
-            )
-        if request.logprobs and card_of(params.scheme).own_corrections:
-            raise ConfigError(
-                f"no log-probabilities with scheme {params.scheme!r}: the device draws "
-                "what follows a rejection",
-                hint="use scheme coupled",
-            )
-        if request.logprobs and grammar is not None and request.forced:
-            raise ConfigError(
-                "no log-probabilities of ids that a grammar forces: nobody judges them",
-                hint="open with forced = 0",
-            )
-        if params.processed and "processors" not in capabilities:
-            raise ConfigError(
-                "the open asks for min_p, penalties, bias or bad words without the "
-                "capability processors",
-                hint="name it in the hello",
-            )
+        allowed = context, noises, schemes, capabilities, grammar is not None
+        _check(request, params, *allowed)
         self._decider = make_decider(params, vocab_size)
         first = len(request.prompt) - request.text_before
         self._guide = self._scout = None
@@ -245,16 +154,15 @@ class TargetSession:
             options.update(forcing=request.forced, patience_s=_PATIENCE_S)
             self._guide = grammar.guide(vocab_size, **options)
             self._scout = grammar.guide(vocab_size, **options)  # of drafts that wait
-        self.costly = grammar is not None
+        self.costly = grammar is not None  # judgements take long, whatever the vocabulary
         self._shape = shape_for(params, vocab_size, first, self._guide)
         if self._shape is not None:
             self._shape.follow(request.prompt)
         self._scheme = request.scheme
-        self._racing = request.objective == "latency"
-        if self._racing:
+        self.racing = request.objective == "latency"  # the text goes on without being asked
+        if self.racing:
             check_race(request.scheme)
-        self._vocab_size = vocab_size
-        self._target = target
+        self._vocab_size, self._context, self._target = vocab_size, context, target
         # One candidate may be that much too high, the other that much too low.
         stretch = max(params.repetition_penalty, 1 / params.repetition_penalty)
         margin = 2 * logit_error * stretch
@@ -280,39 +188,47 @@ class TargetSession:
         self._tells, self._told_wanted = "beside" in capabilities, 0
         self._pace = 1.0  # tokens a forward, lately
         by_token = self._free and isinstance(self._decider, ByToken) and grammar is None
-        self._leaves = Leaves(leaves if by_token else 0)
-        self._context = context
-        self.row_price = 0.0
-        self.widest = 64
+        self.leaves = Leaves(leaves if by_token else 0)
+        self.row_price = 0.0  # what a row of a forward costs, as a share of the forward
+        self.widest = 64  # most tokens of a forward with second choices
         self._wants = request.logprobs  # pairs for each new token
         self._pairs: list[tuple[int, float]] = []  # of the text so far
         self._hinted: Provisional | None = None
         self._counts = StreamCounts()
         self._told = self._told_ties = 0  # what the device knows of the counts
         self._tail = 0  # forced ids at the end of the text
-        self.finish = Finish.NOT_YET
+        self.finish = Finish.NOT_YET  # why it has ended, if it has
         if self._guide is not None:
             if self._guide.length != request.text_before:
                 raise ConfigError("the text of the open does not keep to its grammar")
             path = self._guide.path()
             self._append_forced(path.ids, ended=path.ended)
+        # where it stands; :data:`TABLE` says what may happen there
         self.state = State.ENDED if self.finish else self._rest()
+
+    @property
+    def _position(self) -> int:
+        """Length of the text, without the prompt."""
+        return len(self._tokens) - self._prompt
+
+    @property
+    def _unread(self) -> int:
+        """Tokens before the last that are not in the slot."""
+        return len(self._tokens) - 1 - self._cached
 
     def _rest(self) -> State:
         """Return the state of a stream that nothing is done for."""
-        unread = len(self._tokens) - 1 - self._cached
         # What a grammar forced last goes with the next forward.
-        return State.READING if unread > self._tail else State.WAITING
+        return State.READING if self._unread > self._tail else State.WAITING
 
-    def _append_forced(self, ids: Sequence[int], *, ended: bool) -> list[int]:
-        """Make text of what a grammar forces; return what there was room for."""
+    def _append_forced(self, ids: Sequence[int], *, ended: bool) -> None:
+        """Make text of what a grammar forces, as far as there is room."""
         kept = list(ids[: self._end - len(self._tokens)])
         self._counts.emitted += len(kept)
         self._counts.forced += len(kept)
         self._grow(kept)
         self._tail = len(kept)
         self._check_end(ended=ended and len(kept) == len(ids))
-        return kept
 
     def begin(self) -> list[Message]:
         """Return what to send at once: the end, where a grammar forces all of the text."""
@@ -339,23 +255,12 @@ class TargetSession:
     def judges(self) -> bool:
         """The model could go over drafts, or the text's last token, now."""
         rests = self.state in (State.READING, State.WAITING) and self._work is None
-        unread = len(self._tokens) - 1 - self._cached
-        return rests and self._asked and unread <= max(1, self._tail)
-
-    @property
-    def racing(self) -> bool:
-        """The text goes on without being asked."""
-        return self._racing
+        return rests and self._asked and self._unread <= max(1, self._tail)
 
     @property
     def ready(self) -> int:
         """Drafts that wait for judgement."""
-        return len(self._branch.waiting(partial=self._racing))
-
-    @property
-    def leaves_save(self) -> float:
-        """Share of wrong drafts where a second choice brings one more token."""
-        return self._leaves.saved
+        return len(self._branch.waiting(partial=self.racing))
 
     @property
     def overtaken(self) -> tuple[int, int]:
@@ -370,8 +275,7 @@ class TargetSession:
     @property
     def evidence(self) -> int:
         """Bytes of evidence that wait or are under judgement."""
-        work = self._work
-        return self._branch.unjudged + (0 if work is None else len(work.evidence))
+        return self.unjudged + (0 if self._work is None else len(self._work.evidence))
 
     @property
     def counts(self) -> StreamCounts:
@@ -403,12 +307,8 @@ class TargetSession:
     def detach(self, *, cached: bool, forwards: int = 0) -> None:
         """The link is gone: forget what was on its way, keep the text.
 
-        Work that was handed out is void.
-
-        Args:
-            cached: True when the slot keeps its KV rows; False when it is given back,
-                so that the text has to be read again after :meth:`resume`.
-            forwards: Those that ran for the work that was handed out.
+        Work that was handed out is void; ``forwards`` ran for it. ``cached``: the slot
+        keeps its KV rows; else the text has to be read again after :meth:`resume`.
         """
         self._step("link lost")
         work, self._work = self._work, None
@@ -424,18 +324,15 @@ class TargetSession:
     def resume(self, position: int, text_hash: bytes = b"") -> Resumed:
         """Go on with a device that holds ``position`` committed tokens.
 
-        Args:
-            position: See above.
-            text_hash: Of the device's prompt and text, or empty.
+        ``text_hash`` is that of its prompt and text, or empty.
 
         Raises:
             ProtocolError: It claims more text than there is, or another one.
             ValueError: The link is not lost.
         """
-        if position > len(self._tokens) - self._prompt:
+        if position > self._position:
             raise ProtocolError(
-                f"the device holds {position} tokens of a text of "
-                f"{len(self._tokens) - self._prompt}"
+                f"the device holds {position} tokens of a text of {self._position}"
             )
         held = self._tokens[: self._prompt + position]
         if text_hash and text_hash != TextHash(held).digest():
@@ -452,13 +349,11 @@ class TargetSession:
     def progress(self, work: int) -> Progress:
         """Return what to say of a stream without a verdict.
 
-        Args:
-            work: Forwards of the target since the stream was heard of last.
+        ``work``: forwards of the target since the stream was heard of last.
         """
         activity = {State.READING: "reading", State.JUDGING: "judging"}
         said = activity.get(self.state, "queued") if work else "idle"
-        position = len(self._tokens) - self._prompt
-        return Progress(said, self.epoch, position, work)
+        return Progress(said, self.epoch, self._position, work)
 
     @property
     def idle(self) -> bool:
@@ -469,13 +364,12 @@ class TargetSession:
     @property
     def _asked(self) -> bool:
         """There shall be more text than there is."""
-        position = len(self._tokens) - self._prompt
-        return max(self._ahead, self._branch.asks) > position
+        return max(self._ahead, self._branch.asks) > self._position
 
     @property
     def _ahead(self) -> int:
         """The target goes on by itself until the text is so long."""
-        if not self._racing or self.state is State.OWED:
+        if not self.racing or self.state is State.OWED:
             return 0
         most = self._end - self._prompt
         return min(most, self._heard + self._credit) if self._credit else most
@@ -483,10 +377,7 @@ class TargetSession:
     # ---- messages in
 
     def receive(self, block: Block) -> list[Message]:
-        """Take in a block.
-
-        Returns:
-            Messages to send at once (rarely any).
+        """Take in a block; return messages to send at once (rarely any).
 
         Raises:
             ProtocolError: The block cannot follow what was sent before.
@@ -499,7 +390,7 @@ class TargetSession:
         branch = self._branch
         if block.race and block.tokens:
             check_race(self._scheme)
-        self._racing = block.race
+        self.racing = block.race
         self._heard = max(self._heard, block.base + len(block.tokens))
         if branch.behind(block.epoch):
             branch.discarded += len(block.tokens)
@@ -529,7 +420,7 @@ class TargetSession:
             self._append_forced(path.ids[1:], ended=path.ended)
         else:
             self._check_end()
-        if not self.finish and block.base != len(self._tokens) - self._prompt:
+        if not self.finish and block.base != self._position:
             raise ProtocolError(f"a correction at the wrong place, base {block.base}")
         self._step("< block with correction", State.ENDED if self.finish else State.WAITING)
         if self.finish:
@@ -543,14 +434,13 @@ class TargetSession:
         path, last = None, block.base + len(block.tokens)
         if self._scout is not None and block.tokens:
             judged = [] if self._work is None else self._work.drafts
-            text = self._tokens[self._prompt :]
-            before = self._branch.behind_what(block, text, judged)
+            before = self._branch.behind_what(block, self.committed(), judged)
             self._scout.follow([*self._tokens[: self._prompt], *before])
             path = self._scout.path((), block.tokens)
             last = block.base + path.free[-1] + 1
         if block.evidence and last >= self._end - self._prompt:
             raise ProtocolError("drafts with evidence beyond the end of the text")
-        self._branch.add(block, len(self._tokens) - self._prompt, path)
+        self._branch.add(block, self._position, path)
         if block.evidence and len(self._branch) > _SPAN:
             raise ProtocolError(f"drafts with evidence that span more than {_SPAN} ids")
         self._branch.settle(self._tokens, self._prompt)
@@ -564,10 +454,8 @@ class TargetSession:
         """
         if self._work is not None or self.state not in (State.READING, State.WAITING):
             return None
-        branch = self._branch
-        asked = self._asked
-        unread = len(self._tokens) - 1 - self._cached
-        if unread > max(1, self._tail) or (unread > self._tail and not asked):
+        branch, asked = self._branch, self._asked
+        if self._unread > max(1, self._tail) or (self._unread > self._tail and not asked):
             tail = self._tokens[self._cached : -1]
             self._work = Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
             return self._work
@@ -576,8 +464,8 @@ class TargetSession:
         # What has come meanwhile is judged together.
         most = _SPAN
         if self._lookup is not None:
-            most = min(most, self._lookup.reach(branch.waiting(partial=self._racing)))
-        taken = branch.take(partial=self._racing, most=most)
+            most = min(most, self._lookup.reach(branch.waiting(partial=self.racing)))
+        taken = branch.take(partial=self.racing, most=most)
         # The last position of the stream needs no draft beyond it.
         room = self._end - len(self._tokens) - 1
         drafted = taken.tokens[: max(0, room)]
@@ -590,7 +478,7 @@ class TargetSession:
         judged = drafted + found
         ids = self._tokens[self._cached :] + judged
         spare = min(self._context - self._cached, self.widest) - len(ids)
-        leaves = self._leaves.choose(drafted, taken.leaves, price, spare)
+        leaves = self.leaves.choose(drafted, taken.leaves, price, spare)
         self._work = Work(
             self._cached,
             np.array(ids + [leaf for _, leaf in leaves], np.int64),
@@ -608,24 +496,20 @@ class TargetSession:
     def drafting(self, price: ForwardPrice, step_s: float) -> Drafting | None:
         """Return what is to be drafted beside the target before the next forward.
 
-        Args:
-            price: Of the target's forwards.
-            step_s: That a draft delays the streams of the forward by.
+        ``price`` is of the target's forwards, ``step_s`` the seconds that a draft delays
+        the streams of the forward by.
         """
         beside = self._lookup
         if not isinstance(beside, Beside) or not self.judges:
             return None
-        drafts = self._branch.waiting(partial=self._racing)
+        drafts = self._branch.waiting(partial=self.racing)
         room = self._end - len(self._tokens) - 1
         own = partial(self._proposal, len(self._tokens))
         return beside.plan(drafts, room, own, price.seconds, price.row, step_s)
 
     def _proposal(self, at: int, path: Sequence[int], row: np.ndarray) -> int:
         """Return what the scheme draws of a draft's logits behind the text and ``path``."""
-        rows = row[None, : self._vocab_size]
-        if self._shape is not None:
-            rows = self._shape.rows(np.repeat(rows, len(path) + 1, axis=0), path)[-1:]
-        return self._decider.decide((), b"", rows, at + len(path)).token
+        return self._own(self._behind(row[: self._vocab_size], path), at + len(path))
 
     def close(self) -> None:
         """Nobody drafts for it any more."""
@@ -635,9 +519,7 @@ class TargetSession:
     def judge(self, work: Work, logits: np.ndarray) -> Verdict:
         """Decide about the drafts of ``work``; changes nothing, so in any thread.
 
-        Args:
-            work: From :meth:`poll`.
-            logits: ``(rows, vocab)`` float32, at least the connection's vocabulary wide.
+        ``logits`` are ``(rows, vocab)`` float32, at least the connection's vocabulary wide.
 
         Raises:
             ProtocolError: The block's evidence is not valid.
@@ -647,11 +529,15 @@ class TargetSession:
             return Verdict(Decision(0, -1))
         rows = self._shaped(work, logits)
         decision = self._decide(work, rows)
-        near_ties = self._near_ties(work, rows, decision)
+        tokens, at = [*work.drafts[: decision.accepted], decision.token], _at(work)
+        near_ties = sum(self._near_tie(rows[j], t, at + j) for j, t in enumerate(tokens))
         all_kept = decision.accepted >= work.drafted - work.found
         if all_kept and work.drafted and not self._bonus:
             decision = decision._replace(token=-1)
-        pairs = self._pairs_of(work, logits, decision)
+        pairs: Sequence[Pairs] = ()
+        if self._wants:
+            tokens = [*work.drafts[: decision.accepted], decision.token]
+            pairs = [self._pairs_of(r, t) for r, t in zip(logits, tokens) if t >= 0]
         if self._guide is None:
             found = Verdict(decision, near_ties, logprobs=pairs)
             leaf = decision.accepted, decision.token
@@ -668,39 +554,36 @@ class TargetSession:
 
     def _beyond(self, work: Work, logits: np.ndarray, found: Verdict) -> Verdict:
         """Return the verdict with the token behind its leaf."""
-        decision = found.decision
-        leaf = decision.accepted, decision.token
+        leaf = found.decision.accepted, found.decision.token
         path = [*work.drafts[: leaf[0]], leaf[1]]
-        n, at = work.drafted + 1 + work.leaves.index(leaf), work.start + work.first
-        row = raw = logits[n, : self._vocab_size]
-        at += len(path)
-        self._check(row[None], at)
-        if self._shape is not None:
-            row = self._shape.rows(np.repeat(row[None], len(path) + 1, axis=0), path)[-1]
+        n, at = work.drafted + 1 + work.leaves.index(leaf), _at(work) + len(path)
+        raw = logits[n, : self._vocab_size]
+        self._check_rows(raw[None], at)
+        row = self._behind(raw, path)
         token = self._own(row, at)
-        pairs = found.logprobs
-        if self._wants:
-            pairs = [*pairs, log_probs(raw, token, self._wants - 1)]
+        pairs = [*found.logprobs, self._pairs_of(raw, token)] if self._wants else ()
         near_ties = found.near_ties + self._near_tie(row, token, at)
         return found._replace(near_ties=near_ties, logprobs=pairs, beyond=token)
 
-    def _pairs_of(
-        self, work: Work, logits: np.ndarray, decision: Decision
-    ) -> Sequence[Pairs]:
-        """Return the log-probabilities of what was decided, where they are wanted."""
-        if not self._wants:
-            return ()
-        tokens = [*work.drafts[: decision.accepted], decision.token]
-        rows, most = logits[:, : self._vocab_size], self._wants - 1
-        return [log_probs(r, t, most) for r, t in zip(rows, tokens) if t >= 0]
+    def _pairs_of(self, row: np.ndarray, token: int) -> Pairs:
+        """Return the log-probabilities of ``token`` and of the likeliest others."""
+        return log_probs(row[: self._vocab_size], token, self._wants - 1)
+
+    def _behind(self, row: np.ndarray, path: Sequence[int]) -> np.ndarray:
+        """Return what the scheme is to see of a row behind the text and ``path``."""
+        if self._shape is None:
+            return row
+        rows = np.repeat(row[None], len(path) + 1, axis=0)
+        shaped: np.ndarray = self._shape.rows(rows, path)[-1]
+        return shaped
 
     def _shaped(self, work: Work, logits: np.ndarray) -> np.ndarray:
         """Return what the scheme is to see of the target's rows."""
         rows = logits[: work.drafted + 1, : self._vocab_size]
-        self._check(rows, work.start + work.first)
+        self._check_rows(rows, _at(work))
         return rows if self._shape is None else self._shape.rows(rows, work.drafts)
 
-    def _check(self, rows: np.ndarray, at: int) -> None:
+    def _check_rows(self, rows: np.ndarray, at: int) -> None:
         """Refuse rows, the first of them for place ``at``, that say nothing."""
         # A distribution needs a largest logit; those of impossible tokens may be -inf.
         for i, top in enumerate(np.maximum.reduce(rows, axis=-1).tolist()):
@@ -714,16 +597,8 @@ class TargetSession:
 
     def _decide(self, work: Work, rows: np.ndarray) -> Decision:
         """Ask the scheme about shaped rows."""
-        at = work.start + work.first
-        if not work.forced:
-            return self._decider.decide(work.drafts, work.evidence, rows, at)
-        return self._decider.decide(work.drafts, work.evidence, rows, at, work.forced)
-
-    def _near_ties(self, work: Work, rows: np.ndarray, decision: Decision) -> int:
-        """Count the positions where the winner would lose if it were a little lower."""
-        tokens = [*work.drafts[: decision.accepted], decision.token]
-        at = work.start + work.first
-        return sum(self._near_tie(rows[j], t, at + j) for j, t in enumerate(tokens))
+        forced = (work.forced,) if work.forced else ()
+        return self._decider.decide(work.drafts, work.evidence, rows, _at(work), *forced)
 
     def _near_tie(self, row: np.ndarray, token: int, at: int) -> bool:
         """Return whether ``token`` would lose at place ``at`` if it were a little lower."""
@@ -742,13 +617,8 @@ class TargetSession:
     ) -> Provisional | None:
         """Return what an early exit expects of ``work``; changes nothing.
 
-        Args:
-            work: From :meth:`poll`.
-            logits: ``(rows, vocab)`` float32 of the exit.
-            threshold: The least top probability with which the exit may speak.
-
-        Returns:
-            None when the exit is unsure or says nothing new.
+        ``logits`` are ``(rows, vocab)`` float32 of the exit, ``threshold`` the least top
+        probability with which it may speak. None when it is unsure or says nothing new.
 
         Source:
             Early exits and preemptive drafting, https://arxiv.org/abs/2505.21594.
@@ -780,38 +650,20 @@ class TargetSession:
         self._hinted = hint
         return [hint]
 
-    def complete(
-        self,
-        work: Work,
-        logits: np.ndarray,
-        *,
-        queue_s: float = 0.0,
-        compute_s: float = 0.0,
-    ) -> list[Message]:
+    def complete(self, work: Work, logits: np.ndarray, **times: Any) -> list[Message]:
         """Take in what the model made of ``work``: :meth:`judge` and :meth:`settle`."""
-        verdict = self.judge(work, logits)
-        return self.settle(work, verdict, queue_s=queue_s, compute_s=compute_s)
+        return self.settle(work, self.judge(work, logits), **times)
 
     def settle(
         self,
         work: Work,
         verdict: Verdict,
         *,
-        queue_s: float = 0.0,
-        compute_s: float = 0.0,
-        forwards: int = 1,
+        queue_s: float = 0.0,  # seconds that the work waited
+        compute_s: float = 0.0,  # seconds of its forwards
+        forwards: int = 1,  # how many they were
     ) -> list[Message]:
-        """Take in the verdict on ``work``.
-
-        Args:
-            work: From :meth:`poll`.
-            verdict: From :meth:`judge`.
-            queue_s: Seconds that the work waited.
-            compute_s: Seconds of its forwards.
-            forwards: How many they were.
-
-        Returns:
-            Messages to send: one commit, or nothing after a prefill.
+        """Take in the verdict on ``work``; return one commit, or nothing after a prefill.
 
         Raises:
             ValueError: The work is void, or was completed before.
@@ -827,16 +679,11 @@ class TargetSession:
         decision = verdict.decision
         self._counts.near_ties += verdict.near_ties
         drafted = work.drafts
-        sent = len(drafted) - work.found
         kept = drafted[: decision.accepted]
-        if decision.token >= 0:
-            kept = [*kept, decision.token]
-        if verdict.beyond >= 0:
-            kept = [*kept, verdict.beyond]
+        kept += [token for token in (decision.token, verdict.beyond) if token >= 0]
         times, before = (queue_s, compute_s), len(self._tokens)
-        commit = self._commit(
-            work.epoch, sent, kept, decision, times, forwards, work, verdict
-        )
+        self._counts.forwards += forwards
+        commit = self._commit(work, verdict, kept, times)
         self._learn(work, verdict, self._tokens[before:])
         if self._wants:
             rows = verdict.logprobs[: len(self._tokens) - before]
@@ -846,24 +693,17 @@ class TargetSession:
         return [commit]
 
     def _commit(
-        self,
-        epoch: int,
-        drafted: int,
-        kept: list[int],
-        decision: Decision,
-        times: tuple[float, float],
-        forwards: int,
-        work: Work | None = None,
-        verdict: Verdict | None = None,
+        self, work: Work, verdict: Verdict, kept: list[int], times: tuple[float, float]
     ) -> Commit:
         """Make ``kept`` text, as far as the text goes; return what to say of it."""
-        self._counts.forwards += forwards
+        decision, drafted = verdict.decision, work.drafted - work.found
         before, whole = len(self._tokens), len(kept)
-        self._counts.drafted += drafted if work is None else work.sent(drafted)
-        kept = kept[: self._first_stop(kept)][: self._end - before]
+        self._counts.drafted += work.sent(drafted)
+        stop = next((i + 1 for i, t in enumerate(kept) if t in self._stops), whole)
+        kept = kept[: min(stop, self._end - before)]
         right = min(len(kept), decision.accepted)
         held = min(right, drafted)
-        accepted = held if work is None else work.sent(held)
+        accepted = work.sent(held)
         token = kept[held] if len(kept) > held else None
         further = tuple(kept[held + 1 :])
         self._counts.accepted += accepted
@@ -874,21 +714,21 @@ class TargetSession:
         # logits are wanted next.
         self._cached = before + right
         self._tail = 0
-        if self._guide is not None and verdict is not None and len(kept) == whole:
+        if self._guide is not None and len(kept) == whole:
             self._append_forced(verdict.tail, ended=verdict.ended)
         else:
             self._check_end()
             # What a leaf has left in the cache stands at the wrong place: once more.
-            self._tail = int(verdict is not None and len(kept) - right > 1)
+            self._tail = int(len(kept) - right > 1)
         self._cached = min(self._cached, len(self._tokens) - 1)
         owes = bool(decision.evidence) and held == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
         self._step("> commit", State.OWED if owes else ended)
-        if epoch == self.epoch and (owes or decision.accepted < drafted):
+        if work.epoch == self.epoch and (owes or decision.accepted < drafted):
             self._branch.kill()
         else:
             self._branch.settle(self._tokens, self._prompt)
-        said = (epoch, accepted, token, self.finish, *times)
+        said = (work.epoch, accepted, token, self.finish, *times)
         evidence = decision.evidence if owes else b""
         digest = b"" if owes else self._digest()
         told = self._forwards(), digest, self._ties(), further
@@ -898,7 +738,7 @@ class TargetSession:
         """Note what a forward gave, and what became of words that cost no draft."""
         right, token = verdict.decision[:2]
         self._pace += 0.1 * (len(kept) - self._pace)
-        self._leaves.judged(work.drafted - work.found, right, token, work.leaves)
+        self.leaves.judged(work.drafted - work.found, right, token, work.leaves)
         self._counts.leaves += len(work.leaves)
         self._counts.leaves_right += verdict.beyond >= 0
         if self._lookup is None:
@@ -917,23 +757,21 @@ class TargetSession:
         """Return the stream as such an engine shall keep it, from here on."""
         self._known, self._looked, self._fresh = [], 0, True
         stops = tuple(sorted(self._stops))
-        text = tuple(self._tokens)
-        return Order(text, self._end, stops, self._params, self._vocab_size)
+        return Order(tuple(self._tokens), self._end, stops, self._params, self._vocab_size)
 
     def offer(self) -> Push:
         """Return what the stream wants of it now."""
         at = len(self._tokens)
-        drafts = self._branch.waiting(partial=self._racing)[: max(0, self._end - at - 1)]
+        drafts = self._branch.waiting(partial=self.racing)[: max(0, self._end - at - 1)]
         asks, ahead = self._prompt + self._branch.asks, self._prompt + self._ahead
         if self._known and self._asked:  # what is known does not answer it
             asks = max(asks, at + len(self._known) + 1)
         return Push(self.epoch, at, drafts, asks, ahead)
 
     def advance(self, step: Step) -> list[Message]:
-        """Take in what it has decided.
+        """Take in what it has decided; return commits of what was asked for.
 
-        Returns:
-            Messages to send: commits of what was asked for; the rest waits.
+        The rest waits.
 
         Raises:
             ModelError: It accepted what nobody drafted.
@@ -950,16 +788,14 @@ class TargetSession:
             accepted = min(n, len(tokens) - 1)
             kept, self._known = tokens[: accepted + 1], tokens[accepted + 1 :]
             self._step("forward")
-            decision = Decision(accepted, kept[-1])
-            said = [self._commit(step.epoch, n, kept, decision, times, 0)]
-            return [*said, *self._release((0.0, 0.0), stepped=True)]
+            verdict = Verdict(Decision(accepted, kept[-1]))
+            said = self._commit(_judged(step.epoch, n), verdict, kept, times)
+            return [said, *self._release((0.0, 0.0), stepped=True)]
         if n and step.epoch == self.epoch:
             before = len(self._known)
             drafts = self._branch.waiting(partial=True)[before : before + n]
-            if (
-                len(drafts) < n
-                or tuple(tokens[: min(n, len(tokens) - 1)]) != (drafts[: len(tokens) - 1])
-            ):
+            right = tuple(tokens[: min(n, len(tokens) - 1)]) == drafts[: len(tokens) - 1]
+            if len(drafts) < n or not right:
                 raise ModelError(
                     f"the engine of target {self._target} accepted tokens that were not "
                     "drafted",
@@ -975,14 +811,12 @@ class TargetSession:
         while self._known and not self.done and self._asked:
             room = self._end - len(self._tokens)  # the last token needs no draft
             known, drafts = self._known, self._branch.waiting(partial=True)[: room - 1]
-            n = next(
-                (i for i, pair in enumerate(zip(known, drafts)) if len({*pair}) > 1), -1
-            )
-            n = min(len(known), len(drafts)) if n < 0 else n
+            right = [a == b for a, b in zip(known, drafts)]
+            n = (*right, False).index(False)
             kept = known[: n + 1]
             over = len(kept) >= room or not self._stops.isdisjoint(kept)
             if n == len(known) and not over:
-                if stepped and self._racing:
+                if stepped and self.racing:
                     n -= 1  # the step knew of no drafts, or of fewer
                 elif len(drafts) > n or self._bonus:
                     break
@@ -993,9 +827,10 @@ class TargetSession:
             self._known, self._looked = known[len(kept) :], 0
             self._branch.strike(drafted)
             self._step("forward")
-            decision = Decision(n, kept[-1])
-            ran, self._free = int(self._free), False
-            said.append(self._commit(self.epoch, drafted, kept, decision, times, ran))
+            self._counts.forwards += self._free
+            self._free = False
+            work, verdict = _judged(self.epoch, drafted), Verdict(Decision(n, kept[-1]))
+            said.append(self._commit(work, verdict, kept, times))
             times = 0.0, 0.0
         return said
 
@@ -1008,10 +843,9 @@ class TargetSession:
 
     def _digest(self) -> bytes:
         """Return the hash of the text, at the end and now and then, else nothing."""
-        position = len(self._tokens) - self._prompt
-        if not self.finish and position < self._hashed + _HASH_EVERY:
+        if not self.finish and self._position < self._hashed + _HASH_EVERY:
             return b""
-        self._hashed = position
+        self._hashed = self._position
         return self._hash.digest()
 
     def _ties(self) -> int | None:
@@ -1022,14 +856,13 @@ class TargetSession:
 
     def _beside(self) -> tuple[int, ...]:
         """Return what a commit says of the drafting beside the target, now and then."""
-        found = (0, 0)
-        if self._tells and self._lookup is not None:
-            found = self._lookup.wanted, self._lookup.spared
-        new = found[0] - self._told_wanted
+        if not self._tells or self._lookup is None:
+            return ()
+        new = self._lookup.wanted - self._told_wanted
         if not (new >= _TELL_EVERY or (new and self.finish)):
             return ()
-        self._told_wanted = found[0]
-        return found
+        self._told_wanted = self._lookup.wanted
+        return self._lookup.wanted, self._lookup.spared
 
     def _forwards(self) -> int | None:
         """Return what a commit says: None is one more than the device knows of."""
@@ -1037,21 +870,84 @@ class TargetSession:
         self._told = ran
         return None if ran == told + 1 else ran
 
-    def _first_stop(self, tokens: Sequence[int]) -> int:
-        if not self._stops:
-            return len(tokens)
-        for i, token in enumerate(tokens):
-            if token in self._stops:
-                return i + 1
-        return len(tokens)
-
     def _check_end(self, *, ended: bool = False) -> None:
-        if ended:
-            self.finish = Finish.STOP
-        elif len(self._tokens) > self._prompt and self._tokens[-1] in self._stops:
+        if ended or (self._position > 0 and self._tokens[-1] in self._stops):
             self.finish = Finish.STOP
         elif len(self._tokens) >= self._end:
             self.finish = Finish.LENGTH
+
+
+def _judged(epoch: int, drafted: int) -> Work:
+    """Return what an engine has judged by itself."""
+    return Work(0, np.zeros(0, np.int64), 0, False, drafted, epoch=epoch)
+
+
+def _at(work: Work) -> int:
+    """Return the place of the first draft in the text."""
+    return work.start + work.first
+
+
+def _check(
+    request: Open,
+    params: SamplingParams,
+    context: int,
+    noises: Sequence[str],
+    schemes: Sequence[str],
+    capabilities: Sequence[str],
+    grammar: bool,
+) -> None:
+    """Refuse an open that this target cannot serve, or that does not go together."""
+    size = len(request.prompt)
+    rules = (
+        (not size, "the prompt is empty", "send at least one token"),
+        (
+            size >= context,
+            f"the prompt has {size} tokens, the target's context is {context} and must "
+            "hold at least one more",
+            "shorten the prompt",
+        ),
+        (request.max_new_tokens < 1, "max_new_tokens must be at least 1", ""),
+        (
+            request.scheme == "coupled" and request.noise not in noises,
+            f"the noise profile {request.noise[:40]!r} was not agreed on",
+            "one of the welcome's: " + (", ".join(noises) or "it has none"),
+        ),
+        (
+            request.scheme not in schemes,
+            f"this target cannot do scheme {request.scheme!r}",
+            "it can do " + ", ".join(schemes),
+        ),
+        (
+            request.text_before > size,
+            f"{request.text_before} ids of a context of {size} are text",
+            "",
+        ),
+        (
+            request.logprobs and "logprobs" not in capabilities,
+            "the open asks for log-probabilities without the capability logprobs",
+            "name it in the hello",
+        ),
+        (
+            request.logprobs and card_of(params.scheme).own_corrections,
+            f"no log-probabilities with scheme {params.scheme!r}: the device draws what "
+            "follows a rejection",
+            "use scheme coupled",
+        ),
+        (
+            request.logprobs and grammar and request.forced,
+            "no log-probabilities of ids that a grammar forces: nobody judges them",
+            "open with forced = 0",
+        ),
+        (
+            params.processed and "processors" not in capabilities,
+            "the open asks for min_p, penalties, bias or bad words without the capability "
+            "processors",
+            "name it in the hello",
+        ),
+    )
+    for wrong, sentence, hint in rules:
+        if wrong:
+            raise ConfigError(sentence, hint=hint)
 
 
 def params_of(request: Open) -> SamplingParams:

@@ -16,8 +16,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from draftwire.verifier.gateway.fleet import SPARE
-from draftwire.verifier.gateway.ring import Ring
+from draftwire.verifier.gateway.fleet import SPARE, Ring
 from studies.command import start
 from studies.fleet.machine import MODES, Board, Load, Outcome, Server, simulate
 

@@ -35,7 +35,7 @@ def deployment(tmp_path_factory):
     from deploy.ray_serve import app
     from ray import serve
 
-    from draftwire.verifier.serving.process import make_token_line, write_token_file
+    from draftwire.verifier.serving.accounts import make_token_line, write_token_file
 
     tokens = tmp_path_factory.mktemp("ray") / "tokens"
     line = make_token_line()

@@ -19,9 +19,9 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.verifier.dialogue import Dialogue
-from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import welcome_to
 from draftwire.verifier.registry import Served
+from draftwire.verifier.scheduler import Feeder
 from draftwire.verifier.serving.accounts import Account, Usage
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms

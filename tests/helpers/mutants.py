@@ -46,8 +46,8 @@ MUTANTS = (
         "verifier/target_session.py",
         "        kept = drafted[: decision.accepted]\n",
         "        kept = drafted[: decision.accepted]\n"
-        "        if work.found and decision.accepted == sent:\n"
-        "            kept = drafted[: sent + 1]\n",
+        "        if work.found and decision.accepted == work.drafted - work.found:\n"
+        "            kept = drafted[: decision.accepted + 1]\n",
         "tests/laws/test_histories.py::test_histories",
     ),
     Mutant(

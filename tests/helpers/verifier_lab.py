@@ -198,6 +198,14 @@ async def device(service, **options):
         yield Device(socket)
 
 
+@asynccontextmanager
+async def greeted(service, **options):
+    """A device that has said hello, and was welcome."""
+    async with device(service, **options) as dev:
+        assert isinstance(await dev.greet(), Welcome)
+        yield dev
+
+
 def run(test):
     return asyncio.run(asyncio.wait_for(test(), 30))
 

@@ -47,10 +47,9 @@ from draftwire.transport.traffic import Meter
 from draftwire.verifier.beside import Drafts
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.executor import VirtualExecutor
-from draftwire.verifier.feeder import Feeder
-from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.registry import Served
-from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.rows import Lookup
+from draftwire.verifier.scheduler import Feeder, Scheduler
 from draftwire.verifier.serving.accounts import Account as User
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import Limits

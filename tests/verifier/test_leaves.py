@@ -12,7 +12,7 @@ from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_graph import opened
-from draftwire.verifier.leaves import Leaves
+from draftwire.verifier.rows import Leaves
 from draftwire.verifier.target_session import TargetSession
 
 V = 16

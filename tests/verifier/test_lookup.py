@@ -7,7 +7,7 @@ import pytest
 
 from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Block, Commit, Finish, Open
-from draftwire.verifier.lookup import Lookup
+from draftwire.verifier.rows import Lookup
 from draftwire.verifier.target_session import TargetSession
 
 V = 16

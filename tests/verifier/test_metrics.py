@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from verifier_lab import ArithmeticBackend, continuation, device, get, run, serving
+from verifier_lab import ArithmeticBackend, continuation, get, greeted, run, serving
 
 from draftwire.transport.messages import Block, Bye, Error
 from draftwire.verifier.serving.limits import Limits
@@ -36,8 +36,7 @@ async def busy():
     """Return the page of a verifier that has had streams of every kind."""
     limits = Limits(resume_s=60.0)
     async with serving(ArithmeticBackend(slots=1), limits=limits) as service:
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             await dev.generate([3, 4], 12, k=4)
             await dev.open([9, 9], 20)
             await dev.say(Bye())
@@ -50,16 +49,15 @@ async def busy():
             dev.cut()
         while not len(service.kept):
             await asyncio.sleep(0.01)
-        async with device(service) as dev:  # takes the only slot meanwhile
-            await dev.greet()
+        async with greeted(service) as dev:  # takes the only slot meanwhile
             await dev.generate([8], 5)
             resumed = await dev.resume(opened, 4)
             await dev.go_on([1, 2, 3], continuation([1, 2, 3], 4), resumed.epoch)
             return (await get(service, "/metrics"))[1]
 
 
-def test_each_metric_is_there_and_says_what_happened():
-    page = run(busy)
+async def test_each_metric_is_there_and_says_what_happened():
+    page = await busy()
     found = samples(page)
     named = {name for name, _ in found}
     for name in METRICS:

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
-from verifier_lab import (
-    ArithmeticBackend,
-    continuation,
-    device,
-    get,
-    serving,
-)
+from verifier_lab import ArithmeticBackend, continuation, device, get, greeted, serving
 from websockets.exceptions import ConnectionClosed
 
-from draftwire.transport.messages import (
-    Block,
-    Bye,
-    Finish,
-    Opened,
-    Resumed,
-)
+from draftwire.transport.messages import Block, Bye, Finish, Opened, Resumed
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits
@@ -37,8 +24,7 @@ async def parked(service, count=1):
 
 async def lost_after(service, rounds, **options):
     """Open, draft so many rounds, lose the link; return what the device has then."""
-    async with device(service, **options) as dev:
-        await dev.greet()
+    async with greeted(service, **options) as dev:
         opened = await dev.open(PROMPT, 40)
         assert (len(opened.id), len(opened.secret)) == (8, 16)
         text, epoch = await dev.go_on(PROMPT, [], 0, rounds=rounds)
@@ -57,15 +43,13 @@ async def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
             service.kept.slots(service.registry.all[0]) == 1 and service.kept.kept_bytes > 0
         )
         if not kept_slot:  # somebody else needs it meanwhile
-            async with device(service) as other:
-                await other.greet()
+            async with greeted(service) as other:
                 assert (await other.generate([7], 6))[0] == continuation([7], 6)
                 await other.say(Bye())
             assert service.kept.slots(service.registry.all[0]) == 0
             await other.socket.wait_closed()
         read = sum(n for size in backend.sizes for _, n, _ in size)
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             resumed = await dev.resume(opened, len(text))
             ran = len(text) and rounds
             digest = TextHash((*PROMPT, *text)).digest()
@@ -91,8 +75,7 @@ async def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
 async def test_a_finish_that_never_arrived_comes_with_the_resume(again):
     backend = ArithmeticBackend(slots=1)
     async with serving(backend) as service:
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             opened = await dev.open(PROMPT, 4)
             await dev.say(Block(0, 0, tuple(TEXT[:3])))
             assert (await dev.hear()).finish is Finish.LENGTH
@@ -101,8 +84,7 @@ async def test_a_finish_that_never_arrived_comes_with_the_resume(again):
         for left in reversed(
             range(again)
         ):  # and once more, when that answer is lost as well
-            async with device(service) as dev:
-                await dev.greet()
+            async with greeted(service) as dev:
                 resumed = await dev.resume(opened, 2)
                 assert resumed.tokens == tuple(TEXT[2:4])
                 assert resumed.finish is Finish.LENGTH
@@ -111,40 +93,17 @@ async def test_a_finish_that_never_arrived_comes_with_the_resume(again):
                     assert text == continuation([9], 5)
                 dev.cut()
             await parked(service)
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             assert (await dev.resume(opened, 2)).code == "stream"
-
-
-async def test_work_in_the_model_when_the_link_breaks_is_not_lost_for_others():
-    backend = ArithmeticBackend(slots=2)
-    backend.gate = threading.Event()
-    async with serving(backend) as service:
-        async with device(service) as dev:
-            await dev.greet()
-            opened = await dev.open(PROMPT, 40)
-            await dev.say(Block(0, 0, tuple(TEXT[:3])))
-            await asyncio.sleep(0.05)  # its prompt is in the model now
-            dev.cut()
-        await parked(service)
-        async with device(service) as dev:
-            await dev.greet()
-            resumed = await dev.resume(opened, 0)
-            assert resumed.tokens == ()
-            backend.gate.set()
-            text, _ = await dev.go_on(PROMPT, [], resumed.epoch)
-            assert text == TEXT
 
 
 async def test_many_takeovers_at_once_leave_one_holder():
     async with serving(ArithmeticBackend(slots=1)) as service:
-        async with device(service) as first:
-            await first.greet()
+        async with greeted(service) as first:
             opened = await first.open(PROMPT, 40)
 
             async def one():
-                async with device(service) as dev:
-                    await dev.greet()
+                async with greeted(service) as dev:
                     try:
                         resumed = await dev.resume(opened, 0)
                         text, _ = await dev.go_on(
@@ -175,8 +134,7 @@ async def test_another_target_account_or_vocabulary_does_not_get_it():
                 await dev.greet(**changes)
                 answer = await dev.resume(opened, len(text))
                 assert answer.code == "stream", changes
-        async with device(service, additional_headers=shown[0]) as dev:
-            await dev.greet()
+        async with greeted(service, additional_headers=shown[0]) as dev:
             assert isinstance(await dev.resume(opened, len(text)), Resumed)
 
 
@@ -185,20 +143,17 @@ async def test_it_waits_so_long_and_no_longer():
         opened, _, _ = await lost_after(service, 1)
         await parked(service)
         await parked(service, 0)
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             assert (await dev.resume(opened, 0)).code == "stream"
         assert service.kept.expired == 1
 
 
 async def test_nothing_is_kept_after_a_bye_a_fault_or_without_the_capability():
     async with serving() as service:
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             await dev.open(PROMPT, 40)
             await dev.say(Bye("cancelled"))
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             await dev.open(PROMPT, 40)
             await dev.say(Block(0, 30, (1,)))  # a gap
             assert (await dev.hear()).code == "protocol"
@@ -210,9 +165,8 @@ async def test_nothing_is_kept_after_a_bye_a_fault_or_without_the_capability():
             await asyncio.sleep(0.005)
         assert len(service.kept) == 0 and not service.kept.knows_any()
         service.registry.targets[0].backend.table.allocate()
-    async with serving(limits=Limits(resume_s=0)) as service:
-        async with device(service) as dev:
-            assert (await dev.greet()).capabilities == ()
+    async with serving(limits=Limits(resume_s=0)) as service, device(service) as dev:
+        assert (await dev.greet()).capabilities == ()
 
 
 async def test_what_is_kept_is_bounded_and_the_greediest_loses_first():
@@ -236,8 +190,7 @@ async def test_what_is_kept_is_bounded_and_the_greediest_loses_first():
             (shown[1], greedy[-1], True),
             (shown[1], greedy[0], False),
         ):
-            async with device(service, additional_headers=headers) as dev:
-                await dev.greet()
+            async with greeted(service, additional_headers=headers) as dev:
                 answer = await dev.resume(opened, len(text))
                 assert isinstance(answer, Resumed) is lives
     async with serving(limits=Limits(parked_bytes=5000)) as service:
@@ -252,8 +205,7 @@ async def test_no_free_slot_is_busy_and_the_stream_waits_on():
     async with serving(ArithmeticBackend(slots=1)) as service:
         opened, text, _ = await lost_after(service, 1)
         await parked(service)
-        async with device(service) as other, device(service) as dev:
-            await other.greet()
+        async with greeted(service) as other, device(service) as dev:
             await other.open([7], 9)  # takes the kept slot
             await dev.greet()
             resumed = await dev.resume(opened, len(text))
@@ -271,6 +223,5 @@ async def test_a_retired_target_takes_its_waiting_streams_along():
         service.registry.add(ArithmeticBackend("v2"))
         service.registry.retire(service.registry.targets[0])
         await parked(service, 0)
-        async with device(service) as dev:
-            await dev.greet()
+        async with greeted(service) as dev:
             assert (await dev.resume(opened, 0)).code == "stream"

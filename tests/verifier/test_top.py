@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from verifier_lab import ArithmeticBackend, device, get, run, serving
+from verifier_lab import ArithmeticBackend, get, greeted, serving
 from verifier_process import ENVIRONMENT, TINY
 from verifier_process import serving as serving_process
 
@@ -22,30 +22,15 @@ from draftwire.cli import main
 from draftwire.verifier.serving.top import Top, read_page
 
 
-def two_pages():
-    """Return the pages before and after a device's text of 12 tokens, k = 4."""
-
-    async def test():
-        backend = ArithmeticBackend(slots=4)
-        backend.name = "su\x1b[31mm"
-        async with serving(backend) as service, device(service) as dev:
-            await dev.greet()
-            await dev.open([1], 9, stream=5)
-            before = (await get(service, "/metrics"))[1]
-            await dev.generate([3, 4], 12, k=4, wrong_every=5)
-            return before, (await get(service, "/metrics"))[1]
-
-    found = {}
-
-    async def keep():
-        found["pages"] = await test()
-
-    run(keep)
-    return found["pages"]
-
-
-def test_rates_are_those_between_two_pages():
-    before, after = map(read_page, two_pages())
+async def test_rates_are_those_between_two_pages():
+    """Before and after a device's text of 12 tokens, k = 4."""
+    backend = ArithmeticBackend(slots=4)
+    backend.name = "su\x1b[31mm"
+    async with serving(backend) as service, greeted(service) as dev:
+        await dev.open([1], 9, stream=5)
+        before = read_page((await get(service, "/metrics"))[1])
+        await dev.generate([3, 4], 12, k=4, wrong_every=5)
+        after = read_page((await get(service, "/metrics"))[1])
     top = Top("ws://here")
     top.take(before, 100.0)
     first = top.document()

@@ -3,26 +3,98 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import hashlib
 import json
 import logging
 import math
+import secrets
 import ssl
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Iterable, Sequence, Tuple
 from urllib.parse import urlsplit
 
 from draftwire.errors import ConfigError
-from draftwire.transport.dial import check_url, health_url, resolve, tls_context, web
-from draftwire.verifier.gateway.ring import Ring
-
-__all__ = ["SPARE", "Fleet", "Replica"]
+from draftwire.transport.dial import (
+    KEY_BYTES,
+    check_url,
+    health_url,
+    resolve,
+    tls_context,
+    web,
+)
 
 log = logging.getLogger("draftwire.gateway")
 
 _FULL_S = 5.0  # at most: after a verifier without room is asked again
 SPARE = 1.25  # of the mean: more connections than that are too many for one verifier
+_POINTS = 128  # of each verifier: shares then differ by about 9 %, its root's inverse
+
+
+class Ring:
+    """Which of many verifiers a stream belongs to: consistent hashing on its id.
+
+    The first four bytes of a stream id are its *key*: the device names them when it
+    connects (``X-Session-Id``, PROTOCOL.md section 1), and a verifier lets the ids of that
+    connection's streams begin with them. A key belongs to the verifier whose point follows
+    it on a ring of points, so whoever knows the names of the verifiers, in whatever order,
+    finds a stream without asking anybody, and one that comes or goes moves only the keys
+    next to its points.
+
+    Source: D. Karger et al., "Consistent Hashing and Random Trees", STOC 1997.
+    """
+
+    def __init__(self, names: Iterable[str], points: int = _POINTS) -> None:
+        self.names = sorted(set(names))
+        placed = sorted(
+            (_place(f"{name}#{i}".encode()), name)
+            for name in self.names
+            for i in range(points)
+        )
+        self._places = [place for place, _ in placed]
+        self._owners = [name for _, name in placed]
+
+    def owner(self, key: bytes) -> str:
+        """Return whose ``key`` is.
+
+        Raises:
+            LookupError: There are no verifiers.
+        """
+        return next(iter(self.order(key)))
+
+    def order(self, key: bytes) -> Iterable[str]:
+        """Yield whose ``key`` is, then who would be next if that one were gone, and so on.
+
+        Raises:
+            LookupError: There are no verifiers.
+        """
+        if not self._owners:
+            raise LookupError("no verifiers")
+        at = bisect.bisect(self._places, _place(key))
+        seen: set[str] = set()
+        for i in range(len(self._owners)):
+            name = self._owners[(at + i) % len(self._owners)]
+            if name not in seen:
+                seen.add(name)
+                yield name
+                if len(seen) == len(self.names):
+                    return
+
+    def key_for(self, name: str) -> bytes:
+        """Return a random key of ``name``; takes about as many draws as there are names."""
+        while True:
+            key = secrets.token_bytes(KEY_BYTES)
+            if self.owner(key) == name:
+                return key
+
+
+def _place(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+Member = Tuple[str, str, bool]  # url, name, drain: see :class:`Replica`
 
 
 @dataclass
@@ -41,28 +113,23 @@ class Replica:
 class Fleet:
     """The verifiers behind a gateway, as they come, go and answer.
 
-    Args:
-        urls: Those that are named once and for all.
-        file: Names more, one a line, some with the word ``drain`` behind; it is read
-            again when it has changed.
-        names: Addresses whose host stands for several machines: each of them is one.
-        insecure: Allow plain ``ws://`` to other machines.
-        tls: For ``wss://``; None makes it from the system's trust store.
-        health_s: Seconds between two looks at each.
-
     Raises:
         ConfigError: There is none, or an address or the file is of no use.
     """
 
     def __init__(
         self,
-        urls: Sequence[str] = (),
+        urls: Sequence[str] = (),  # those that are named once and for all
         *,
+        # names more, one a line, some with the word ``drain`` behind; it is read again when
+        # it has changed
         file: Path | None = None,
+        # addresses whose host stands for several machines: each of them is one
         names: Sequence[str] = (),
-        insecure: bool = False,
+        insecure: bool = False,  # allow plain ``ws://`` to other machines
+        # for ``wss://``; None makes it from the system's trust store
         tls: ssl.SSLContext | None = None,
-        health_s: float = 2.0,
+        health_s: float = 2.0,  # seconds between two looks at each
     ) -> None:
         if not urls and file is None and not names:
             raise ConfigError(
@@ -74,13 +141,13 @@ class Fleet:
         self._urls, self._file, self._names = tuple(urls), file, tuple(names)
         self._insecure, self._tls = insecure, tls
         self.health_s = health_s
-        self._read: tuple[float, list[tuple[str, bool]]] = 0.0, []
+        self._read: tuple[float, list[Member]] = 0.0, []  # the file, and when
         self._soon = asyncio.Event()
         self.replicas: dict[str, Replica] = {}
         self.ring = Ring(())
         if file is not None:
             self._read_file(file)
-        self._adopt([(url, "", False) for url in self._urls] + self._of_file())
+        self._adopt()
 
     # ---- who there is
 
@@ -100,15 +167,13 @@ class Fleet:
                             hint="write ws://HOST:PORT, and drain behind it for one that "
                             "shall get no new streams",
                         )
-                    rows.append((words[0], len(words) > 1))
+                    rows.append((words[0], "", len(words) > 1))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from error
         self._read = changed, rows
 
-    def _of_file(self) -> list[tuple[str, str, bool]]:
-        return [(url, "", drain) for url, drain in self._read[1]]
-
-    def _adopt(self, members: Iterable[tuple[str, str, bool]]) -> None:
+    def _adopt(self, more: Iterable[Member] = ()) -> None:
+        members = [*((url, "", False) for url in self._urls), *self._read[1], *more]
         found: dict[str, Replica] = {}
         for url, name, drain in members:
             known = self.replicas.get(url) or Replica(url)
@@ -122,20 +187,22 @@ class Fleet:
 
     async def look(self) -> None:
         """See who there is, and how they are."""
-        loop = asyncio.get_running_loop()
-        members = [(url, "", False) for url in self._urls]
+        run = asyncio.get_running_loop().run_in_executor
         try:
             if self._file is not None:
                 self._read_file(self._file)
         except ConfigError as error:  # what was there before holds until it is mended
             log.error("%s", error)
-        members += self._of_file()
-        for name in self._names:
-            members += await loop.run_in_executor(None, self._look_up, name)
-        self._adopt(members)
-        await asyncio.gather(*(self._ask(one) for one in tuple(self.replicas.values())))
+        found = [await run(None, self._look_up, name) for name in self._names]
+        self._adopt([member for members in found for member in members])
+        replicas = tuple(self.replicas.values())
+        states = await asyncio.gather(*(run(None, self._health, r) for r in replicas))
+        for replica, state in zip(replicas, states):
+            if state != replica.state:
+                log.warning("%s: %s, and was %s", replica.url, state, replica.state)
+                replica.state = state
 
-    def _look_up(self, name: str) -> list[tuple[str, str, bool]]:
+    def _look_up(self, name: str) -> list[Member]:
         """Return each machine of a name, as it is called on the ring."""
         uri = check_url(name, insecure=self._insecure)
         try:
@@ -163,31 +230,23 @@ class Fleet:
             pass
         self._soon.clear()
 
-    async def _ask(self, replica: Replica) -> None:
-        loop = asyncio.get_running_loop()
-        state = await loop.run_in_executor(None, self._health, replica)
-        if state != replica.state:
-            log.warning("%s: %s, and was %s", replica.url, state, replica.state)
-            replica.state = state
-
     def _health(self, replica: Replica) -> str:
         """Ask for health; blocks."""
         uri = check_url(replica.url, insecure=True)
-        url = health_url(replica.url)
-        tls = self.context() if uri.secure else None
-        timeout_s = max(2.0, self.health_s)
+        opener = web(uri.host, self.context() if uri.secure else None)
         try:
-            with web(uri.host, tls).open(url, timeout=timeout_s) as answer:
-                said = json.loads(answer.read(65536))
-        except urllib.error.HTTPError as error:
             try:
-                said = json.loads(error.read(65536))
-            except (ValueError, OSError):
-                return "down"
+                answer = opener.open(
+                    health_url(replica.url), timeout=max(2.0, self.health_s)
+                )
+            except urllib.error.HTTPError as error:
+                answer = error  # it can be read as well
+            with answer:
+                said = json.loads(answer.read(65536))
         except (OSError, ValueError):
             return "down"
         status = said.get("status") if isinstance(said, dict) else None
-        return {"ok": "ok", "draining": "draining"}.get(str(status), "down")
+        return str(status) if status in ("ok", "draining") else "down"
 
     def context(self) -> ssl.SSLContext:
         """Return the TLS settings of connections to ``wss://``."""
@@ -198,12 +257,7 @@ class Fleet:
     # ---- who is to have what
 
     def has_no_room(self, replica: Replica, retry_after_s: float | None) -> None:
-        """Note that ``replica`` has turned something away.
-
-        Args:
-            replica: A verifier.
-            retry_after_s: When it wants to be asked again, if it has said so.
-        """
+        """Note that it has turned something away, and may be asked again after a while."""
         now = asyncio.get_running_loop().time()
         replica.full_until = now + min(_FULL_S, retry_after_s or _FULL_S)
 

@@ -1,13 +1,13 @@
 """One address for many verifiers: frames are passed on, and nothing is kept.
 
 A device's connection has a *home*, the verifier that its session's key belongs to
-(:mod:`~draftwire.verifier.gateway.ring`), and its streams go there. Where that one is
-full, goes away or is gone, a stream is opened at another one, over a connection of its
-own whose key belongs to that one: so a resume finds its stream wherever it was opened,
-through whichever gateway it comes. What is read of a frame is its kind and the number of
-its stream; of a resume the id, and of an error its code. A stream whose verifier is gone
-is unknown at the next one, and the device opens it anew from its own text (PROTOCOL.md,
-section 4.3).
+(:class:`~draftwire.verifier.gateway.fleet.Ring`), and its streams go there. Where that
+one is full, goes away or is gone, a stream is opened at another one, over a connection
+of its own whose key belongs to that one: so a resume finds its stream wherever it was
+opened, through whichever gateway it comes. What is read of a frame is its kind and the
+number of its stream; of a resume the id, and of an error its code. A stream whose
+verifier is gone is unknown at the next one, and the device opens it anew from its own
+text (PROTOCOL.md, section 4.3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import inspect
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Coroutine
+from typing import Any, Coroutine, Iterable
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -35,14 +35,12 @@ from draftwire.transport.bits import Reader
 from draftwire.transport.codec import MAX_FRAME, MAX_STREAM, SUBPROTOCOL, Codec
 from draftwire.transport.dial import KEY_BYTES, SESSION_HEADER, check_url, key_of
 from draftwire.transport.messages import Error, Kind, Resume, Welcome
-from draftwire.verifier.gateway.fleet import Replica
+from draftwire.verifier.gateway.fleet import Fleet, Replica
+from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Usage
+from draftwire.verifier.serving.connection import Websocket
 from draftwire.verifier.serving.limits import QUEUED_FRAMES
-
-if TYPE_CHECKING:
-    from draftwire.verifier.gateway.service import Gateway
-
-__all__ = ["Relay"]
+from draftwire.verifier.serving.service import VerifierService
 
 log = logging.getLogger("draftwire.gateway")
 
@@ -80,7 +78,7 @@ class _Stream:
     placing: asyncio.Future[None] | None = None
 
 
-class Relay:
+class Relay(Websocket):
     """One device's connection, and those to the verifiers that have its streams.
 
     It is to a gateway what
@@ -88,12 +86,9 @@ class Relay:
     """
 
     def __init__(self, socket: Any, service: Gateway, usage: Usage) -> None:
-        self._socket, self._service, self._usage = socket, service, usage
+        super().__init__(socket, service, usage)
         self._fleet = service.fleet
-        self._clock = asyncio.get_running_loop().time
-        self.active_s = self._clock()
-        self.blocked_s: float | None = None
-        self.expired = False
+        self._gateway = service
         self.greeted = False
         self.running = 0  # the verifiers count their streams themselves
         headers = socket.request.headers
@@ -113,13 +108,6 @@ class Relay:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._leaving = False
 
-    @property
-    def revoked(self) -> bool:
-        """True once the token of the device is not valid any more."""
-        return self._usage.revoked
-
-    # ---- what the service tells it
-
     def expire(self) -> None:
         """Show out a device that has been silent for too long."""
         self.expired = True
@@ -132,10 +120,6 @@ class Relay:
     def drain(self, *, now: bool) -> None:
         """The gateway goes away: another one finds the streams where they are."""
         self._leave(1001, "draining")
-
-    def abort(self) -> None:
-        """Cut the connection without a word: nobody reads at its other end."""
-        self._socket.transport.abort()
 
     def _leave(self, code: int, why: str) -> None:
         if not self._leaving:
@@ -171,14 +155,6 @@ class Relay:
             ups = [one for one in found if isinstance(one, _Upstream)]
             await asyncio.gather(*(up.socket.close(code) for up in ups))
 
-    async def _receive(self) -> bytes:
-        data = await self._socket.recv()
-        self.active_s = self._clock()
-        if not isinstance(data, bytes) or not data:
-            raise ProtocolError("a text frame; every message is a binary frame")
-        self._service.bytes_in += len(data)
-        return data
-
     async def _say(self, error: Error, number: int = 0) -> None:
         self._service.refused(error.code)
         await self._pass(Codec().encode(error, number))
@@ -198,9 +174,7 @@ class Relay:
             found = await self._reach(replica)
             if isinstance(found, _Upstream):
                 self._home, self.greeted = found, True
-                raw = self._socket.transport.get_extra_info("socket")
-                if raw is not None:
-                    self._service.lobby.greeted(raw.fileno())
+                self._no_stranger()
                 return True
             # What one refuses for good, such as a target that it has not, another may have.
             if said is None or said.code in _ELSEWHERE:
@@ -370,7 +344,7 @@ class Relay:
                     await self._answer(upstream, frame)
         except ConnectionClosed:
             if upstream.socket.close_code is not None and not self._leaving:
-                self._service.lost += 1
+                self._gateway.lost += 1
                 log.info("%s is gone under a device", upstream.replica.url)
                 self._fleet.look_soon()
                 # What was there the device takes up again, wherever that is then.
@@ -400,9 +374,73 @@ class Relay:
                 return
         if kind in (Kind.OPENED, Kind.RESUMED):
             upstream.replica.streams += 1
-            self._service.spilled += kind == Kind.OPENED and upstream is not self._home
+            self._gateway.spilled += kind == Kind.OPENED and upstream is not self._home
         stream.kept = stream.placing = None
         await self._pass(frame)
+
+
+class Gateway(VerifierService):
+    """Accepts devices and passes their frames on; its registry is without targets."""
+
+    connection_class = Relay  # type: ignore[assignment]
+
+    def __init__(self, registry: Registry, *, fleet: Fleet, **options: Any) -> None:
+        super().__init__(registry, **options)
+        self.fleet = fleet
+        self.spilled = 0  # streams that were opened elsewhere than at their session's home
+        self.lost = 0  # connections to verifiers that ended under a device
+        self._looking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look at the verifiers, and begin to listen."""
+        await self.fleet.look()
+        await super().start()
+        self._looking = asyncio.ensure_future(self._keep_looking())
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await self.fleet.pause()
+            try:
+                await self.fleet.look()
+            except Exception:  # noqa: BLE001 - the next look may fare better
+                log.exception("looking at the verifiers failed")
+
+    async def close(self) -> None:
+        """Stop looking and listening."""
+        if self._looking is not None:
+            self._looking.cancel()
+        await super().close()
+
+    def _before_upgrade(self, socket: Any, request: Any) -> Any:
+        answer = super()._before_upgrade(socket, request)
+        if answer is None and not self.ready:
+            return self._later(socket, 503, "no verifier is up behind this gateway")
+        return answer
+
+    @property
+    def ready(self) -> bool:
+        return any(replica.state == "ok" for replica in self.fleet.replicas.values())
+
+    def health(self) -> dict[str, Any]:
+        verifiers = [
+            {
+                "url": replica.url,
+                "state": "draining" if replica.drain else replica.state,
+                "connections": replica.connections,
+            }
+            for replica in self.fleet.replicas.values()
+        ]
+        return {"sessions": self.greeted, "verifiers": verifiers}
+
+    def more_metrics(self) -> Iterable[tuple[str, float, dict[str, str]]]:
+        """Return what is the gateway's own, see the base class."""
+        yield "gateway_spilled_total", self.spilled, {}
+        yield "gateway_lost_total", self.lost, {}
+        for replica in self.fleet.replicas.values():
+            of = {"verifier": replica.url}
+            yield "gateway_verifier_up", int(replica.state == "ok"), of
+            yield "gateway_verifier_connections", replica.connections, of
+            yield "gateway_verifier_streams_total", replica.streams, of
 
 
 def _is_up(future: asyncio.Future[_Upstream | Error]) -> bool:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
+import secrets
 import stat
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -56,25 +58,15 @@ class Account:
 
 
 class Usage:
-    """What the devices of one account use now.
-
-    Attributes:
-        account: Its limits.
-        connections: Open connections.
-        streams: Running streams.
-        streams_of: Those of each target.
-        paused_s: Seconds that its devices were made to wait.
-        revoked: Its token is not in the token file any more.
-        frame_rate: Of what is read, over all its connections.
-    """
+    """What the devices of one account use now."""
 
     def __init__(self, account: Account, house: Accounts | None = None) -> None:
         self._house = house
-        self.connections = 0
-        self.streams = 0
-        self.streams_of: Counter[object] = Counter()
-        self.paused_s = 0.0
-        self.revoked = False
+        self.connections = 0  # open connections
+        self.streams = 0  # running streams
+        self.streams_of: Counter[object] = Counter()  # those of each target
+        self.paused_s = 0.0  # seconds that its devices were made to wait
+        self.revoked = False  # its token is not in the token file any more
         self._asked_s = -WAITS_S
         self.limit(account)
 
@@ -84,18 +76,13 @@ class Usage:
         rates = (account.blocks_per_s, account.bytes_per_s)
         self._rates = [None if r is None else Rate(r, r * BURST_S) for r in rates]
         frames_per_s = account.frames_per_s or FRAMES_PER_S
-        self.frame_rate = Rate(frames_per_s, frames_per_s / 2)
+        self.frame_rate = Rate(frames_per_s, frames_per_s / 2)  # over all its connections
 
     def check_share(self, served: object, slots: int, now: float) -> None:
-        """Refuse a further stream when there are as many as allowed.
-
-        Args:
-            served: The target of the stream.
-            slots: Streams that it can hold.
-            now: Monotonic seconds.
+        """Refuse a further stream of a target with ``slots``, if all that may are there.
 
         Raises:
-            RefusedError: There are.
+            RefusedError: They are.
         """
         allowed = self.account.sessions
         if allowed is not None and self.streams >= allowed:
@@ -110,16 +97,14 @@ class Usage:
             )
 
     def may_have(
-        self, places: int, taken: Callable[[Usage], int], now: float, *, waits: bool = True
+        self,
+        places: int,  # that there are
+        taken: Callable[[Usage], int],  # how many an account has
+        now: float,
+        *,
+        waits: bool = True,  # it will come back for one, so others leave it a share
     ) -> bool:
-        """Return whether one more place leaves the other accounts their fair share.
-
-        Args:
-            places: That there are.
-            taken: How many an account has.
-            now: Monotonic seconds.
-            waits: It will come back for one, so others leave it a share.
-        """
+        """Return whether one more place leaves the other accounts their fair share."""
         if waits:
             self._asked_s = now
         everyone = () if self._house is None else self._house.all
@@ -132,12 +117,10 @@ class Usage:
         return places - sum(map(taken, everyone)) > max(1, places // 8)
 
     def pace(self, frame_bytes: int, blocks: int, now: float) -> float:
-        """Count a frame; return the seconds to wait before the next is read.
+        """Count a frame of so many bytes, and ``blocks`` (1, or 0 for other messages).
 
-        Args:
-            frame_bytes: Its length.
-            blocks: 1 for a block, 0 for other messages.
-            now: Monotonic seconds.
+        Returns:
+            Seconds to wait before the next is read.
 
         Raises:
             LimitError: That would be longer than :data:`AHEAD_S`.
@@ -162,8 +145,7 @@ class Usage:
 class Accounts:
     """Finds the account of a token, in a time that tells nothing about the tokens.
 
-    Args:
-        accounts: Those who may connect; none at all lets everyone in, without limits.
+    No accounts at all let everyone in, without limits.
     """
 
     def __init__(self, accounts: Sequence[Account] = ()) -> None:
@@ -203,6 +185,9 @@ class Accounts:
         return found if scheme.lower() == "bearer" else None
 
 
+# ---- the token file
+
+
 def read_accounts(path: Path) -> tuple[Account, ...]:
     """Return the accounts in a token file; warn when others can read it.
 
@@ -219,16 +204,15 @@ def read_accounts(path: Path) -> tuple[Account, ...]:
         ) from error
     found: list[Account] = []
     for number, line in enumerate(lines, 1):
-        words = line.split("#", 1)[0].split()
-        if not words:
+        line, where = line.split("#", 1)[0].strip(), f"{path}, line {number}"
+        if not line:
             continue
-        name = "default" if not found else f"line{number}"
-        account = _account(words, name, f"{path}, line {number}")
+        account = parse_account(line, where, f"line{number}" if found else "default")
         for other in found:
             if other.token == account.token:
-                raise ConfigError(f"{path}, line {number}: this token was there before")
+                raise ConfigError(f"{where}: this token was there before")
             if other.name == account.name:
-                raise ConfigError(f"{path}, line {number}: the name {other.name} is taken")
+                raise ConfigError(f"{where}: the name {other.name} is taken")
         found.append(account)
     if not found:
         raise ConfigError(f"the token file {path} holds no token", hint=hint)
@@ -237,27 +221,34 @@ def read_accounts(path: Path) -> tuple[Account, ...]:
     return tuple(found)
 
 
-def parse_account(line: str, where: str) -> Account:
-    """Return the account of one line of a token file.
+_WHOLE, _NUMBER = (int, "a whole number"), (float, "a number")
+_MOST = 1 << 40
+_LIMITS: dict[str, tuple[Any, str, float]] = {  # how to read them, and the least
+    "name": (str, "a name has up to 32 letters, digits, '.', '_' and '-'", 0),
+    "sessions": (*_WHOLE, 1),
+    "context": (*_WHOLE, 2),
+    "blocks_per_s": (*_NUMBER, 0.01),
+    "bytes_per_s": (*_NUMBER, 0.01),
+    "frames_per_s": (*_NUMBER, 0.01),
+}
+assert set(_LIMITS) == {f.name for f in fields(Account)} - {"token"}
 
-    Args:
-        line: ``TOKEN [KEY=VALUE ...]``, without a comment.
-        where: It stands, for complaints.
+
+def parse_account(line: str, where: str, name: str = "default") -> Account:
+    """Return the account of a line of a token file: ``TOKEN [KEY=VALUE ...]``.
+
+    ``where`` it stands is for complaints; ``name`` is that of a line without one.
 
     Raises:
         ConfigError: The line is wrong.
     """
-    return _account(line.split(), "default", where)
-
-
-def _account(words: Sequence[str], name: str, where: str) -> Account:
-    token, *rest = words
+    token, *rest = line.split()
     if len(token) < _MIN_TOKEN or token.partition("=")[0] in _LIMITS:
         raise ConfigError(
             f"{where}: a line begins with a token of at least {_MIN_TOKEN} characters",
             hint="write TOKEN name=WHO sessions=N; `draftwire verifier token` makes one",
         )
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for word in rest:
         key, equals, text = word.partition("=")
         if not equals or key not in _LIMITS:
@@ -267,34 +258,55 @@ def _account(words: Sequence[str], name: str, where: str) -> Account:
             )
         if key in values:
             raise ConfigError(f"{where}: {key} is there twice")
-        values[key] = _read(key, text, where)
-    return Account(token, **{"name": name, **values})  # type: ignore[arg-type]
+        kind, wanted, least = _LIMITS[key]
+        try:
+            values[key] = kind(text)
+            fits = _NAME.fullmatch(text) if kind is str else least <= values[key] <= _MOST
+        except ValueError:
+            fits = False
+        if not fits or (kind is not str and "_" in text):
+            hint = wanted if kind is str else f"{wanted} from {least:g}"
+            raise ConfigError(f"{where}: {key}={text} will not do", hint=hint)
+    return Account(token, **{"name": name, **values})
 
 
-def _read(key: str, text: str, where: str) -> object:
-    kind, least = _LIMITS[key]
-    wanted = f"{'a whole number' if kind is int else 'a number'} from {least:g}"
+def make_token_line(limits: str = "") -> str:
+    """Return a line of a token file: a new random token of 256 bits, then ``limits``.
+
+    Raises:
+        ConfigError: A limit is unknown or out of range.
+    """
+    line = f"{secrets.token_urlsafe(32)} {limits}".strip()
+    parse_account(line, "--limits")
+    return line
+
+
+def write_token_file(path: Path, line: str, *, append: bool = False) -> None:
+    """Write a token's line to ``path``, readable by its owner alone.
+
+    ``append`` adds it to the tokens that are there; otherwise there must be none.
+
+    Raises:
+        ConfigError: There is something at ``path``, or it cannot be written, or the
+            line does not go with those that are there.
+    """
+    if append and path.exists():
+        known = read_accounts(path)  # says what is wrong with it, if anything
+        name = parse_account(line, "the new line").name
+        if name in {account.name for account in known}:
+            raise ConfigError(
+                f"there is a token of the name {name} in {path} already",
+                hint="give another one: --limits name=WHO",
+            )
+    flags = os.O_APPEND if append else os.O_EXCL
     try:
-        if kind is str:
-            wanted = "a name has up to 32 letters, digits, '.', '_' and '-'"
-            fits, value = _NAME.fullmatch(text) is not None, text
-        else:
-            value = kind(text)
-            fits = "_" not in text and least <= value <= _MOST
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ConfigError(f"{where}: {key}={text} will not do", hint=wanted)
-    return value
-
-
-_MOST = 1 << 40
-_LIMITS: dict[str, tuple[Any, float]] = {
-    "name": (str, 0),
-    "sessions": (int, 1),
-    "context": (int, 2),
-    "blocks_per_s": (float, 0.01),
-    "bytes_per_s": (float, 0.01),
-    "frames_per_s": (float, 0.01),
-}
-assert set(_LIMITS) == {f.name for f in fields(Account)} - {"token"}
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"there is something at {path} already",
+            hint="add to it with --append, or choose another name",
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    with os.fdopen(handle, "w", encoding="ascii") as stream:
+        stream.write(line + "\n")

@@ -53,49 +53,55 @@ _CLOSE_CODES = {"protocol": 1002, "version": 1002, "draining": 1001, "internal":
 _OUTBOX = 64  # frames that may wait before nothing more is read
 
 
-class Connection:
-    """Serves one websocket until it ends.
+class Websocket:
+    """A device's websocket, upgraded and authorised: when something was heard of it."""
 
-    Args:
-        socket: A ``websockets.asyncio`` server connection, upgraded and authorised.
-        service: Registry, limits and counters.
-        usage: Of the account that the device belongs to.
+    def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
+        self._socket, self._service, self.usage = socket, service, usage
+        self._clock = asyncio.get_running_loop().time
+        self.active_s = self._clock()  # when the last frame came or went
+        # since when the device reads nothing of what is sent, or None
+        self.blocked_s: float | None = None
+        self.expired = False  # true once it is being shown out
 
-    Attributes:
-        active_s: When the last frame came or went.
-        blocked_s: Since when the device reads nothing of what is sent, or None.
-        expired: True once it is being shown out.
-    """
+    def abort(self) -> None:
+        """Cut the connection without a word: nobody reads at its other end."""
+        self._socket.transport.abort()
+
+    def _no_stranger(self) -> None:
+        raw = self._socket.transport.get_extra_info("socket")
+        if raw is not None:
+            self._service.lobby.greeted(raw.fileno())
+
+    async def _receive(self) -> bytes:
+        data = await self._socket.recv()
+        self.active_s = self._clock()
+        if not isinstance(data, bytes) or not data:
+            raise ProtocolError("a text frame; every message is a binary frame")
+        self._service.bytes_in += len(data)
+        return data
+
+
+class Connection(Websocket):
+    """Serves streams until it ends."""
 
     dialogue_class = Dialogue
 
     def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
-        self._socket = socket
-        self._service = service
-        self._usage = usage
+        super().__init__(socket, service, usage)
         self._codec = Codec()
-        self._dialogue = self.dialogue_class(
-            service.kept, self._greet, self, service.name_of(socket)
-        )
+        name = service.name_of(socket)
+        self._dialogue = self.dialogue_class(service.kept, self._greet, self, name)
         self._log = service.log_of(socket)
         self._outbox: deque[bytes] = deque()
         self._wake = asyncio.Event()  # there is something to send
         self._room = asyncio.Event()  # something was sent
         self._closing: tuple[int, str] | None = None  # after the last frame
-        self._clock = asyncio.get_running_loop().time
-        self.active_s = self._clock()
-        self.blocked_s: float | None = None
-        self.expired = False
 
     @property
     def greeted(self) -> bool:
         """True once the welcome is out."""
         return self._dialogue.terms is not None
-
-    @property
-    def revoked(self) -> bool:
-        """True once the token of its device is not valid any more."""
-        return self._usage.revoked
 
     @property
     def running(self) -> int:
@@ -108,7 +114,7 @@ class Connection:
         sender = asyncio.ensure_future(self._write())
         try:
             while not dialogue.over:
-                frame = await self._receive()
+                frame = await self._next()
                 dialogue.take(frame.message, frame.stream)
                 # A burst of frames is there at once: others want their turn as well.
                 await asyncio.sleep(0)
@@ -131,13 +137,12 @@ class Connection:
     def expire(self) -> None:
         """Show out a device that has been silent for too long."""
         self.expired = True
-        if not self.greeted:
-            self._dialogue.leave(Error("limit", "no hello came after the upgrade"))
-            return
-        idle_s = self._service.limits.idle_s
-        hint = "connect again when there is something to verify"
-        error = Error("limit", f"no message for {idle_s:g} seconds", hint)
-        self._dialogue.leave(error, park=True)
+        error = Error("limit", "no hello came after the upgrade")
+        if self.greeted:
+            idle_s = self._service.limits.idle_s
+            hint = "connect again when there is something to verify"
+            error = Error("limit", f"no message for {idle_s:g} seconds", hint)
+        self._dialogue.leave(error, park=self.greeted)
 
     def revoke(self) -> None:
         """End the connection and its streams: its token is not valid any more."""
@@ -148,10 +153,10 @@ class Connection:
         self._dialogue.drain(now=now)
 
     def _greet(self, hello: Hello) -> Terms:
-        service, account = self._service, self._usage.account
+        service, account = self._service, self.usage.account
         if service.draining:
             raise FatalError.of(DRAINING)
-        check_room(service.greeted, service.limits, self._usage)
+        check_room(service.greeted, service.limits, self.usage)
         served = choose(hello, service.registry)
         welcome = welcome_to(
             hello,
@@ -162,38 +167,29 @@ class Connection:
             beside=served.drafts is not None,
         )
         service.registry.enter(served)
-        raw = self._socket.transport.get_extra_info("socket")
-        if raw is not None:
-            service.lobby.greeted(raw.fileno())
+        self._no_stranger()
         key = key_of(self._socket.request.headers.get_all(SESSION_HEADER))
-        return Terms(served, self._usage, welcome, key)
+        return Terms(served, self.usage, welcome, key)
 
     # ---- reading
 
-    async def _receive(self) -> Frame:
+    async def _next(self) -> Frame:
         while len(self._outbox) > _OUTBOX:  # who does not read is not read either
             self._room.clear()
             await self._room.wait()
-        data = await self._socket.recv()
-        self.active_s = self._clock()
-        if not isinstance(data, bytes):
-            raise ProtocolError("a text frame; every message is a binary frame")
-        self._service.bytes_in += len(data)
+        data = await self._receive()
         frame = self._codec.decode(data)
         self._log.message("up", frame.message, len(data), frame.stream)
         if isinstance(frame.message, (Open, Resume, Grammar)):
             self._socket.charge(_OPEN_COST)
-        await self._pace(len(data), isinstance(frame.message, Block))
-        return frame
-
-    async def _pace(self, size: int, is_block: bool) -> None:
-        """Wait as the account's rates demand: what is not read slows the sender."""
+        blocks = int(isinstance(frame.message, Block))
         try:
-            wait = self._usage.pace(size, int(is_block), self.active_s)
+            wait = self.usage.pace(len(data), blocks, self.active_s)
         except LimitError as error:
             raise FatalError("limit", str(error), error.hint) from None
-        if wait:
+        if wait:  # what is not read slows the sender
             await asyncio.sleep(wait)
+        return frame
 
     # ---- the dialogue's way to the device
 
@@ -221,10 +217,6 @@ class Connection:
         code = 1000 if error is None else _CLOSE_CODES.get(error.code, 1008)
         self._closing = code, "" if error is None else error.code
         self._wake.set()
-
-    def abort(self) -> None:
-        """Cut the connection without a word: nobody reads at its other end."""
-        self._socket.transport.abort()
 
     async def _write(self) -> None:
         """Send what stands in the outbox; close after the last."""

@@ -14,14 +14,12 @@ import os
 import socket
 import time
 from collections import Counter, OrderedDict
-from typing import Any, Callable, Sequence, Union
+from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.verifier.serving.limits import Limits, Rate
 
 log = logging.getLogger("draftwire.verifier")
-
-_Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _ADDRESSES = 4096  # that are remembered
@@ -117,12 +115,12 @@ class Lobby:
 
     def knock(self, host: str, knocks: float = 1.0) -> float:
         """Count knocks of an address; return the seconds until they are covered."""
-        key = _key(host)
-        rate = self._rates.pop(key, None)
-        if rate is None:
-            per_s = self._limits.knocks_per_s
-            rate = Rate(per_s, 4.0 * per_s)
-        self._rates[key] = rate
+        address, per_s = _address(host), self._limits.knocks_per_s
+        key = str(address or host)
+        if isinstance(address, ipaddress.IPv6Address):  # a network has an owner
+            key = str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+        rate = self._rates.setdefault(key, Rate(per_s, 4.0 * per_s))
+        self._rates.move_to_end(key)
         if len(self._rates) > _ADDRESSES:
             self._rates.popitem(last=False)
         return rate.take(knocks, self._now())
@@ -184,22 +182,12 @@ def open_doors(host: str, port: int, lobby: Lobby) -> Sequence[Door]:
     return doors
 
 
-def _key(host: str) -> str:
-    """Return what stands for ``host``: a network of IPv6 has an owner, not an address."""
-    address = _address(host)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-    return host if address is None else str(address)
-
-
 class Forwarded:
     """Names devices by their address, or by what trusted proxies say of it.
 
     Anyone can write ``X-Forwarded-For``: its addresses are believed from the last to the
-    first, for as long as the one who wrote them down is trusted.
-
-    Args:
-        trusted: Addresses or networks of proxies, such as ``"10.0.0.0/8"``.
+    first, for as long as the one who wrote them down is trusted: an address or network of
+    proxies, such as ``"10.0.0.0/8"``.
 
     Raises:
         ConfigError: One of them is none.
@@ -231,28 +219,23 @@ class Forwarded:
         peer = socket.remote_address
         if not isinstance(peer, tuple):
             return ""
-        address = _address(peer[0])
-        if not self._trusts(address):
-            return str(peer[0])
+        address = str(peer[0])
         lines = socket.request.headers.get_all("X-Forwarded-For")
-        for word in reversed(",".join(lines).split(",")):
-            earlier = _address(word.strip())
+        words = ",".join(lines).split(",")
+        while words and self.trusts(address):
+            earlier = _address(words.pop().strip())
             if earlier is None:  # what is before it cannot be told either
-                break
-            address = earlier
-            if not self._trusts(address):
-                break
-        return str(address)
+                return str(_address(address))
+            address = str(earlier)
+        return address
 
     def trusts(self, host: str) -> bool:
         """Return whether a trusted proxy has this address."""
-        return self._trusts(_address(host))
-
-    def _trusts(self, address: _Address | None) -> bool:
+        address = _address(host)
         return address is not None and any(address in net for net in self._trusted)
 
 
-def _address(word: str) -> _Address | None:
+def _address(word: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         found = ipaddress.ip_address(word.partition("%")[0])
     except ValueError:

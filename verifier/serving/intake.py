@@ -28,11 +28,7 @@ LONGEST_S = 0.002  # that reading holds up everything else
 
 
 class Intake:
-    """Whose turn it is.
-
-    Args:
-        limits: The budgets.
-    """
+    """Whose turn it is."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -13,9 +13,7 @@ QUEUED_FRAMES = 2  # a device that floods is slowed down by its own connection
 class Rate:
     """A token bucket that lends: it says how long to wait for what was taken.
 
-    Args:
-        rate: Of what is taken, a second.
-        burst: What may be taken at once.
+    ``rate`` may be taken a second, and ``burst`` at once.
     """
 
     def __init__(self, rate: float, burst: float) -> None:
@@ -69,41 +67,22 @@ class Limits:
     leaves: int = 0  # second choices of the device's that it may judge; 0 takes none
 
     def __post_init__(self) -> None:
-        for name, value, most in (
-            ("connections", self.connections, 1 << 20),
-            ("strangers", self.strangers, 1 << 20),
-            ("knocks_per_s", self.knocks_per_s, 1 << 20),
-            ("frames_per_s", self.frames_per_s, 1 << 20),
-            ("bytes_per_s", self.bytes_per_s, 1 << 40),
-            ("block", self.block, MAX_BLOCK),
-            ("waiting", self.waiting, 65535),
-            ("streams", self.streams, MAX_STREAM),
-            ("message_bytes", self.message_bytes, MAX_FRAME),
-            ("context", 2 if self.context is None else self.context - 1, 1 << 24),
-            ("parked", self.parked, 1 << 20),
-            ("parked_bytes", self.parked_bytes, 1 << 40),
-        ):
-            if not 1 <= value <= most:
-                raise ConfigError(f"the limit on {name} must be within 1..{most}")
+        for name, most in _MOST.items():
+            value, least = getattr(self, name), _LEAST.get(name, 1)
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"the limit on {name} must be within {least}..{most}")
         if min(self.hello_s, self.idle_s, self.ping_s, self.send_s, self.progress_s) <= 0:
             raise ConfigError("time limits must be above 0 seconds")
-        if not 0 <= self.prefixes <= 1 << 10:
-            raise ConfigError("the limit on prefixes must be within 0..1024")
-        if not (0 <= self.lookup <= 64 and 0 <= self.leaves <= 64):
-            raise ConfigError("the limits on lookup and leaves must be within 0..64")
         if self.resume_s < 0:
             raise ConfigError("the time to resume must be 0 seconds or more")
 
     def session_bytes(self, context: int) -> int:
-        """Return the most memory that one device can take here, its KV slot apart.
+        """Return the most bytes that one device can take here, its KV slot apart.
 
         Frames: :data:`QUEUED_FRAMES` that wait, one that is coming in, one in hand, one
         frame's worth of evidence that waits for judgement and one under judgement, of all
         streams together. Tokens: the prompt as it comes in and the texts of all streams,
-        at 44 bytes an id.
-
-        Args:
-            context: Longest sequence of the target, in tokens.
+        at 44 bytes an id, where the target's longest sequence is ``context``.
         """
         frames = (QUEUED_FRAMES + 4) * self.message_bytes
         texts = prompt_limit(context) + self.streams * context
@@ -117,3 +96,19 @@ def prompt_limit(context: int) -> int:
     take memory only to be refused.
     """
     return 2 * context + 1024
+
+
+_MOST = {
+    **dict.fromkeys(("connections", "strangers", "knocks_per_s", "parked"), 1 << 20),
+    **dict.fromkeys(("bytes_per_s", "parked_bytes"), 1 << 40),
+    "frames_per_s": 1 << 20,
+    "block": MAX_BLOCK,
+    "waiting": 65535,
+    "streams": MAX_STREAM,
+    "message_bytes": MAX_FRAME,
+    "context": (1 << 24) + 1,
+    "prefixes": 1 << 10,
+    "lookup": 64,
+    "leaves": 64,
+}
+_LEAST = {"context": 2, "prefixes": 0, "lookup": 0, "leaves": 0}

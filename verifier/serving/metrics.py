@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import resource
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
 from draftwire import __version__
@@ -23,80 +25,95 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "draftwire:"
 
-# Name -> help. One that ends in _total is a counter, one whose value is a histogram is
-# that, all others are gauges.
-METRICS = {
-    # of a target: model_name, model_version
-    "num_requests_running": "Streams that run.",
-    "num_requests_waiting": "Blocks and prompts that wait for a forward.",
-    "kv_cache_usage_perc": "Share of the KV slots in use by streams that run.",
-    "num_preemptions_total": "KV slots taken from streams whose device was away.",
-    "num_rebuilds_total": "Texts read again, for want of their slot.",
-    "prompt_tokens_total": "Ids of prompts.",
-    "generation_tokens_total": "Tokens committed.",
-    "prefix_cache_queries_total": "Ids of prompts that were looked for in kept slots.",
-    "prefix_cache_hits_total": "Those that were there.",
-    "prefix_cache_copied_total": "Those of these that another slot goes on holding.",
-    "spec_decode_num_drafts_total": "Verifications that judged drafted tokens.",
-    "spec_decode_num_draft_tokens_total": "Drafted tokens judged.",
-    "spec_decode_num_accepted_tokens_total": "Drafted tokens accepted.",
-    "spec_decode_num_accepted_tokens_per_pos_total": "Those at each place of a draft.",
-    "spec_decode_queue_time_seconds": "Waiting of a block for its forward.",
-    "spec_decode_verify_time_seconds": "Forwards that carried a block.",
-    "request_success_total": "Streams that ended, by how.",
-    "time_to_first_token_seconds": "From a stream's open to its first token.",
-    "request_time_per_output_token_seconds": "Mean of a stream after its first token.",
-    "e2e_request_latency_seconds": "From a stream's open to its end.",
-    "iterations_total": "Forwards of the target.",
-    "iteration_tokens_total": "Tokens computed in them.",
-    "iteration_seconds_total": "Time in them.",
-    "iteration_batch_size": "Blocks in a forward that verifies.",
-    "iteration_requests_failed_total": "Blocks and prompts that ended in an error.",
-    "iteration_requests_cancelled_total": "Those that nobody waited for any more.",
-    "iteration_held_seconds_total": "Time that forwards waited for drafts.",
-    "lookup_num_tokens_total": "Looked-up tokens judged beside the drafts.",
-    "lookup_num_right_tokens_total": "Looked-up tokens accepted.",
-    "leaves_num_tokens_total": "Second choices of devices judged beside their drafts.",
-    "leaves_num_right_tokens_total": "Second choices accepted.",
-    "beside_num_wanted_tokens_total": "Drafts that forwards were worth, beside the target.",
-    "beside_num_spared_tokens_total": "Those of them that devices had sent.",
-    "near_ties_total": "Tokens chosen too narrowly to tell.",
-    "logit_error": "Logits may be off by so much.",
-    "connection_bytes_limit": "Most memory that one device can take, its KV slot apart.",
-    # of the verifier
-    "info": "1, with the version of draftwire.",
-    "draining": "1 while going away.",
-    "connections": "Devices that have said hello.",
-    "strangers": "Sockets without a hello.",
-    "turned_away_total": "Sockets that were not taken.",
-    "refusals_total": "Requests and streams refused, by the word that says why.",
-    "streams_total": "Streams opened.",
-    "resumes_total": "Lost links, by what came of them.",
-    "provisionals_total": "Hints of early exits sent.",
-    "kept_streams": "Streams that wait for their device.",
-    "kept_stream_bytes": "Memory of their texts, about.",
-    "kept_stream_slots": "KV slots kept for them.",
-    "prefix_cache_texts": "Ended texts kept for the next turn.",
-    "prefix_cache_slots": "KV slots kept with them.",
-    "prefix_cache_evictions_total": "Such slots that streams needed more.",
-    "received_bytes_total": "Payload received.",
-    "sent_bytes_total": "Payload sent.",
-    # of a token: account
-    "account_connections": "Open connections.",
-    "account_requests_running": "Running streams.",
-    "account_paused_seconds_total": "Time that its devices were held back.",
-    # of a gateway: verifier
-    "gateway_spilled_total": "Streams that were opened away from home.",
-    "gateway_lost_total": "Connections to verifiers that ended under a device.",
-    "gateway_verifier_up": "1 while its health is well.",
-    "gateway_verifier_connections": "Open connections to it.",
-    "gateway_verifier_streams_total": "Streams opened and resumed there.",
-    # of the process, named as client libraries name them
-    "process_resident_memory_bytes": "Memory.",
-    "process_cpu_seconds_total": "Processor time.",
-    "process_open_fds": "File descriptors in use.",
-}
+# Name, attribute that it stands in (``-``: see below) and help. One that ends in _total is
+# a counter, one whose value is a histogram is that, all others are gauges.
+_OF_TARGET = """
+num_requests_running - Streams that run.
+num_requests_waiting scheduler.waiting Blocks and prompts that wait for a forward.
+kv_cache_usage_perc - Share of the KV slots in use by streams that run.
+num_preemptions_total tally.preemptions KV slots taken from streams whose device was away.
+num_rebuilds_total tally.rebuilds Texts read again, for want of their slot.
+prompt_tokens_total tally.prompt_tokens Ids of prompts.
+generation_tokens_total tally.emitted Tokens committed.
+prefix_cache_queries_total tally.prefix_queries Ids of prompts looked for in kept slots.
+prefix_cache_hits_total tally.prefix_hits Those that were there.
+prefix_cache_copied_total tally.prefix_copied Those that another slot goes on holding.
+spec_decode_num_drafts_total tally.drafts Verifications that judged drafted tokens.
+spec_decode_num_draft_tokens_total tally.drafted Drafted tokens judged.
+spec_decode_num_accepted_tokens_total tally.accepted Drafted tokens accepted.
+spec_decode_num_accepted_tokens_per_pos_total - Those at each place of a draft.
+spec_decode_queue_time_seconds tally.queue_s Waiting of a block for its forward.
+spec_decode_verify_time_seconds tally.verify_s Forwards that carried a block.
+request_success_total - Streams that ended, by how.
+time_to_first_token_seconds tally.first_s From a stream's open to its first token.
+request_time_per_output_token_seconds tally.per_token_s Mean of a stream after its first.
+e2e_request_latency_seconds tally.whole_s From a stream's open to its end.
+iterations_total - Forwards of the target.
+iteration_tokens_total counters.tokens Tokens computed in them.
+iteration_seconds_total counters.compute_s Time in them.
+iteration_batch_size - Blocks in a forward that verifies.
+iteration_requests_failed_total counters.failed Blocks and prompts that ended in an error.
+iteration_requests_cancelled_total counters.cancelled Those that nobody waited for any more.
+iteration_held_seconds_total - Time that forwards waited for drafts.
+lookup_num_tokens_total tally.found Looked-up tokens judged beside the drafts.
+lookup_num_right_tokens_total tally.found_right Looked-up tokens accepted.
+leaves_num_tokens_total tally.leaves Second choices of devices judged beside their drafts.
+leaves_num_right_tokens_total tally.leaves_right Second choices accepted.
+beside_num_wanted_tokens_total tally.wanted Drafts forwards were worth, beside the target.
+beside_num_spared_tokens_total tally.spared Those of them that devices had sent.
+near_ties_total tally.near_ties Tokens chosen too narrowly to tell.
+logit_error backend.logit_error Logits may be off by so much.
+connection_bytes_limit - Most memory that one device can take, its KV slot apart.
+"""
+_OF_VERIFIER = """
+info - 1, with the version of draftwire.
+draining draining 1 while going away.
+connections greeted Devices that have said hello.
+strangers lobby.strangers Sockets without a hello.
+turned_away_total lobby.turned_away Sockets that were not taken.
+refusals_total - Requests and streams refused, by the word that says why.
+streams_total kept.opened Streams opened.
+resumes_total - Lost links, by what came of them.
+provisionals_total kept.provisionals Hints of early exits sent.
+kept_streams - Streams that wait for their device.
+kept_stream_bytes kept.kept_bytes Memory of their texts, about.
+kept_stream_slots - KV slots kept for them.
+prefix_cache_texts - Ended texts kept for the next turn.
+prefix_cache_slots - KV slots kept with them.
+prefix_cache_evictions_total kept.prefixes.evicted Such slots that streams needed more.
+received_bytes_total bytes_in Payload received.
+sent_bytes_total bytes_out Payload sent.
+"""
+_OF_TOKEN = """
+account_connections connections Open connections.
+account_requests_running streams Running streams.
+account_paused_seconds_total paused_s Time that its devices were held back.
+"""
+_OF_GATEWAY = """
+gateway_spilled_total - Streams that were opened away from home.
+gateway_lost_total - Connections to verifiers that ended under a device.
+gateway_verifier_up - 1 while its health is well.
+gateway_verifier_connections - Open connections to it.
+gateway_verifier_streams_total - Streams opened and resumed there.
+"""
+_OF_PROCESS = """
+process_resident_memory_bytes - Memory.
+process_cpu_seconds_total - Processor time.
+process_open_fds - File descriptors in use.
+"""  # named as client libraries name them
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def _rows(table: str) -> list[list[str]]:
+    return [line.split(" ", 2) for line in table.strip().splitlines()]
+
+
+# Name -> help.
+METRICS = {
+    name: told
+    for table in (_OF_TARGET, _OF_VERIFIER, _OF_TOKEN, _OF_GATEWAY, _OF_PROCESS)
+    for name, _, told in _rows(table)
+}
 
 
 def metrics_page(service: VerifierService) -> str:
@@ -118,94 +135,61 @@ def metrics_page(service: VerifierService) -> str:
     return "".join(line + "\n" for found in lines.values() for line in found)
 
 
-def _samples(service: VerifierService) -> Iterator[tuple[str, Any, Mapping[str, str]]]:
+_Sample = Iterator["tuple[str, Any, Mapping[str, str]]"]
+
+
+def _of(table: str, owner: object, labels: Mapping[str, str]) -> _Sample:
+    """Yield what stands in attributes of ``owner``."""
+    for name, where, _ in _rows(table):
+        if where != "-":
+            yield name, attrgetter(where)(owner), labels
+
+
+def _samples(service: VerifierService) -> _Sample:
     kept, prefixes = service.kept, service.kept.prefixes
     all_served = service.registry.all
-    none: dict[str, str] = {}
     yield "info", 1, {"version": __version__}
-    for name, value in (
-        ("draining", int(service.draining)),
-        ("connections", service.greeted),
-        ("strangers", service.lobby.strangers),
-        ("turned_away_total", service.lobby.turned_away),
-        ("streams_total", kept.opened),
-        ("provisionals_total", kept.provisionals),
-        ("kept_streams", len(kept)),
-        ("kept_stream_bytes", kept.kept_bytes),
-        ("kept_stream_slots", sum(kept.slots(s, prefixes=False) for s in all_served)),
-        ("prefix_cache_texts", len(prefixes)),
-        ("prefix_cache_slots", sum(map(prefixes.slots, all_served))),
-        ("prefix_cache_evictions_total", prefixes.evicted),
-        ("received_bytes_total", service.bytes_in),
-        ("sent_bytes_total", service.bytes_out),
-    ):
-        yield name, value, none
+    yield from _of(_OF_VERIFIER, service, {})
+    yield "kept_streams", len(kept), {}
+    slots = sum(kept.slots(s, prefixes=False) for s in all_served)
+    yield "kept_stream_slots", slots, {}
+    yield "prefix_cache_texts", len(prefixes), {}
+    yield "prefix_cache_slots", sum(map(prefixes.slots, all_served)), {}
     for code, count in sorted(service.refusals.items()):
         yield "refusals_total", count, {"code": code}
     for how in ("resumed", "refused", "expired", "evicted"):
         yield "resumes_total", getattr(kept, how), {"outcome": how}
     for usage in service.accounts.all:
-        of = {"account": usage.account.name}
-        yield "account_connections", usage.connections, of
-        yield "account_requests_running", usage.streams, of
-        yield "account_paused_seconds_total", usage.paused_s, of
+        yield from _of(_OF_TOKEN, usage, {"account": usage.account.name})
     for served in all_served:
         yield from _of_target(served, service)
     yield from service.more_metrics()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    yield "process_cpu_seconds_total", used.ru_utime + used.ru_stime, none
+    yield "process_cpu_seconds_total", used.ru_utime + used.ru_stime, {}
     with open("/proc/self/statm", encoding="ascii") as statm:
         pages = int(statm.read().split()[1])
-    yield "process_resident_memory_bytes", pages * resource.getpagesize(), none
-    yield "process_open_fds", len(os.listdir("/proc/self/fd")), none
+    yield "process_resident_memory_bytes", pages * resource.getpagesize(), {}
+    yield "process_open_fds", len(os.listdir("/proc/self/fd")), {}
 
 
-def _of_target(
-    served: Served, service: VerifierService
-) -> Iterator[tuple[str, Any, Mapping[str, str]]]:
+def _of_target(served: Served, service: VerifierService) -> _Sample:
     backend, scheduler, tally = served.backend, served.scheduler, served.tally
-    counts, kept = scheduler.counters, service.kept
+    counts = scheduler.counters
     of = {"model_name": backend.name, "model_version": backend.version}
+    running = sum(usage.streams_of[served] for usage in service.accounts.all)
+    yield "num_requests_running", running, of
+    busy = tally.slots - service.kept.slots(served)
+    yield "kv_cache_usage_perc", busy / backend.slots, of
+    owner = SimpleNamespace(
+        backend=backend, scheduler=scheduler, tally=tally, counters=counts
+    )
+    yield from _of(_OF_TARGET, owner, of)
     sizes = Histogram(_BATCHES)
     for size, times in counts.batch_sizes.items():
         sizes.add(size, times)
-    running = sum(usage.streams_of[served] for usage in service.accounts.all)
-    for name, value in (
-        ("num_requests_running", running),
-        ("num_requests_waiting", scheduler.waiting),
-        ("kv_cache_usage_perc", (tally.slots - kept.slots(served)) / backend.slots),
-        ("num_preemptions_total", tally.preemptions),
-        ("num_rebuilds_total", tally.rebuilds),
-        ("prompt_tokens_total", tally.prompt_tokens),
-        ("generation_tokens_total", tally.emitted),
-        ("prefix_cache_queries_total", tally.prefix_queries),
-        ("prefix_cache_hits_total", tally.prefix_hits),
-        ("prefix_cache_copied_total", tally.prefix_copied),
-        ("spec_decode_num_drafts_total", tally.drafts),
-        ("spec_decode_num_draft_tokens_total", tally.drafted),
-        ("spec_decode_num_accepted_tokens_total", tally.accepted),
-        ("spec_decode_queue_time_seconds", tally.queue_s),
-        ("spec_decode_verify_time_seconds", tally.verify_s),
-        ("time_to_first_token_seconds", tally.first_s),
-        ("request_time_per_output_token_seconds", tally.per_token_s),
-        ("e2e_request_latency_seconds", tally.whole_s),
-        ("iteration_tokens_total", counts.tokens),
-        ("iteration_seconds_total", counts.compute_s),
-        ("iteration_batch_size", sizes),
-        ("iteration_requests_failed_total", counts.failed),
-        ("iteration_requests_cancelled_total", counts.cancelled),
-        ("iteration_held_seconds_total", getattr(served.scheduler, "held_s", 0.0)),
-        ("lookup_num_tokens_total", tally.found),
-        ("lookup_num_right_tokens_total", tally.found_right),
-        ("leaves_num_tokens_total", tally.leaves),
-        ("leaves_num_right_tokens_total", tally.leaves_right),
-        ("beside_num_wanted_tokens_total", tally.wanted),
-        ("beside_num_spared_tokens_total", tally.spared),
-        ("near_ties_total", tally.near_ties),
-        ("logit_error", backend.logit_error),
-        ("connection_bytes_limit", service.limits.session_bytes(backend.context)),
-    ):
-        yield name, value, of
+    yield "iteration_batch_size", sizes, of
+    yield "iteration_held_seconds_total", getattr(scheduler, "held_s", 0.0), of
+    yield "connection_bytes_limit", service.limits.session_bytes(backend.context), of
     for position, times in enumerate(tally.by_position):
         where = {**of, "position": str(position)}
         yield "spec_decode_num_accepted_tokens_per_pos_total", times, where

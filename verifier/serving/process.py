@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
-import secrets
 import signal
 import ssl
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.transport.wirelog import WireLog
@@ -22,14 +20,9 @@ from draftwire.verifier.backends.loading import Loader
 from draftwire.verifier.backends.streaming import StreamBackend
 from draftwire.verifier.beside import Drafts
 from draftwire.verifier.gateway.fleet import Fleet
-from draftwire.verifier.gateway.service import Gateway
+from draftwire.verifier.gateway.relay import Gateway
 from draftwire.verifier.registry import Registry
-from draftwire.verifier.serving.accounts import (
-    Account,
-    Accounts,
-    parse_account,
-    read_accounts,
-)
+from draftwire.verifier.serving.accounts import Account, Accounts, read_accounts
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.service import VerifierService, tls_context
 
@@ -70,15 +63,20 @@ class Options:
     # verifiers to pass streams on to, in place of targets
     fleet: Callable[[], Fleet] | None = None
 
+    def read_accounts(self) -> Sequence[Account]:
+        """Return who may connect, by the token file as it is now."""
+        return self.accounts if self.token_file is None else read_accounts(self.token_file)
+
+    def read_tls(self) -> ssl.SSLContext | None:
+        """Return the TLS settings, by the certificates as they are now."""
+        return tls_context(*self.tls) if self.tls else None
+
 
 def serve(options: Options, listening: Callable[[VerifierService], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
 
     SIGHUP reads the token file, the certificates, ``targets`` and ``targets_dir`` again.
-
-    Args:
-        options: How to serve.
-        listening: Called once, when devices can connect.
+    ``listening`` is called once, when devices can connect.
 
     Raises:
         ConfigError: An option does not fit, or the address cannot be had.
@@ -136,25 +134,18 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
         default=options.default,
         draft=options.draft,
     )
-    wire_log = None
-    if options.wire_log is not None:
-        wire_log = WireLog(options.wire_log, "verifier")
-    make = VerifierService
+    path = options.wire_log
+    wire_log = None if path is None else WireLog(path, "verifier")
+    make: Any = VerifierService
     if options.fleet is not None:
-        make = partial(Gateway, fleet=options.fleet())  # type: ignore[assignment]
-    service = make(
+        make = partial(Gateway, fleet=options.fleet())
+    same = ("host", "port", "insecure", "limits", "trusted", "origins", "names", "admin")
+    service: VerifierService = make(
         registry,
-        host=options.host,
-        port=options.port,
-        accounts=Accounts(_accounts(options)),
-        tls=_tls(options),
-        insecure=options.insecure,
-        limits=options.limits,
-        trusted=options.trusted,
+        accounts=Accounts(options.read_accounts()),
+        tls=options.read_tls(),
         wire_log=wire_log,
-        origins=options.origins,
-        names=options.names,
-        admin=options.admin,
+        **{name: getattr(options, name) for name in same},
     )
     stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -185,15 +176,6 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
             wire_log.close()
 
 
-def _accounts(options: Options) -> Sequence[Account]:
-    path = options.token_file
-    return options.accounts if path is None else read_accounts(path)
-
-
-def _tls(options: Options) -> ssl.SSLContext | None:
-    return tls_context(*options.tls) if options.tls else None
-
-
 async def _watch(service: VerifierService, options: Options, again: asyncio.Event) -> None:
     """Look at the targets now and then, and at everything when told so."""
     scan_s = None if options.targets_dir is None else options.scan_s
@@ -206,57 +188,9 @@ async def _watch(service: VerifierService, options: Options, again: asyncio.Even
             if again.is_set():
                 again.clear()
                 log.warning("reading tokens, certificates and targets again")
-                service.renew(_accounts(options), _tls(options))
+                service.renew(options.read_accounts(), options.read_tls())
                 await service.registry.reload()
             if options.targets_dir is not None:
                 await service.registry.scan(options.targets_dir)
         except ConfigError as error:  # what was there before holds until it is mended
             log.error("%s", error)
-
-
-def write_token_file(path: Path, line: str, *, append: bool = False) -> None:
-    """Write a token's line to ``path``, readable by its owner alone.
-
-    Args:
-        path: The token file.
-        line: From :func:`make_token_line`.
-        append: Add it to the tokens that are there; otherwise there must be none.
-
-    Raises:
-        ConfigError: There is something at ``path``, or it cannot be written, or the
-            line does not go with those that are there.
-    """
-    if append and path.exists():
-        known = read_accounts(path)  # says what is wrong with it, if anything
-        name = parse_account(line, "the new line").name
-        if name in {account.name for account in known}:
-            raise ConfigError(
-                f"there is a token of the name {name} in {path} already",
-                hint="give another one: --limits name=WHO",
-            )
-    flags = os.O_APPEND if append else os.O_EXCL
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"there is something at {path} already",
-            hint="add to it with --append, or choose another name",
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
-    with os.fdopen(handle, "w", encoding="ascii") as stream:
-        stream.write(line + "\n")
-
-
-def make_token_line(limits: str = "") -> str:
-    """Return a line of a token file with a new random token of 256 bits.
-
-    Args:
-        limits: What follows the token.
-
-    Raises:
-        ConfigError: A limit is unknown or out of range.
-    """
-    line = f"{secrets.token_urlsafe(32)} {limits}".strip()
-    parse_account(line, "--limits")
-    return line

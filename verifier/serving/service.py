@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import re
-import socket as sockets
 import ssl
 from collections import Counter
 from functools import partial
@@ -50,12 +49,9 @@ _NAME = re.compile(r"((\[[0-9a-f:.]+\]|\d+\.\d+\.\d+\.\d+)|[a-z0-9_.-]+?)\.?(?::
 
 
 def tls_context(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
-    """Return the server's TLS settings.
+    """Return the server's TLS settings, of PEM files.
 
-    Args:
-        cert: Certificate chain, PEM.
-        key: Its private key, PEM.
-        client_ca: When given, devices must show a certificate that it has signed.
+    With ``client_ca`` devices must show a certificate that it has signed.
 
     Raises:
         ConfigError: A file is missing or does not fit.
@@ -88,29 +84,6 @@ class _Renewable(ssl.SSLContext):
 class VerifierService:
     """Accepts devices and serves them.
 
-    Args:
-        registry: The targets.
-        host: Address to listen on.
-        port: 0 takes a free one.
-        accounts: Who may connect; without any everyone may, which is refused off
-            loopback.
-        tls: From :func:`tls_context`, or None for plain ``ws://``.
-        insecure: Allow plain ``ws://`` off loopback.
-        limits: Bounds for each device.
-        trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
-        wire_log: Where wire events are noted.
-        origins: Pages whose scripts may connect, as browsers name them.
-        names: Further names that requests may be for; see :meth:`_is_ours`.
-        admin: Address of health and metrics without a token.
-
-    Attributes:
-        accounts: Who may connect.
-        lobby: Who has not said hello yet.
-        connections: Those that are open.
-        kept: Streams that can be resumed.
-        draining: True once the service is going away.
-        refusals: How often which word of PROTOCOL.md, section 5, was the answer.
-
     Raises:
         ConfigError: The address needs TLS or a token that is not there.
     """
@@ -121,16 +94,22 @@ class VerifierService:
         self,
         registry: Registry,
         *,
-        host: str = "127.0.0.1",
-        port: int = 0,
+        host: str = "127.0.0.1",  # address to listen on
+        port: int = 0,  # 0 takes a free one
+        # who may connect; without any everyone may, which is refused off loopback
         accounts: Accounts | None = None,
+        # from :func:`tls_context`, or None for plain ``ws://``
         tls: ssl.SSLContext | None = None,
-        insecure: bool = False,
-        limits: Limits | None = None,
+        insecure: bool = False,  # allow plain ``ws://`` off loopback
+        limits: Limits | None = None,  # bounds for each device
+        # proxies whose ``X-Forwarded-For`` names devices in logs
         trusted: Sequence[str] = (),
-        wire_log: WireLog | None = None,
+        wire_log: WireLog | None = None,  # where wire events are noted
+        # pages whose scripts may connect, as browsers name them
         origins: Sequence[str] = (),
+        # further names that requests may be for; see :meth:`_is_ours`
         names: Sequence[str] = (),
+        # address of health and metrics without a token
         admin: tuple[str, int] | None = None,
     ) -> None:
         if not is_loopback(host):
@@ -148,15 +127,17 @@ class VerifierService:
                 )
         self.registry = registry
         self.limits = limits or Limits()
-        self.connections: set[Connection] = set()
-        self.kept = KeptStreams(self.limits)
-        self.draining = False
+        self.connections: set[Connection] = set()  # those that are open
+        self.kept = KeptStreams(self.limits)  # streams that can be resumed
+        self.draining = False  # true once the service is going away
         self.bytes_in = 0
         self.bytes_out = 0
         self._forwarded = Forwarded(trusted)
         self.name_of = self._forwarded.name
+        # who has not said hello yet
         self.lobby = Lobby(self.limits, self._forwarded.trusts)
         self._wire_log = wire_log
+        # how often which word of PROTOCOL.md, section 5, was the answer
         self.refusals: Counter[str] = Counter()
         self._host, self._port, self._tls = host, port, tls
         self._admin = admin
@@ -164,7 +145,7 @@ class VerifierService:
         self._names = frozenset(name.lower() for name in (host, *names))
         # The public name of another machine cannot be known; there must be tokens there.
         self._any_name = not is_loopback(host) and not names
-        self.accounts = accounts or Accounts()
+        self.accounts = accounts or Accounts()  # who may connect
         self._servers: list[Any] = []
         self._listening_tls: _Renewable | None = None
         self._watchdog: asyncio.Task[None] | None = None
@@ -177,16 +158,12 @@ class VerifierService:
     @property
     def admin_url(self) -> str | None:
         """Where health and metrics are to be had without a token."""
-        if self._admin is None:
-            return None
-        host, port = self._admin
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return None if self._admin is None else _url("http", *self._admin)
 
     @property
     def url(self) -> str:
         """Where devices connect."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"ws{'s' if self._tls else ''}://{host}:{self._port}"
+        return _url("wss" if self._tls else "ws", self._host, self._port)
 
     def log_of(self, socket: Any) -> ConnectionLog:
         """Return where the wire events of a new connection are noted."""
@@ -207,11 +184,9 @@ class VerifierService:
         Raises:
             ConfigError: The address cannot be had.
         """
-        tls: _Renewable | None = None
-        if self._tls is not None:
-            tls = _Renewable(ssl.PROTOCOL_TLS_SERVER)
-            tls.current = self._tls
+        tls = None if self._tls is None else _Renewable(ssl.PROTOCOL_TLS_SERVER)
         self._listening_tls = tls
+        self.renew((), self._tls)
         self._port = await self._listen(self._host, self._port, self._before_upgrade, tls)
         if self._admin is not None:
             host, port = self._admin
@@ -254,16 +229,14 @@ class VerifierService:
     def renew(self, accounts: Sequence[Account], tls: ssl.SSLContext | None) -> None:
         """Take over tokens and certificates; who has lost its token is shown out.
 
-        Args:
-            accounts: Who may connect from now on; none leaves that as it is.
-            tls: For handshakes from now on; None leaves that as it is.
+        Without accounts, or with None, who may connect, or TLS, is left as it is.
         """
         if tls is not None and self._listening_tls is not None:
             self._listening_tls.current = tls
         if accounts:
             self.accounts.update(accounts)
             for connection in tuple(self.connections):
-                if connection.revoked:
+                if connection.usage.revoked:
                     connection.revoke()
             self.kept.revoke()
 
@@ -290,10 +263,7 @@ class VerifierService:
         """Let running streams finish, then show everyone out.
 
         New connections and streams are refused at once, and ``/healthz`` says 503, so
-        that a balancer looks elsewhere.
-
-        Args:
-            timeout_s: Seconds that running streams may still take.
+        that a balancer looks elsewhere. Running streams may still take ``timeout_s``.
         """
         self.draining = True
         log.info("draining: %d connections", len(self.connections))
@@ -316,10 +286,6 @@ class VerifierService:
         self.registry.close()
 
     async def _handle(self, socket: Any) -> None:
-        raw = socket.transport.get_extra_info("socket")
-        if raw is not None and raw.family in (sockets.AF_INET, sockets.AF_INET6):
-            # asyncio sets it too; a round would cost 40 ms more without it.
-            raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
         usage = socket.account_usage
         usage.connections += 1
         connection = self.connection_class(socket, self, usage)
@@ -351,10 +317,11 @@ class VerifierService:
         if what == "healthz":
             return self._page(socket, what, whole=usage is not None)
         if usage is None:
-            answer = socket.respond(
-                http.HTTPStatus.UNAUTHORIZED,
+            answer = _say(
+                socket,
+                401,
                 "missing or wrong token: send the verifier's token as "
-                "'Authorization: Bearer TOKEN' (--token-file on the device)\n",
+                "'Authorization: Bearer TOKEN' (--token-file on the device)",
             )
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
@@ -362,23 +329,23 @@ class VerifierService:
             return self._page(socket, what, whole=True)
         offered = ", ".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         if "Upgrade" not in request.headers:
-            return socket.respond(
-                http.HTTPStatus.BAD_REQUEST,
-                "nothing here but a websocket; a proxy must pass Upgrade and Connection\n",
-            )
+            why = "nothing here but a websocket; a proxy must pass Upgrade and Connection"
+            return _say(socket, 400, why)
         if not offered:
-            return socket.respond(
-                http.HTTPStatus.BAD_REQUEST,
+            return _say(
+                socket,
+                400,
                 f"the upgrade offers no subprotocol, and this verifier speaks "
-                f"{SUBPROTOCOL}: a proxy must pass Sec-WebSocket-Protocol\n",
+                f"{SUBPROTOCOL}: a proxy must pass Sec-WebSocket-Protocol",
             )
         if SUBPROTOCOL not in offered.replace(" ", "").split(","):
             self.refused("version")
-            return socket.respond(
-                http.HTTPStatus.UPGRADE_REQUIRED,
+            return _say(
+                socket,
+                426,
                 f"this verifier speaks {SUBPROTOCOL}, and the device offered "
                 f"{clean(offered, 80)}: update draftwire on the device or here, whichever "
-                "is older\n",
+                "is older",
             )
         most = self.limits.connections
         now = asyncio.get_running_loop().time()
@@ -397,9 +364,7 @@ class VerifierService:
         if what in ("healthz", "metrics"):
             refusal = self._misled(socket, request, any_name=False)
             return refusal or self._page(socket, what, whole=True)
-        return socket.respond(
-            http.HTTPStatus.NOT_FOUND, "nothing here but /healthz and /metrics\n"
-        )
+        return _say(socket, 404, "nothing here but /healthz and /metrics")
 
     def _misled(self, socket: Any, request: Any, *, any_name: bool) -> Any:
         """Refuse what a browser sends for a page of somebody else, None if it does not.
@@ -414,18 +379,20 @@ class VerifierService:
             name and (any_name or name[2] or is_loopback(name[1]) or name[1] in self._names)
         ):
             self.refused("host")
-            return socket.respond(
-                http.HTTPStatus.FORBIDDEN,
+            return _say(
+                socket,
+                403,
                 f"this request is for {clean(host, 80) or 'nobody'}, which is no name of "
-                "this verifier: give it --server-name NAME\n",
+                "this verifier: give it --server-name NAME",
             )
         for origin in request.headers.get_all("Origin"):
             if origin not in self._origins:
                 self.refused("origin")
-                return socket.respond(
-                    http.HTTPStatus.FORBIDDEN,
+                return _say(
+                    socket,
+                    403,
                     f"pages of {clean(origin, 80)} may not use this verifier: give it "
-                    "--origin ORIGIN to let them\n",
+                    "--origin ORIGIN to let them",
                 )
         return None
 
@@ -433,41 +400,44 @@ class VerifierService:
         """Turn away who may come back, and say when."""
         self.refused("busy")
         seconds = math.ceil(self.lobby.return_s())
-        answer = socket.respond(
-            http.HTTPStatus(status), f"{why}; come back in {seconds} s\n"
-        )
+        answer = _say(socket, status, f"{why}; come back in {seconds} s")
         answer.headers["Retry-After"] = str(seconds)
         return answer
 
     def _page(self, socket: Any, what: str, *, whole: bool) -> Any:
         """Return health, or metrics; ``whole``: who asks may know names and numbers."""
         if what == "metrics":
-            return _typed(
-                socket.respond(http.HTTPStatus.OK, metrics_page(self)), CONTENT_TYPE
-            )
-        ready = not self.draining and bool(self.registry.targets)
-        status = "draining" if self.draining else "ok" if ready else "no target"
-        body: dict[str, Any] = {"status": status}
-        if whole:
-            body.update(
-                draftwire=__version__,
-                draining=self.draining,
-                targets=[
-                    {
-                        "name": s.backend.name,
-                        "version": s.backend.version,
-                        "family": s.backend.family.name,
-                        "context": s.backend.context,
-                        "numerics": s.backend.numerics,
-                        "near_ties": s.tally.near_ties,
-                    }
-                    for s in self.registry.targets
-                ],
-                sessions=self.greeted,
-                streams=sum(c.running for c in self.connections),
-            )
-        code = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
-        return _typed(socket.respond(code, json.dumps(body) + "\n"), "application/json")
+            return _say(socket, 200, metrics_page(self)[:-1], CONTENT_TYPE)
+        status = "draining" if self.draining else "ok" if self.ready else "no target"
+        body = {"status": status, **(self.health() if whole else {})}
+        code = 200 if status == "ok" else 503
+        return _say(socket, code, json.dumps(body), "application/json")
+
+    @property
+    def ready(self) -> bool:
+        """There is something to connect to."""
+        return bool(self.registry.targets)
+
+    def health(self) -> dict[str, Any]:
+        """Return what health says to who may know names and numbers."""
+        targets = [
+            {
+                "name": s.backend.name,
+                "version": s.backend.version,
+                "family": s.backend.family.name,
+                "context": s.backend.context,
+                "numerics": s.backend.numerics,
+                "near_ties": s.tally.near_ties,
+            }
+            for s in self.registry.targets
+        ]
+        return {
+            "draftwire": __version__,
+            "draining": self.draining,
+            "targets": targets,
+            "sessions": self.greeted,
+            "streams": sum(c.running for c in self.connections),
+        }
 
 
 def _last_word(request: Any) -> str:
@@ -475,7 +445,14 @@ def _last_word(request: Any) -> str:
     return path.rpartition("/")[2]  # a proxy may leave its own prefix in front
 
 
-def _typed(response: Any, content_type: str) -> Any:
-    del response.headers["Content-Type"]
-    response.headers["Content-Type"] = content_type
-    return response
+def _say(socket: Any, status: int, text: str, content_type: str = "") -> Any:
+    """Return an answer of plain HTTP."""
+    answer = socket.respond(http.HTTPStatus(status), f"{text}\n")
+    if content_type:
+        del answer.headers["Content-Type"]
+        answer.headers["Content-Type"] = content_type
+    return answer
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

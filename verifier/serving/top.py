@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Callable, Dict, Mapping, Tuple
 
 from draftwire.io import align
 from draftwire.verifier.serving.metrics import PREFIX
@@ -44,11 +44,7 @@ def read_page(text: str) -> Page:
 
 
 class Top:
-    """The view of one verifier.
-
-    Args:
-        name: What the first line calls it.
-    """
+    """The view of one verifier, which the first line calls ``name``."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -165,11 +161,9 @@ class Top:
         return next(bound for bound, rate in rates if rate >= rates[-1][1] / 2)
 
     def render(self, clock: str = "", height: int = 24) -> list[str]:
-        """Return the lines of the view, each of at most 80 columns.
+        """Return at most ``height`` lines of the view, each of at most 80 columns.
 
-        Args:
-            clock: The time of day, at the right of the first line.
-            height: At most so many lines.
+        ``clock`` is the time of day, at the right of the first line.
         """
         found = self.document()
         state = "draining" if found["draining"] else f"draftwire {found['version']}"
@@ -185,27 +179,13 @@ class Top:
             f"{_bytes(found['sent_per_s'])}/s",
             "",
         ]
-        heads = ["target", "tok/s", "accept", "/draft", "run", "wait", "KV", "fwd/s"]
-        rows = [[*heads, "batch", "busy", "first"]]
+        rows = [["target", *(head for head, _, _ in _COLUMNS)]]
         for target in found["targets"]:
-            label = f"{target['name']} {target['version']}"
-            if target["name"] == target["version"]:
-                label = target["name"]
-            rows.append(
-                [
-                    label[:20],
-                    _short(target["tokens_per_s"]),
-                    _percent(target["acceptance"]),
-                    _short(target["accepted_per_draft"]),
-                    str(target["running"]),
-                    str(target["waiting"]),
-                    _percent(target["kv_cache_usage"]),
-                    _short(target["forwards_per_s"]),
-                    _short(target["batch"]),
-                    _percent(target["busy"]),
-                    _seconds(target["first_token_s"]),
-                ]
-            )
+            label = target["name"]
+            if label != target["version"]:
+                label += f" {target['version']}"
+            cells = [show(target[key]) for _, key, show in _COLUMNS]
+            rows.append([label[:20], *cells])
         lines += [*align(rows).splitlines(), ""]
         for target in found["targets"]:
             if target["by_position"]:
@@ -218,11 +198,11 @@ class Top:
             bars = "".join(_BARS[round(8 * speed / most)] for speed in self._speeds)
             lines += [f"tokens/s  {bars}  most {_short(most)}", ""]
         rows = [["token", "devices", "streams", "held back"]]
-        busy = sorted(found["accounts"], key=lambda a: (-a["running"], -a["connections"]))
-        for account in busy:
-            share = _percent(account["paused"])
-            numbers = [str(account["connections"]), str(account["running"]), share]
-            rows.append([account["name"][:24], *numbers])
+        for a in sorted(
+            found["accounts"], key=lambda a: (-a["running"], -a["connections"])
+        ):
+            counts = str(a["connections"]), str(a["running"])
+            rows.append([a["name"][:24], *counts, _percent(a["paused"])])
         lines += align(rows).splitlines()
         return [_plain(line[:WIDTH]).rstrip() for line in lines[:height]]
 
@@ -266,3 +246,17 @@ def _bytes(value: float | None) -> str:
             return f"{value:.3g} {unit}"
         value /= 1024
     return f"{value:.3g} GiB"
+
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("tok/s", "tokens_per_s", _short),
+    ("accept", "acceptance", _percent),
+    ("/draft", "accepted_per_draft", _short),
+    ("run", "running", str),
+    ("wait", "waiting", str),
+    ("KV", "kv_cache_usage", _percent),
+    ("fwd/s", "forwards_per_s", _short),
+    ("batch", "batch", _short),
+    ("busy", "busy", _percent),
+    ("first", "first_token_s", _seconds),
+)

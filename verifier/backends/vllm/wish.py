@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Sequence
 
 from draftwire.verifier.backends.streaming import Push
-from draftwire.verifier.prices import ForwardPrice
+from draftwire.verifier.rows import ForwardPrice
 
 
 class Wish:

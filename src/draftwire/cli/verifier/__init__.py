@@ -350,15 +350,15 @@ def _draft(args: argparse.Namespace) -> Any:
 
 def token(args: argparse.Namespace) -> int:
     """Make a token."""
-    from draftwire.verifier.serving import process
+    from draftwire.verifier.serving.accounts import make_token_line, write_token_file
 
     if args.append and args.out is None:
         raise ConfigError("--append needs --out FILE")
-    line = process.make_token_line(args.limits)
+    line = make_token_line(args.limits)
     if args.out is None:
         print(line)
         return 0
-    process.write_token_file(args.out, line, append=args.append)
+    write_token_file(args.out, line, append=args.append)
     if not args.quiet:
         print(f"wrote {args.out}; devices get the token in it for their --token-file")
     return 0
