@@ -97,14 +97,6 @@ def target():
     return OnnxTarget(TINY, slots=6, threads=1)
 
 
-@pytest.fixture
-def slots(target):
-    taken = [target.allocate() for _ in range(6)]
-    yield taken
-    for slot in taken:
-        target.release(slot)
-
-
 def texts(target, slots, lengths):
     rng = np.random.default_rng(0)
     batch = []
