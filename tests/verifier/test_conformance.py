@@ -452,6 +452,10 @@ def test_the_document_has_every_row_and_the_vectors():
     stock = [dataclasses.replace(coupled, noise=noise) for noise in NOISES[2:]]
     vectors = [text_of(request, 12, 512) for request in (plain, coupled, sparse, *stock)]
     words = vocabulary(TOKENIZER, KIT_HELLO.tokenizer.hex())
+    pairs = [(a + b).encode() for a in '"{}:,[]0123abcde' for b in '"{}:,[]0123abcde']
+    every = [*(bytes([i]) for i in range(256)), *pairs]
+    said = [words.bytes_of(i) for i in range(words.size)]
+    assert said[:255] + said[256:] == every[:255] + every[256:]  # 0xff is no text to it
     rules = Rules(words.compile(GRAMMARS["a schema"]), 512)
     plain, coupled = (dataclasses.replace(r, max_new_tokens=99) for r in (plain, coupled))
     vectors += [text_of(request, 99, 512, rules) for request in (plain, coupled)]

@@ -70,7 +70,7 @@ def test_a_changed_or_missing_file_is_refused(copy, name):
     ("change", "sentence"),
     [
         (lambda e: e.update(target="0" * 64), "made for another target"),
-        (lambda e: e["exits"][0].update(layer=2), "after layers 1 to 1"),
+        (lambda e: e["exits"][0].update(layer=2), "a whole number from 1 to 1"),
         (lambda e: e["exits"][0].update(threshold=2), "threshold must be"),
         (lambda e: e["exits"][0].update(threshold=float("nan")), "threshold must be"),
         (lambda e: e.update(exits=[]), "a list of 1 to"),
@@ -95,14 +95,6 @@ def target():
     from draftwire.verifier.backends.onnx_target import OnnxTarget
 
     return OnnxTarget(TINY, slots=6, threads=1)
-
-
-@pytest.fixture
-def slots(target):
-    taken = [target.allocate() for _ in range(6)]
-    yield taken
-    for slot in taken:
-        target.release(slot)
 
 
 def texts(target, slots, lengths):
@@ -329,10 +321,9 @@ async def test_a_release_in_the_middle_is_an_answer():
 class Guessing(ArithmeticBackend):
     """Its exit foresees the whole verdict, with a stated certainty."""
 
-    exits = (Exit(1, 0.9, 0.9),)
-
     def __init__(self, sure=0.99, **options):
         super().__init__(**options)
+        self.exits = (Exit(1, 0.9, 0.9),)
         self.sure = sure
         self.told = threading.Event()
         self.hold = threading.Event()

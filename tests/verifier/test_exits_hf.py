@@ -62,9 +62,8 @@ def target(checkpoint):
     return HFTarget(checkpoint, slots=3, threads=1)
 
 
-def test_exits_speak_in_the_middle_and_change_nothing(target):
+def test_exits_speak_in_the_middle_and_change_nothing(target, slots):
     assert [e.layer for e in target.exits] == [1, 2]
-    slots = [target.allocate() for _ in range(3)]
     target.forward([SlotInput(slots[1], 0, IDS[:30], 0)])
     batch = [
         SlotInput(slots[0], 0, IDS[:5], 2),
@@ -84,12 +83,10 @@ def test_exits_speak_in_the_middle_and_change_nothing(target):
     target.forward([last], on_exit=lambda k, rows: alone.append(rows[0]))
     for (_, rows), one in zip(heard, alone, strict=True):
         assert one[0] == pytest.approx(rows[1][3], abs=1e-4)
-    for slot in slots:
-        target.release(slot)
 
 
-def test_a_forward_broken_off_is_forgotten(target):
-    slot = target.allocate()
+def test_a_forward_broken_off_is_forgotten(target, slots):
+    slot = slots[0]
     (wanted,) = target.forward([SlotInput(slot, 0, IDS[:20], 20)])
 
     def stop(k, rows):
@@ -102,7 +99,6 @@ def test_a_forward_broken_off_is_forgotten(target):
         target.forward([SlotInput(slot, 20, IDS[20:21], 1)])
     (rows,) = target.forward([SlotInput(slot, 10, IDS[10:20], 10)])
     assert rows == pytest.approx(wanted[10:], abs=1e-4)
-    target.release(slot)
 
 
 def test_files_of_exits_are_checked(checkpoint, tmp_path):

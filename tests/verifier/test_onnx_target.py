@@ -29,14 +29,6 @@ def target():
     return OnnxTarget(TINY, slots=6, threads=1)
 
 
-@pytest.fixture
-def slots(target):
-    taken = [target.allocate() for _ in range(6)]
-    yield taken
-    for slot in taken:
-        target.release(slot)
-
-
 def whole(target, slot, ids):
     """Logits after every token, read from nothing in one forward."""
     (rows,) = target.forward([SlotInput(slot, 0, np.array(ids), len(ids))])

@@ -115,9 +115,8 @@ async def _(kit: Kit) -> None:
     recursive = Grammar("json", '{"$ref":"#"}')
     known = GRAMMARS["choices"]
     async with kit.greeted("grammar") as peer:
-        await peer.say(kit.request(8, grammar=b"?" * 32), 1)
-        with about("one that was not sent"):
-            await peer.refused("grammar", 1)
+        unknown = {"one that was not sent": kit.request(8, grammar=b"?" * 32)}
+        await peer.refuses(unknown, "grammar")
         other = messages.Grammar(known.format, known.text.encode(), b"another!")
         await peer.say(other)
         broken = messages.Grammar("regex", b"(", b"another!")
@@ -132,12 +131,8 @@ async def _(kit: Kit) -> None:
         }
         if missing() is None:
             names["one without a text that ends"] = recursive.digest
-        for name, digest in names.items():
-            await peer.say(kit.request(8, grammar=digest), 1)
-            with about(name):
-                await peer.refused("request", 1)
+        await peer.refuses({n: kit.request(8, grammar=d) for n, d in names.items()})
         await peer.open(kit.request(8), 2)  # the connection goes on
     async with kit.greeted() as peer:
-        await peer.say(kit.request(8, grammar=known.digest), 1)
-        with about("where it was not agreed on"):
-            await peer.refused("request", 1)
+        unasked = {"where it was not agreed on": kit.request(8, grammar=known.digest)}
+        await peer.refuses(unasked)

@@ -38,7 +38,15 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.kit.rows import End, Failed, Kept, NotTested, expect, must_be
+from draftwire.verifier.kit.rows import (
+    End,
+    Failed,
+    Kept,
+    NotTested,
+    about,
+    expect,
+    must_be,
+)
 from draftwire.verifier.kit.target import text_of
 
 EVIDENCE = ("residual", "qs", "separate", "separate-lossy")  # schemes
@@ -263,6 +271,13 @@ class Peer(End):
         expect(answer.message, f"error {code!r} has no message")
         if close:
             await self.closed(close)
+
+    async def refuses(self, requests: dict[str, Open], code: str = "request") -> None:
+        """Say each of the named opens, and expect that it is refused."""
+        for name, request in requests.items():
+            await self.say(request, 1)
+            with about(name):
+                await self.refused(code, 1)
 
     async def closed(self, code: int) -> None:
         """Expect the end of the connection."""

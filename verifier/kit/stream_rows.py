@@ -299,12 +299,8 @@ async def _(kit: Kit) -> None:
 @ROWS.row("6.1", "no processors where they were not agreed on, or out of range")
 async def _(kit: Kit) -> None:
     async with kit.greeted() as peer:
-        for name, changes in {**PROCESSORS, "logprobs": {"logprobs": 1}}.items():
-            await peer.say(kit.coupled(N, **changes), 1)
-            with about(name):
-                answer = await peer.hear(1)
-                refused = isinstance(answer, Error) and answer.code == "request"
-                expect(refused, f"{answer}; it was not agreed on")
+        asked = {**PROCESSORS, "logprobs": {"logprobs": 1}}
+        await peer.refuses({name: kit.coupled(N, **c) for name, c in asked.items()})
     wrong: tuple[dict[str, Any], ...] = (
         {"min_p": 1.5},
         {"repetition_penalty": 0.0},
@@ -316,10 +312,7 @@ async def _(kit: Kit) -> None:
         {"min_p": 0.5, "text_before": 5},
     )
     async with kit.greeted("processors") as peer:
-        for changes in wrong:
-            await peer.say(kit.coupled(N, **changes), 1)
-            with about(str(changes)):
-                await peer.refused("request", 1)
+        await peer.refuses({str(c): kit.coupled(N, **c) for c in wrong})
 
 
 @_streamed("4.2", "no bonus when it is not wanted", bonus=False)

@@ -239,7 +239,7 @@ async def _refuses(kit: Kit, code: str, changes: dict[str, Any]) -> None:
 @ROWS.row("5", "error request")
 async def _(kit: Kit) -> None:
     async with kit.greeted() as peer:
-        for changes in (
+        wrong: tuple[dict[str, Any], ...] = (
             {"scheme": "no-such-scheme"},
             {"prompt": (1,) * peer.welcome.context},
             {"prompt": ()},
@@ -250,10 +250,8 @@ async def _(kit: Kit) -> None:
             {"scheme": "coupled", "temperature": 101.0},
             {"scheme": "coupled", "temperature": 1.0, "top_p": 0.0},
             {"scheme": "coupled", "temperature": 1.0, "noise": "brown"},
-        ):
-            await peer.say(kit.request(N, **changes), 1)
-            with about(str(changes)[:80]):
-                await peer.refused("request", 1)
+        )
+        await peer.refuses({str(c)[:80]: kit.request(N, **c) for c in wrong})
         await peer.open(kit.request(N), 1)  # connection and number have stayed usable
 
 
