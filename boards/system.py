@@ -27,7 +27,6 @@ class L4t:
 
     version: str  # ``"36.4.3"``
     jetpack: str  # jetPack versions that come with it, a hint, or ""
-    found_in: str  # the file that says so
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,10 @@ def os_release(tree: Tree) -> dict[str, str]:
 
 def l4t(tree: Tree) -> L4t | None:
     """Return the L4T release, or None where there is none."""
-    where = "etc/nv_tegra_release"
-    match = _RELEASE.search(tree.text(where) or "")
+    match = _RELEASE.search(tree.text("etc/nv_tegra_release") or "")
     if match:
         version = f"{match.group(1)}.{match.group(2)}"
     else:  # not in every container; the package is
-        where = "var/lib/dpkg/status"
         package = _PACKAGE.search(_status(tree))
         if package is None:
             return None
@@ -74,7 +71,7 @@ def l4t(tree: Tree) -> L4t | None:
     version = version.rstrip(".")
     parts, known = version.split("."), facts()["jetpack"]
     jetpack = known.get(".".join(parts[:2])) or known.get(parts[0], "")
-    return L4t(version, jetpack, f"/{where}")
+    return L4t(version, jetpack)
 
 
 def _status(tree: Tree) -> str:

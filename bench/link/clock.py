@@ -60,7 +60,7 @@ def fine_loop() -> asyncio.SelectorEventLoop:
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
-def go_realtime(*, priority: int = 10) -> str:
+def go_realtime() -> str:
     """Ask for exact timers and real-time scheduling of this process.
 
     Returns:
@@ -69,7 +69,7 @@ def go_realtime(*, priority: int = 10) -> str:
     with contextlib.suppress(OSError, AttributeError):  # another libc than Linux's
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
     except (OSError, AttributeError):
         return "normal"
     return "fifo"

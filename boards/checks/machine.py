@@ -76,7 +76,7 @@ def _mode(found: Detection) -> Finding | None:
     return Finding("power mode", OK, mode.name)
 
 
-def check_threads(found: Detection, threads: int, draft_ms: float | None = None) -> Finding:
+def check_threads(found: Detection, threads: int) -> Finding:
     """Tell how many threads are of use, from the cores that are online."""
     big = [c for c in found.clusters if not c.small] or list(found.clusters)
     online = [cpu for cluster in big for cpu in cluster.online]
