@@ -130,11 +130,7 @@ class VerifierProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it listens.
-
-        Raises:
-            TransportError: It does not.
-        """
+        """Start it and wait until it listens (TransportError: it does not)."""
         with open(os.devnull if self._log is None else self._log, "ab") as log:
             self._process = subprocess.Popen(
                 self._words, env=environment(), stdout=subprocess.DEVNULL, stderr=log

@@ -155,10 +155,8 @@ def read_times(path: Path, package: DraftPackage, board: Profile | None) -> dict
     known = isinstance(found, dict)
     kind = [found.get(key) for key in ("schema", "bench")] if known else []
     if kind != [SCHEMA, "device"]:
-        raise ConfigError(
-            f"{path} holds no times of a device",
-            hint="make it with `draftwire bench device --json FILE` on the board",
-        )
+        hint = "make it with `draftwire bench device --json FILE` on the board"
+        raise ConfigError(f"{path} holds no times of a device", hint=hint)
     try:
         draft, machine = found["draft"]["id"], found["machine"]["board"]
         for run in found["runs"]:
@@ -220,10 +218,8 @@ def measure_acceptance(
     ids = [tokenizer.encode(prompt, bos_id=backend.bos_id) for prompt in prompts]
     longest = max(map(len, ids)) + tokens + 2 * block + 2
     if longest > min(package.context, backend.context):
-        raise ConfigError(
-            f"prompts and new tokens need a context of {longest}",
-            hint="lower --tokens, or shorten the prompts",
-        )
+        hint = "lower --tokens, or shorten the prompts"
+        raise ConfigError(f"prompts and new tokens need a context of {longest}", hint=hint)
     found = {}
     for engine, precision in models:
         model = DraftModel.load(package, engine=engine, precision=precision, threads=1)

@@ -66,11 +66,7 @@ class Namespace:
             return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
 
     def run(self, *words: str) -> str:
-        """Run a command in it; return what it prints.
-
-        Raises:
-            BoardError: It fails.
-        """
+        """Run a command in it; return what it prints (BoardError: it fails)."""
         line = " ".join(words)
         try:
             with self.inside():

@@ -51,11 +51,7 @@ class Server(threading.Thread):
 
 
 def exactly(link: socket.socket, count: int) -> bytes:
-    """Read ``count`` bytes.
-
-    Raises:
-        OSError: The other end closed the connection before that.
-    """
+    """Read ``count`` bytes (OSError: the other end closed the connection before that)."""
     data = b""
     while len(data) < count:
         piece = link.recv(count - len(data))

@@ -57,10 +57,8 @@ def make_key(path: Path) -> Key:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
     except FileExistsError as exc:
-        raise ConfigError(
-            f"{exc.filename} is there already",
-            hint="boards that trust it would not take bundles signed with another",
-        ) from exc
+        hint = "boards that trust it would not take bundles signed with another"
+        raise ConfigError(f"{exc.filename} is there already", hint=hint) from exc
     except OSError as exc:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
     return key
@@ -79,10 +77,8 @@ def load_signer(path: Path) -> Signer:
         data = path.read_bytes()
         mode = path.stat().st_mode
     except OSError as exc:
-        raise ConfigError(
-            f"cannot read the key {path}: {exc.strerror}",
-            hint="`draftwire boards bundle --new-key FILE` makes one",
-        ) from exc
+        hint = "`draftwire boards bundle --new-key FILE` makes one"
+        raise ConfigError(f"cannot read the key {path}: {exc.strerror}", hint=hint) from exc
     if mode & 0o077:
         raise ConfigError(
             f"others may read the secret key {path}", hint=f"chmod 600 {path}"

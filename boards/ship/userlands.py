@@ -43,10 +43,8 @@ def choose_userland(
         python = pythons[0]
     fitting = [u for u in known if u.python == python]
     if not fitting:
-        raise ConfigError(
-            f"{board} is not known to come with Python {python}",
-            hint="; ".join(f"{u.python}: {u.name}" for u in known),
-        )
+        hint = "; ".join(f"{u.python}: {u.name}" for u in known)
+        raise ConfigError(f"{board} is not known to come with Python {python}", hint=hint)
     found = min(fitting, key=lambda u: version_tuple(u.glibc))
     if glibc is None:
         return found

@@ -469,10 +469,8 @@ def check_prompt(prompt: object) -> str | list[int]:
     """
     if isinstance(prompt, str):
         if not rules.is_text(prompt):
-            raise ConfigError(
-                "the prompt is not Unicode text",
-                hint="is it in another encoding than UTF-8?",
-            )
+            hint = "is it in another encoding than UTF-8?"
+            raise ConfigError("the prompt is not Unicode text", hint=hint)
         found: str | list[int] = prompt
     else:
         plain = isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset))

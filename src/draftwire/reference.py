@@ -65,8 +65,6 @@ def target_path(name: str) -> Path:
     path = folder / f"{name}.target"
     if os.sep in name or not path.is_dir():
         names = target_names()
-        raise ConfigError(
-            f"there is no target {name!r} in {folder}",
-            hint=did_you_mean(name, names, f"it holds {', '.join(names)}"),
-        )
+        hint = did_you_mean(name, names, f"it holds {', '.join(names)}")
+        raise ConfigError(f"there is no target {name!r} in {folder}", hint=hint)
     return path

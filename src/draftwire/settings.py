@@ -106,10 +106,8 @@ def _read_file(path: Path) -> dict[str, Value]:
         option = OPTIONS.get(key)
         if option is None:
             known = f"the settings are {', '.join(OPTIONS)}"
-            raise ConfigError(
-                f"{path}: there is no setting {key!r}",
-                hint=did_you_mean(key, OPTIONS, known),
-            )
+            hint = did_you_mean(key, OPTIONS, known)
+            raise ConfigError(f"{path}: there is no setting {key!r}", hint=hint)
         value = option.read(raw, f"{path}: {key}")
         if isinstance(value, Path):  # a file's paths start at the file, not at the user
             value = path.parent / option.rule.convert(str(value))

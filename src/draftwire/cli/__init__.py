@@ -223,11 +223,7 @@ def whole_parser() -> argparse.ArgumentParser:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return what the words of a command ask for.
-
-    Raises:
-        ConfigError: They are no command.
-    """
+    """Return what the words of a command ask for (ConfigError: they are no command)."""
     words, everywhere = _split_global(words)
     asked = next((word for word in words if not word.startswith("-")), "")
     if asked and asked not in COMMANDS:

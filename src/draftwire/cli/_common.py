@@ -46,16 +46,10 @@ def say_block(line: str) -> None:
 
 
 def verifier_url(values: Mapping[str, Value]) -> str:
-    """Return the verifier's address.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """Return the verifier's address (ConfigError: there is none)."""
     if not values["verifier"].value:
-        raise ConfigError(
-            "no verifier is set",
-            hint="give --verifier ws://HOST:PORT, or verifier = ... in draftwire.toml",
-        )
+        hint = "give --verifier ws://HOST:PORT, or verifier = ... in draftwire.toml"
+        raise ConfigError("no verifier is set", hint=hint)
     return str(values["verifier"].value)
 
 
@@ -95,10 +89,8 @@ def session_options(values: Mapping[str, Value]) -> dict[str, Any]:
         draft = draft_path()
     if file.value is not None:
         if found["token"] is not None:
-            raise ConfigError(
-                "both a token and a token file are set",
-                hint=f"leave out one of {values['token'].origin} and {file.origin}",
-            )
+            hint = f"leave out one of {values['token'].origin} and {file.origin}"
+            raise ConfigError("both a token and a token file are set", hint=hint)
         found["token"] = read_token(file.value)
     return {**found, "draft": draft, "offline": values["offline"].value or "wait"}
 

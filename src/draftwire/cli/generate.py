@@ -123,10 +123,8 @@ def _ask(args: argparse.Namespace, prompt: str | list[int]) -> int:
     for name in args.settings:
         option, given = OPTIONS[name], getattr(args, name)
         if given is not None and name not in known:
-            raise ConfigError(
-                f"{option.flag} is the service's to know",
-                hint="leave it out, or leave out --service",
-            )
+            hint = "leave it out, or leave out --service"
+            raise ConfigError(f"{option.flag} is the service's to know", hint=hint)
         if given is not None:
             options[name] = option.parse(given, option.flag)
     report: dict[str, Any] = {}

@@ -58,10 +58,8 @@ def run(args: argparse.Namespace) -> int:
     pair = find(args.name)
     if pair is None:
         if args.role == "both":
-            raise ConfigError(
-                f"{args.name} is one model, not a pair",
-                hint="pull it twice: --role draft, --role target",
-            )
+            hint = "pull it twice: --role draft, --role target"
+            raise ConfigError(f"{args.name} is one model, not a pair", hint=hint)
         pair = Pair(args.name, args.name, "", "", "", 0)
     stem = args.name.rsplit("/", 1)[-1]
     wanted = ("draft", "target") if args.role == "both" else (args.role,)

@@ -303,10 +303,8 @@ def _replacing(folder: Path, kind: str, *, replace: bool) -> Iterator[Path]:
     old = None
     if folder.exists():
         if not replace or not (folder / MANIFESTS[kind]).is_file():
-            raise ConfigError(
-                f"there is something at {folder} already",
-                hint="choose another place, or remove it first",
-            )
+            hint = "choose another place, or remove it first"
+            raise ConfigError(f"there is something at {folder} already", hint=hint)
         old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:

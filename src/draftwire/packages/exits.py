@@ -77,10 +77,8 @@ def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | No
     if section.get("format") != EXITS_FORMAT:
         return None
     if section.get("target") != raw.get("id"):
-        raise PackageError(
-            f"the exits of {where} were made for another target",
-            hint="make them again: draftwire export exits",
-        )
+        hint = "make them again: draftwire export exits"
+        raise PackageError(f"the exits of {where} were made for another target", hint=hint)
     files = check_files(path, section.get("files"), raw["files"])
     exits = _exits(where, section.get("exits"), layers)
     if EXITS_FILE not in files:

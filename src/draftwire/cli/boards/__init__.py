@@ -87,16 +87,10 @@ def profiles(args: argparse.Namespace) -> dict[str, Profile]:
 
 
 def root(args: argparse.Namespace) -> Path:
-    """Return the root to look at.
-
-    Raises:
-        ConfigError: It is no folder.
-    """
+    """Return the root to look at (ConfigError: it is no folder)."""
     if not args.root.is_dir():
-        raise ConfigError(
-            f"--root {args.root} is no folder",
-            hint="name the folder that holds proc, sys and etc",
-        )
+        hint = "name the folder that holds proc, sys and etc"
+        raise ConfigError(f"--root {args.root} is no folder", hint=hint)
     return Path(args.root)
 
 

@@ -37,10 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if args.key is not None:
         signer = signing.load_signer(args.key)
     elif not args.unsigned and not args.dry_run:
-        raise ConfigError(
-            "a bundle is signed, and no --key says by whom",
-            hint="--new-key FILE makes one; --unsigned goes without",
-        )
+        hint = "--new-key FILE makes one; --unsigned goes without"
+        raise ConfigError("a bundle is signed, and no --key says by whom", hint=hint)
     profile = find_profile(board=args.board).profile
     userland = choose_userland(
         profile.name, userlands_of(profile.raw), args.python, args.glibc

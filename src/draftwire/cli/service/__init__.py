@@ -106,10 +106,8 @@ def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(cert, key)
     except OSError as exc:  # those of ssl are some
-        raise ConfigError(
-            f"certificate {cert} does not load: {exc}",
-            hint="PEM files that the service's user can read",
-        ) from exc
+        hint = "PEM files that the service's user can read"
+        raise ConfigError(f"certificate {cert} does not load: {exc}", hint=hint) from exc
     return context
 
 

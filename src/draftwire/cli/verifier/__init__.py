@@ -202,10 +202,8 @@ def network_of(args: argparse.Namespace) -> dict[str, Any]:
     token_file = _common.read_settings(args)["token_file"].value
     tls = (args.tls_cert, args.tls_key, args.tls_client_ca)
     if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_client_ca and not tls[0]):
-        raise ConfigError(
-            "TLS needs both --tls-cert and --tls-key",
-            hint="give both PEM files; --tls-client-ca goes with them",
-        )
+        hint = "give both PEM files; --tls-client-ca goes with them"
+        raise ConfigError("TLS needs both --tls-cert and --tls-key", hint=hint)
     return {
         "host": args.host,
         "port": args.port,
@@ -283,16 +281,10 @@ def announce(
 
 
 def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
-    """Return what makes targets of paths.
-
-    Raises:
-        ConfigError: A flag is not for this backend.
-    """
+    """Return what makes targets of paths (ConfigError: a flag is not for this backend)."""
     if (args.backend == "openai") is not bool(args.engine):
-        raise ConfigError(
-            "--backend openai and --engine go together",
-            hint="--backend openai --engine http://127.0.0.1:8000 --target FOLDER",
-        )
+        hint = "--backend openai --engine http://127.0.0.1:8000 --target FOLDER"
+        raise ConfigError("--backend openai and --engine go together", hint=hint)
     if args.backend == "openai":
         from draftwire.verifier.backends.attached import AttachedLoader
 

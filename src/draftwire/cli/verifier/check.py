@@ -210,10 +210,8 @@ def _mimic(args: argparse.Namespace) -> int:
     from draftwire.verifier.kit.mimic import Mimic
 
     if not any(args.only in row.name for row in EXERCISES):
-        raise ConfigError(
-            f"no row has {args.only!r} in its name",
-            hint="leave --only out: the table has all names",
-        )
+        hint = "leave --only out: the table has all names"
+        raise ConfigError(f"no row has {args.only!r} in its name", hint=hint)
     results: list[Result] = []
     told = _say_row(args)
 

@@ -20,10 +20,8 @@ def run(args: argparse.Namespace) -> int:
     token_file = _common.read_settings(args)["token_file"].value
     verifier = Verifier(url, token_file, args.ca, insecure=args.insecure)
     if verifier.token is not None and not verifier.shown:
-        raise ConfigError(
-            f"{args.url} would show the token to the network",
-            hint="use wss://, or allow it in so many words with --insecure",
-        )
+        hint = "use wss://, or allow it in so many words with --insecure"
+        raise ConfigError(f"{args.url} would show the token to the network", hint=hint)
     top = Top(args.url)
 
     def draw(height: int) -> list[str]:
