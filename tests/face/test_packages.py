@@ -244,6 +244,7 @@ def test_a_base_cannot_have_a_base(targets):
 def test_a_package_is_written_whole_or_not_at_all(tmp_path):
     for error, match, files in (
         (PackageError, "no model file", {"tokenizer.json": NewFile(b"{}")}),
+        (PackageError, "no tokenizer.json", {"model.int8.onnx": NewFile(b"x", MODEL)}),
         (PackageError, "no fit name", draft_files(**{"../x": NewFile(b"")})),
         (ConfigError, "be written", draft_files(x=NewFile(tmp_path / "missing"))),
     ):
