@@ -209,8 +209,8 @@ def test_masks_of_its_own_and_what_is_wrong_with_them(model_copy, tmp_path):
     assert "parallel" not in load_target(target).raw
     for change, complaint in (
         ({"mask_ids": [317, 318]}, "one id, or 3 different ones"),
-        ({"mask_ids": [317, 318, 320]}, "rows of its embedding"),
-        ({"block": 1}, "between 2 and 32"),
+        ({"mask_ids": [317, 318, 320]}, "whole numbers below 320"),
+        ({"block": 1}, "from 2 to 32"),
         ({"acceptance_by_position": [0.5]}, "4 chances"),
         ({"acceptance_by_position": [0.5, 0.5, 2, 0.5]}, "from 0 to 1"),
     ):
@@ -218,7 +218,7 @@ def test_masks_of_its_own_and_what_is_wrong_with_them(model_copy, tmp_path):
         with pytest.raises(ModelError, match=complaint):
             export_onnx(folder, tmp_path / "b.draft", **settings)
     edit(folder, parallel="drop", spd_type="pard")
-    with pytest.raises(ModelError, match="rows of its embedding"):
+    with pytest.raises(ModelError, match="whole numbers below 320"):
         export_onnx(folder, tmp_path / "b.draft", **settings)
     edit(folder, spd_type="drop", ptd_token_id=300)
     package = drafted(folder, tmp_path / "b.draft", **settings)
