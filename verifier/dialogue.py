@@ -226,18 +226,22 @@ class Dialogue:
         else:
             self._waiting[number].append(message)
 
+    def _compiled(self, request: Open) -> Compiled | None:
+        """Return the grammar of an open; None while it is being compiled."""
+        if self._shelf is None:
+            raise ConfigError(
+                "the open names a grammar without the capability grammar",
+                hint="leave it out, or serve with llguidance installed",
+            )
+        return self._shelf.find(request.grammar)
+
     def _open(self, request: Open, number: int, terms: Terms) -> None:
         grammar: Compiled | None = None
         try:
             self._room(number, "an open")
-            if request.grammar and self._shelf is None:
-                raise ConfigError(
-                    "the open names a grammar without the capability grammar",
-                    hint="leave it out, or serve with llguidance installed",
-                )
-            if request.grammar and self._shelf is not None:
-                grammar = self._shelf.find(request.grammar)
-                if grammar is None:  # it is being compiled
+            if request.grammar:
+                grammar = self._compiled(request)
+                if grammar is None:
                     self._waiting[number] = [request]
                     return
             stream = self._kept.open(request, terms, self, grammar)

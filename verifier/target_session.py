@@ -913,7 +913,7 @@ def _check(
             "one of the welcome's: " + (", ".join(noises) or "it has none"),
         ),
         (
-            request.scheme not in schemes,
+            request.scheme not in schemes and request.scheme in SCHEMES,
             f"this target cannot do scheme {request.scheme!r}",
             "it can do " + ", ".join(schemes),
         ),

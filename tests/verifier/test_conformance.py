@@ -307,7 +307,7 @@ FAULTS = {
     "accepts tokens near the argmax": (logits(near), {GREEDY}),
     "goes wrong after 60": (logits(lambda s, _, at, d: 3 if at > 60 else None), {GREEDY}),
     "goes wrong in races": (
-        logits(lambda s, row, at, d: 3 if s._racing and at % 8 == 3 else None),
+        logits(lambda s, row, at, d: 3 if s.racing and at % 8 == 3 else None),
         {RACE, "a race: drafts change nothing"},
     ),
     "ignores the seed": (opens(seed=0), {COUPLED, SEED}),
@@ -318,7 +318,7 @@ FAULTS = {
     "ignores bonus=0": (opens(bonus=True), {"no bonus when it is not wanted"}),
     "does not decode in a race": (opens(objective="cost"), {RACE, "credit"}),
     "races for ever": (
-        blocks(lambda self, b: dataclasses.replace(b, race=b.race or self._racing)),
+        blocks(lambda self, b: dataclasses.replace(b, race=b.race or self.racing)),
         {"a race: the last block says whether it goes on"},
     ),
     "ignores credit": (opens(credit=0), {"credit"}),
