@@ -27,7 +27,6 @@ from draftwire.runtime.pacing.controller import Controller, Round
 from draftwire.runtime.pacing.governor import Governor, Resting, Trial
 from draftwire.runtime.pacing.length_rule import (
     Confidence,
-    Costs,
     Mean,
     Survival,
     best_ratio,
@@ -304,22 +303,18 @@ class Auto(Controller):
     def _haste(self) -> float:
         """Watts that a second is worth, so that saving joules takes too long never."""
         if self._worth is None:
-            self._worth = self._find_haste(self.costs)
+            costs, curve = self.costs, self.survival.curve(_MOST)
+            most = best_ratio(curve, costs.wait_s, costs.token_s)[1]
+            for haste in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+                self._worth = haste * costs.wait_w
+                fixed = (costs.wait_w + self._worth) * costs.wait_s
+                marginal = (costs.draft_w + self._worth) * costs.draft_s
+                k = best_ratio(curve, fixed, marginal)[0]
+                rate = (1.0 + sum(curve[:k])) / (costs.wait_s + k * costs.token_s)
+                if rate >= _SLOWER * most:
+                    break
+        assert self._worth is not None
         return self._worth
-
-    def _find_haste(self, costs: Costs) -> float:
-        curve = self.survival.curve(_MOST)
-        time = costs.wait_s, costs.token_s
-        _, best = best_ratio(curve, *time)
-        for haste in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
-            worth = haste * costs.wait_w
-            fixed = (costs.wait_w + worth) * costs.wait_s
-            marginal = (costs.draft_w + worth) * costs.draft_s
-            k = best_ratio(curve, fixed, marginal)[0]
-            rate = (1.0 + sum(curve[:k])) / (time[0] + k * time[1])
-            if rate >= _SLOWER * best:
-                return worth
-        return 8.0 * costs.wait_w
 
     @property
     def _fixed(self) -> float:

@@ -59,14 +59,13 @@ class Path:
         samples: Answers that were taken in.
         stalls: Answers that came so late that something was lost on the way.
         bursts: Runs of stalls.
-        changes: Times that the path became another.
     """
 
     def __init__(self) -> None:
         self.rtt_s: float | None = None
         self.jitter_s: float | None = None
         self.byte_s = 0.0
-        self.samples = self.stalls = self.bursts = self.changes = 0
+        self.samples = self.stalls = self.bursts = 0
         self._known: deque[_Answer] = deque(maxlen=_KEPT)
         self._odd: list[_Answer] = []
         self._count = 0  # of the odd ones that do not share an accident
@@ -198,7 +197,6 @@ class Path:
                 self._put(mark)
         self._odd, self._count = [], 0
         self._late_share = 0.0
-        self.changes += 1
         self._fit(t_s)
 
     def _bytes(self, mark: Mark) -> float:
