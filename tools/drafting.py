@@ -1,4 +1,4 @@
-"""``python -m tools.drafting``: our loop beside the bare engine and onnxruntime-genai.
+"""``python -m tools.drafting``: our loop beside the bare engine, genai and llama.cpp.
 
 The contestants step the same weights from the same context, in short blocks that take
 turns in a shuffled order, so that a busy machine slows all of them alike.
@@ -50,6 +50,7 @@ class Settings:
     blocks: int = 60  # undisturbed rounds of ``STEPS`` tokens for each context
     spawn: int = 5  # fresh processes for the import time (0 leaves import and memory out)
     genai: bool = True  # try onnxruntime-genai
+    gguf: Path | None = None  # the same model for llama.cpp, or None
 
 
 class Contestant(Protocol):
@@ -182,6 +183,15 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         genai, why_no_genai = open_genai(package, settings.precision, settings.threads)
         if genai is not None:
             contestants.append(genai)
+    why_no_llamacpp = None
+    if settings.gguf is not None:
+        from tools.llamacpp import open_llamacpp
+
+        other, why_no_llamacpp = open_llamacpp(
+            settings.gguf, package.context, package.vocab_size, threads
+        )
+        if other is not None:
+            contestants.append(other)
     rates = [_measure(contestants, c, settings.blocks) for c in settings.contexts]
     fresh = settings.spawn > 0
     return {
@@ -199,6 +209,7 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         "blocks": settings.blocks,
         "rates": rates,
         "why_no_genai": why_no_genai,
+        "why_no_llamacpp": why_no_llamacpp,
         "import": import_time(settings.spawn) if fresh else None,
         "memory": memory_over_bare(package, settings.precision, threads) if fresh else None,
     }
@@ -234,7 +245,9 @@ def _measure(
         },
         "rounds": len(rounds),
         "rounds_undisturbed": len(clean),
-        "same_tokens": len({one.last_token for one in contestants}) == 1,
+        # Of those that step the very same weights.
+        "same_tokens": len({c.last_token for c in contestants if "llama" not in c.name})
+        == 1,
     }
 
 
@@ -264,6 +277,8 @@ def render(document: dict[str, Any]) -> str:
         lines.append("WARNING: the contestants did not draft the same tokens")
     if document["why_no_genai"]:
         lines.append(f"onnxruntime-genai: {document['why_no_genai']}")
+    if document["why_no_llamacpp"]:
+        lines.append(f"llama.cpp: {document['why_no_llamacpp']}")
     if document["import"]:
         found = document["import"]
         lines.append(
@@ -287,6 +302,7 @@ FLAGS = """
 --threads N =1
 --blocks N =60           undisturbed rounds of 16 tokens for each context
 --no-genai               leave onnxruntime-genai out
+--gguf FILE              the same model for llama.cpp, a contestant too
 --no-spawn               leave import time and memory out
 """
 
@@ -295,7 +311,9 @@ def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
     how = {n: getattr(args, n) for n in ("precision", "contexts", "threads", "blocks")}
     spawn, genai = 0 if args.no_spawn else 5, not args.no_genai
     return bench_draft(
-        Settings(args.draft or draft_path(), spawn=spawn, genai=genai, **how)
+        Settings(
+            args.draft or draft_path(), spawn=spawn, genai=genai, gguf=args.gguf, **how
+        )
     )
 
 

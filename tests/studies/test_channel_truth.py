@@ -14,6 +14,15 @@ from draftwire.runtime.pacing.controller import Controller, Round
 from studies.controllers.moves import MOVES, Move, follow
 from studies.controllers.policies import MODES, run_policy
 
+TEXTS = range(2, 8)  # seeds
+
+
+def within(found, seconds, verdicts):
+    """Tell whether a moved link was found out so soon."""
+    if found["rounds"] is None:
+        return False
+    return found["seconds"] <= seconds or found["rounds"] <= verdicts
+
 
 class Watcher(Controller):
     """Drafts blocks of changing length, and keeps what rounds say."""
@@ -83,19 +92,18 @@ def test_what_cannot_be_told_is_not_told():
 @pytest.mark.parametrize("move", MOVES, ids=lambda move: move.name)
 def test_a_link_that_moves_is_found_out(move, mode):
     """Round trip within a tenth, rate within a fifth: in 2 s or eight verdicts."""
-    if mode == "pipeline" and move.up_bit_s == 1e4:
-        pytest.skip("blocks pile up: no bound holds there (docs/controllers.md)")
-    found = follow(move, mode)
-    assert found["rounds"] is not None
-    assert found["seconds"] <= 2.0 or found["rounds"] <= 8
-    assert found["right"] > 0.5
+    # Blocks that pile up on 10 kbit/s: on two texts of three only (docs/controllers.md).
+    piles_up = mode == "pipeline" and move.up_bit_s == 1e4
+    texts = [follow(move, mode, seed=seed) for seed in (TEXTS if piles_up else TEXTS[:1])]
+    assert sum(within(found, 2.0, 8) for found in texts) >= 2 / 3 * len(texts)
+    assert texts[0]["right"] > 0.5
 
 
 @pytest.mark.parametrize("mode", ["wait", "race"])
 def test_a_link_that_moves_and_trembles(mode):
     move = Move("both", "40ms/20mbit/jitter=2ms:uniform", 0.12, 3e4)
-    texts = [follow(move, mode, seed=seed)["seconds"] for seed in (2, 3, 5, 6, 7)]
-    assert sorted(texts)[2] <= 6.0, "the median of five texts"
+    texts = [follow(move, mode, seed=seed) for seed in TEXTS]
+    assert sum(within(found, 4.0, 12) for found in texts) >= 2 / 3 * len(texts)
 
 
 def test_lengths_follow_a_slow_uplink():
