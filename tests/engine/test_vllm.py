@@ -195,7 +195,7 @@ def test_links_that_are_lost_lose_nothing(target, alone):
             )
         texts = await together(jobs)
         assert verifier.kept.resumed == PROMPTS
-        assert served.scheduler._running == 0
+        assert served.scheduler.running == 0
         return texts
 
     texts = asyncio.run(write())

@@ -59,7 +59,7 @@ def test_speed_has_a_row_for_each_vocabulary_and_case(tmp_path, capsys):
     assert document["schema"] == "draftwire.sampling_speed/1"
     assert {row["vocabulary"] for row in document["rows"]} == {64, 500}
     assert all(row["decide_ms"] > 0 for row in document["rows"])
-    assert "coupled, sparse noise" in capsys.readouterr().out
+    assert "coupled, philox noise" in capsys.readouterr().out
     assert main(["--speed", "--vocab", "1"]) == 2
 
 
