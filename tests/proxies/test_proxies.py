@@ -306,13 +306,13 @@ IMPATIENT = {
 def test_a_target_that_thinks_for_longer_than_the_proxy_waits(
     kind, ping_s, through, folder, expected
 ):
-    """The verifier's pings keep the link alive; without them the stream resumes."""
+    """Its pings keep the link alive, or else its word that it is at work."""
     flags = "--ping-seconds", str(ping_s)
     proxy = through(kind, *flags, changes=IMPATIENT[kind], thinks_at=8)
     with connect(proxy, folder) as session:
         stream = session.generate(PROMPT, max_new_tokens=60, seed=3, patience_s=120)
         assert [token.id for chunk in stream for token in chunk.tokens] == expected[0]
-        assert (session.link.reconnects == 0) == (ping_s < 2)
+        assert session.link.reconnects == 0
     proxy.verifier.kill()  # it thinks once in its life
 
 
