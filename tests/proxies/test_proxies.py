@@ -306,7 +306,7 @@ IMPATIENT = {
 def test_a_target_that_thinks_for_longer_than_the_proxy_waits(
     kind, ping_s, through, folder, expected
 ):
-    """Its pings keep the link alive, or else its word that it is at work."""
+    """The verifier's pings keep the link alive, or else the waiting device's."""
     flags = "--ping-seconds", str(ping_s)
     proxy = through(kind, *flags, changes=IMPATIENT[kind], thinks_at=8)
     with connect(proxy, folder) as session:
