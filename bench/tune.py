@@ -186,7 +186,9 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"cannot read {path}: {exc}") from exc
+        why = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+        hint = "give a text file, a prompt a line"
+        raise ConfigError(f"cannot read {path}: {why}", hint=hint) from exc
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigError(f"{path} holds no prompt", hint="one prompt a line")

@@ -2,10 +2,13 @@
 
 Its weights are rounded in its own way, so its tokens may be others; what is compared is
 how long a step takes. ``pip install llama-cpp-python`` builds it where there is a compiler.
+``python -m tools.llamacpp FROM.gguf TO.Q8_0.gguf`` rounds a file anew, to 8 bits a weight.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -66,3 +69,19 @@ class _LlamaCpp:
             token = int(row.argmax())
         self.last_token = token
         return time.perf_counter() - start
+
+
+def to_eight_bits(origin: str, out: str) -> int:
+    """Write a GGUF file as Q8_0; return 0 where llama.cpp did."""
+    import llama_cpp
+
+    wanted = llama_cpp.llama_model_quantize_default_params()
+    wanted.ftype, wanted.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True
+    names = origin.encode(), out.encode()
+    return int(llama_cpp.llama_model_quantize(*names, ctypes.byref(wanted)))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m tools.llamacpp FROM.gguf TO.Q8_0.gguf")
+    sys.exit(to_eight_bits(*sys.argv[1:]))

@@ -34,7 +34,9 @@ def open_bytes(path: Path | str) -> Iterator[BinaryIO]:
             else:
                 yield opened
     except (OSError, EOFError, lzma.LZMAError) as exc:
-        raise ConfigError(f"cannot read {path}: {exc}") from exc
+        why = getattr(exc, "strerror", None) or exc
+        hint = "give a log or a file of a meter that is there and may be read"
+        raise ConfigError(f"cannot read {path}: {why}", hint=hint) from exc
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from world import Plan, StreamPlan
 from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import law_of, shape_for
 
-STREAMS = 1500
+STREAMS = 2500
 SALT = b"law!"
 MODES = {
     "stop-and-wait": world.STOP_AND_WAIT,

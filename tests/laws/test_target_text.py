@@ -184,12 +184,15 @@ class Luck:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_draft_that_has_learned_nothing_changes_nothing_but_speed(alone, verifier, mode):
-    with connect(verifier, draft=REFERENCE, target="v3") as session:
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_draft_that_has_learned_nothing_changes_nothing_but_speed(
+    alone, verifier, target, mode
+):
+    with connect(verifier, draft=REFERENCE, target=target) as session:
         session._drafter._model = Luck(2048, 5)
         for seed, text in enumerate(PROMPTS):
             found = streamed(session, text, mode, seed, objective="cost")
-            assert found == alone("v3", text, mode, seed)
+            assert found == alone(target, text, mode, seed)
             assert session.report["accepted"] < session.report["drafted"] / 2
 
 
