@@ -47,6 +47,7 @@ def export_onnx(
     version: str = "v1",
     family_name: str | None = None,
     context: int | None = None,
+    head: int | None = None,
     anchor_layers: int = 0,
     min_agreement: float | None = None,
     against: str = "auto",
@@ -75,6 +76,8 @@ def export_onnx(
         family_name: For people; by default the name.
         context: Positions to serve; by default the trained ones, for a draft at
             most 4096.
+        head: Tokens that a draft's head says, by id the first ones and those added to the
+            vocabulary; None for all, or for those that the checkpoint's config names.
         anchor_layers: How many first layers draft and targets share; 0 for none.
         min_agreement: Least share of positions with the checkpoint's most likely
             token, in place of the precision's own limit.
@@ -94,6 +97,8 @@ def export_onnx(
         raise ConfigError(f"there is no graph {graph!r}", hint="auto or concat")
     pieces.check_place(out, role, replace=replace)
     draft = role == "draft"
+    if head is not None and not draft:
+        raise ConfigError("a target's head says every token", hint="leave --head out")
     known = quantise.PRECISIONS if draft else tuple(TARGET_PRECISIONS)
     usual = "int8" if draft else "fp16"
     wanted = pieces.chosen(usual if precision is None else precision, known, role)
@@ -115,6 +120,7 @@ def export_onnx(
                 checkpoint = dataclasses.replace(checkpoint, bos_id=first)
             if draft and context is None:
                 checkpoint = checkpoint.cut(pieces.DRAFT_CONTEXT)
+            checkpoint = checkpoint.saying(head) if draft else checkpoint.saying_all()
             fields = pieces.package_fields(
                 checkpoint, name=named, family_name=family, anchor_layers=anchor_layers
             )

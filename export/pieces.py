@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError
 from draftwire.export.sources.checkpoint import Checkpoint, read_json
+from draftwire.export.sources.head import KEY, packed
 from draftwire.packages import NewFile, tokenizer_fingerprint
 from draftwire.template import template_files
 
@@ -137,6 +138,8 @@ def package_fields(
             f"{checkpoint.folder.name} has {a.layers}"
         )
     config = read_json(checkpoint.folder / "config.json")
+    if a.said:
+        config[KEY] = packed(np.array(a.said), a.vocab_size)
     masks = (config.get("parallel") or {}).get("mask_ids", [])
     # Rows of masks behind the vocabulary belong to the draft alone.
     end = a.vocab_size - len(masks)
@@ -165,6 +168,7 @@ def package_fields(
             "from": checkpoint.name,
             "model_type": a.model_type,
             "anchor_layers": anchor_layers,
+            **({"head_tokens": len(a.said)} if a.said else {}),
             # Without what names places or versions.
             "config": {
                 k: v for k, v in config.items() if k[0] != "_" and k[:12] != "transformers"

@@ -79,6 +79,12 @@ class DraftSettings(TrainingSettings):
         16, _COUNT, "held-out prompts of each file that acceptance is measured on"
     )
     looks: int = setting(8, _LAYERS, "times that acceptance is measured meanwhile")
+    head: int | None = setting(
+        None,
+        _COUNT,
+        "tokens that its head says, the most frequent of what was read: fewer make a "
+        "smaller head to read at each step; by default all",
+    )
     passes: int | None = setting(
         None,
         _COUNT,

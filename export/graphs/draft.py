@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from draftwire.export.graphs.onnx_decoder import MICROSOFT, OnnxDecoder, value
 from draftwire.export.sources.architecture import Architecture, UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint
+from draftwire.export.sources.head import UNSAID, places
 from draftwire.export.sources.weights import CheckpointWeights, Linear, joined
 
 MIN_ENGINE = "1.19"  # 1.18 and older are wrong or refuse the graph
@@ -88,12 +89,21 @@ class _Writer(OnnxDecoder):
         hidden = self.final(self.layers(self.embedded("input_ids", positions)))
         end, axis = g.integers(2**31 - 1), g.integers(1)
         tail = g.node("Slice", [hidden, "logits_from", end, axis], "tail")
-        if a.tied:  # stored once; onnxruntime turns it when it loads the graph
+        if a.tied and not a.said:  # stored once; onnxruntime turns it as it loads the graph
             head = g.node("Transpose", ["embedding"], "head.weight", perm=[1, 0])
         else:
-            head = g.constant("head.weight", self.w.table(a.head).T)
-        logits = g.node("MatMul", [tail, head], "uncapped" if a.logit_cap else "logits")
-        self.capped(logits, a.logit_cap, "logits")
+            head = g.constant("head.weight", self.w.head().T)
+        name = "logits.said" if a.said else "logits"
+        logits = g.node("MatMul", [tail, head], "uncapped" if a.logit_cap else name)
+        logits = self.capped(logits, a.logit_cap, name)
+        if a.said:
+            behind, unsaid = (
+                g.integers(0, 0, 0, 0, 0, 1),
+                g.constant("unsaid", np.array(UNSAID)),
+            )
+            padded = g.node("Pad", [logits, behind, unsaid], "logits.padded")
+            place = g.constant("head.places", places(a.said, a.vocab_size))
+            g.node("Gather", [padded, place], "logits", axis=2)
         inputs = [
             value("input_ids", "int64", ["B", "S"]),
             value("seqlens_k", "int32", ["B"]),

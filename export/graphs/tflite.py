@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from draftwire.export.graphs.decoder import Decoder
 from draftwire.export.graphs.tflite_builder import BOOL, FLOAT, INT, ModelBuilder, Subgraph
+from draftwire.export.sources.head import UNSAID, places
 from draftwire.export.sources.rope import Rope
 from draftwire.export.sources.weights import Linear, Weights
 
@@ -112,9 +113,15 @@ class _Writer(Decoder[int]):
         x = self.layers(self.embedded(g.reshape(inputs["ids"], [t]), self.at))
         if t > 1:
             x = g.gather(x, inputs["row"])
-        head = Linear(self.w.table(a.head), None)
-        x = self.product(self.final(x), "embedding" if a.tied else "head", head)
+        head = Linear(self.w.head(), None)
+        shared = a.tied and not a.said
+        x = self.product(self.final(x), "embedding" if shared else "head", head)
         logits = self.capped(x, a.logit_cap, "logits")
+        if a.said:
+            padded = g.concat([logits, g.values(np.full((1, 1), UNSAID))], 1)
+            place = g.constant("head.places", lambda: places(a.said, a.vocab_size))
+            logits = g.gather(g.reshape(padded, [len(a.said) + 1]), place)
+            logits = g.reshape(logits, [1, a.vocab_size])
         model.signature(g, inputs, {"logits": logits, **self.outputs})
 
     def turn(self, number: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from draftwire.errors import ModelError
 from draftwire.export.graphs.draft import rotation
-from draftwire.export.precision.parity import Parity, mask_rows
+from draftwire.export.precision.parity import Parity, largest, mask_rows
 from draftwire.export.precision.quantise import inputs_of
 from draftwire.export.precision.runners import DraftRunner, Logits, Reader, session, threads
 
@@ -111,7 +111,7 @@ def gate(
     for text in texts:
         whole.rewind(0)
         right = whole.forward(text, rows=len(text))
-        peak = max(peak, float(np.abs(right).max()))
+        peak = max(peak, largest(right))
         for chunk in CHUNKS:
             small.rewind(0)
             small.forward(text[:3])  # rejected: its entries must not be seen again

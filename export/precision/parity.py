@@ -14,6 +14,7 @@ from draftwire.errors import ModelError
 from draftwire.export.graphs.reference import reference_logits
 from draftwire.export.precision.runners import Logits, Reader
 from draftwire.export.sources.checkpoint import Checkpoint, load_model, require_finite
+from draftwire.export.sources.head import UNSAID, hushed
 from draftwire.tokenizer import load_tokenizer
 
 _FLATTER = 0.1  # by which rows behind masks may agree less often
@@ -150,7 +151,7 @@ def expected_logits(
     else:
         rows, source = [reference_logits(checkpoint, text) for text in texts], "numpy"
     behind = [row[-1 - len(masks) :] for row in rows[1:]]
-    logits = np.concatenate([rows[0], *behind])
+    logits = hushed(np.concatenate([rows[0], *behind]), checkpoint.architecture.said)
     return finite_logits(checkpoint.folder.name, logits), source
 
 
@@ -180,9 +181,14 @@ def compare(found: Logits, expected: Logits, against: str) -> Parity:
         against=against,
         tokens=len(expected),
         max_difference=float(np.abs(found - expected).max()) if finite else np.inf,
-        max_logit=float(np.abs(expected).max()),
+        max_logit=largest(expected),
         agreement=float((found.argmax(-1) == expected.argmax(-1)).mean()),
     )
+
+
+def largest(logits: Logits) -> float:
+    """Return the largest absolute logit of the tokens that are said."""
+    return float(np.abs(logits, where=logits != UNSAID, out=np.zeros_like(logits)).max())
 
 
 def mask_ends(length: int, masks: int, context: int) -> list[int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.export.sources.families import FAMILIES, Family, Names
+from draftwire.export.sources.head import read_head
 from draftwire.export.sources.rope import Fields, Rope, UnknownArchitecture, read_rope
 from draftwire.packages.manifest import read_parallel
 
@@ -74,6 +75,7 @@ class Architecture:
     # for each layer the length of its kernel, where it convolves its last inputs instead of
     # attending; 0 where it attends
     convs: tuple[int, ...] = ()
+    said: tuple[int, ...] = ()  # ids that a draft's head says, sorted; () for all
 
     @property
     def names(self) -> Names:
@@ -231,6 +233,7 @@ def read_architecture(
         logit_cap=fields.number("final_logit_softcapping", 0.0),
         positions=fields.count("max_position_embeddings"),
         convs=_convolutions(fields, kind, layers),
+        said=read_head(where, raw, fields.count("vocab_size")),
     )
 
 

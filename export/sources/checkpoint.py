@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
+from draftwire.export.sources.head import head_ids
 from draftwire.packages import DraftPackage, TargetPackage
 from draftwire.tensors import TensorFile
-from draftwire.tokenizer import first_token
+from draftwire.tokenizer import first_token, load_tokenizer
 
 MAX_JSON = 64 << 20  # bytes; tokenizer.json is the largest one read
 INDEX = "model.safetensors.index.json"
@@ -49,6 +50,21 @@ class Checkpoint:
         """Return the same model with at most ``context`` positions."""
         fewer = min(context, self.architecture.context)
         return replace(self, architecture=replace(self.architecture, context=fewer))
+
+    def saying(self, count: int | None) -> Checkpoint:
+        """Return the same model with a head of so many tokens (:func:`head_ids`), or as its
+        config says.
+        """
+        a = self.architecture
+        if count is None:
+            return self
+        engine = load_tokenizer(self.folder).engine
+        ids = head_ids(count, a.vocab_size, tokenizer=engine, keep=self.eos_ids)
+        return replace(self, architecture=replace(a, said=tuple(ids.tolist())))
+
+    def saying_all(self) -> Checkpoint:
+        """Return the same model with its whole head."""
+        return replace(self, architecture=replace(self.architecture, said=()))
 
     def __contains__(self, name: str) -> bool:
         return name in self.parameters

@@ -70,6 +70,11 @@ class Weights:
     def __init__(self, a: Architecture) -> None:
         self.a = a
 
+    def head(self) -> Array:
+        """Return the rows of the head that a draft says, ``(tokens, hidden)``."""
+        whole = self.table(self.a.head)
+        return whole[list(self.a.said)] if self.a.said else whole
+
     def qkv(self, i: int) -> list[Linear]:
         """Return the projections of layer ``i`` to queries, keys and values."""
         a, whole = self.a, self.packed(i)
@@ -168,6 +173,9 @@ class PackageWeights(Weights):
         if parameter == self.a.head:
             return self._rows("head.weight", self.a.hidden)
         return self._read(parameter)
+
+    def head(self) -> Array:
+        return self._rows("head.weight", self.a.hidden) if self.a.said else super().head()
 
     def norm(self, name: str) -> Linear:
         if self.a.family.norm == "layer":

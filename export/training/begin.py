@@ -33,7 +33,7 @@ SCHEMA = "draftwire.training/1"  # of the report
 _MICRO = 2048  # tokens
 # They change how long it takes and what is looked at, not what comes out.
 _NOT_DECIDING = frozenset(
-    ("workers", "device", "prompts", "looks", "arithmetic", "save_every", "budget")
+    "workers device prompts looks arithmetic save_every budget head".split()
 )
 _MEASURED_S = 10.0
 _QUICK_S = 1.0  # enough where many passes fit

@@ -9,30 +9,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.onnx import export_onnx
 from draftwire.export.pieces import check_place
 from draftwire.export.settings import DraftSettings
+from draftwire.export.sources.head import KEY, UNSAID, head_ids, packed
 from draftwire.export.training import begin, measure, parallel
 from draftwire.export.training.base import Base, read_base, save_model, start_from
 from draftwire.export.training.distil import DraftTrainer, make_draft
-from draftwire.export.training.loop import Plan, Source, half_precision, train
+from draftwire.export.training.loop import Plan, Source, Stream, half_precision, train
 from draftwire.export.training.parallel import ParallelTrainer
 from draftwire.export.training.states import States, UpperTrainer, write_states
 from draftwire.export.training.text import digests
+from draftwire.export.training.written import let_base_write
+from draftwire.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
 Trainer = DraftTrainer | ParallelTrainer
+_AGAIN = 4  # times that a row which the base wrote is read where no states are kept
 
 _LOSS = (
     "the loss is the divergence from the base (nats a token), a tenth of the "
     "cross-entropy with the text, and a tenth of the distance from the base's last states"
 )
 _PARALLEL_LOSS = (
-    "the loss is the divergence from the base (nats a token): of the text's tokens three "
-    "times, and of masks, each 0.85 times the one before, with a tenth of cross-entropy"
+    "the loss is the divergence from the base (nats a token): of the text's tokens twice, "
+    "and of masks, each 0.85 times the one before, with a tenth of cross-entropy"
 )
 
 
@@ -115,13 +120,15 @@ def build_draft(
     asked, text = begin.begin(base, anchor, settings, work, data, say, start)
     say(_PARALLEL_LOSS if settings.parallel else _LOSS)
     plan = _plan(settings, base)
-    watch = _Watch(trainer, text.held, settings, say)
+    begun_from = {**text.held, **text.asked}
+    watch = _Watch(trainer, begun_from, settings, say)
     nothing = watch.nothing()
     model: nn.Module = trainer
     stream = text.stream
     if settings.written:
-        share, folder = settings.written, work / "text"
-        stream = parallel.let_base_write(base, stream, share, plan, folder, say)
+        share, again = settings.written, max(passes, _AGAIN)
+        folder = work / "text"
+        stream = let_base_write(base.model, text, share, plan, folder, again=again, say=say)
     source: Source = stream
     if settings.parallel:
         source = parallel.Masked(stream, settings.parallel - 1)
@@ -137,8 +144,11 @@ def build_draft(
         )
         model, source = upper, States(work / "states", base.architecture.vocab_size)
     log = train(model, source, plan, _loss, work, say=say, watch=watch)
+    said = None
+    if settings.head is not None:
+        said = _say_only(draft, base, settings.head, stream)
     held_out: dict[str, dict[str, Any]] = {}
-    for file, ids in text.held.items():
+    for file, ids in begun_from.items():
         prompt = {"prompts": settings.prompts, "prompt_tokens": _prompt_tokens(ids)}
         held_out[file] = row = measure.acceptance(base.model, draft, ids, **prompt)
         say(
@@ -156,6 +166,9 @@ def build_draft(
     if isinstance(trainer, ParallelTrainer):
         found = [row["parallel"] for row in held_out.values()]
         draft = trainer.finished(parallel.chances(found))
+    if said is not None:
+        size = draft.get_input_embeddings().num_embeddings
+        setattr(draft.config, KEY, packed(said, size))
     made_in = work / f"{out.stem}.hf"
     save_model(draft, base, base_dir, made_in)
     kind, most = max(nothing.items(), key=lambda item: item[1])
@@ -243,6 +256,28 @@ def _plan(settings: DraftSettings, base: Base) -> Plan:
     return replace_fields(plan, watch_every=max(1, plan.steps // looks) if looks else 0)
 
 
+def _say_only(draft: Any, base: Base, count: int, text: Stream) -> NDArray[np.int64]:
+    """Let a draft's head say so many tokens alone, the most frequent of a text; return
+    their ids.
+    """
+    size = base.architecture.vocab_size
+    seen = np.zeros(size, np.int64)
+    for path, share in zip(text.paths, text.shares, strict=True):
+        if share > 0:
+            seen += np.bincount(np.load(path).reshape(-1), minlength=size)
+    engine = load_tokenizer(base.tokenizer).engine
+    ids = head_ids(count, size, tokenizer=engine, keep=base.eos_ids, seen=seen)
+    hidden = np.ones(size, bool)
+    hidden[ids] = False
+    where = torch.from_numpy(np.flatnonzero(hidden)).to(draft.device)
+
+    def hush(module: Any, given: Any, found: Any) -> None:
+        found.logits.index_fill_(-1, where, float(UNSAID))
+
+    draft.register_forward_hook(hush)
+    return ids
+
+
 def _loss(model: nn.Module, *batch: Tensor) -> Tensor:
     assert isinstance(model, (DraftTrainer, UpperTrainer, ParallelTrainer))
     return model.loss(*batch)
@@ -258,9 +293,9 @@ def _told(found: Mapping[str, Any]) -> str:
     )
 
 
-def _prompt_tokens(stream: np.ndarray) -> int:
-    """Return the length of prompts that a held-out stream allows."""
-    return max(1, min(48, len(stream) // 2))
+def _prompt_tokens(held: np.ndarray) -> int:
+    """Return the length of prompts that held-out text allows."""
+    return held.shape[1] if held.ndim == 2 else max(1, min(48, len(held) // 2))
 
 
 class _Watch:
@@ -295,9 +330,8 @@ class _Watch:
         ]
         return round(sum(found) / len(found), 4)
 
-    def _speak(self, stream: np.ndarray) -> tuple[Tensor, int]:
-        at, base = _prompt_tokens(stream), self._trainer.base
-        rng = np.random.default_rng(self._seed)
-        starts = rng.integers(0, len(stream) - at + 1, self._prompts)
-        given = measure.rows_at(stream, starts, at).to(base.device)
+    def _speak(self, held: np.ndarray) -> tuple[Tensor, int]:
+        at, base = _prompt_tokens(held), self._trainer.base
+        given = measure.beginnings(held, self._prompts, at, seed=self._seed)
+        given = given.to(base.device)
         return measure.continuations(base, given, count=32), at

@@ -88,9 +88,11 @@ class Stream:
         out = np.zeros((rows, length + 1), np.int64)
         for row, source in enumerate(rng.choice(len(shares), rows, p=shares)):
             stream = self._streams[source]
-            if stream.ndim == 2:  # texts of one length: each from its beginning
-                start = int(rng.integers(len(stream))) * stream.shape[1]
-                stream = stream.reshape(-1)
+            if stream.ndim == 2:  # texts of one length: each from its beginning, in turn
+                number = (step * (plan.batch // plan.micro) + index) * rows + row
+                order = np.random.default_rng((plan.seed, number // len(stream)))
+                start = int(order.permutation(len(stream))[number % len(stream)])
+                start, stream = start * stream.shape[1], stream.reshape(-1)
             else:
                 start = int(rng.integers(0, max(1, len(stream) - length - 1)))
             piece = stream[start : start + length + 1]

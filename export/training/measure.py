@@ -37,6 +37,18 @@ def rows_at(stream: np.ndarray, starts: Any, length: int) -> Tensor:
     return torch.from_numpy(np.stack([stream[s : s + length] for s in starts]).astype("i8"))
 
 
+def beginnings(held: np.ndarray, prompts: int, tokens: int, *, seed: int) -> Tensor:
+    """Return ``(prompts, tokens)`` that held-out text is continued from: pieces of a stream
+    ``(length,)``, or the ends of so many prompts of ``(n, length)``, at most all of them.
+    """
+    rng = np.random.default_rng(seed)
+    if held.ndim == 2:
+        picks = rng.permutation(len(held))[:prompts]
+        return torch.from_numpy(held[picks, -tokens:].astype("i8"))
+    starts = rng.integers(0, max(1, len(held) - tokens), prompts)
+    return rows_at(held, starts, tokens)
+
+
 @torch.no_grad()
 def validation_loss(model: nn.Module, stream: np.ndarray, *, length: int = 512) -> float:
     """Return the mean cross-entropy in nats per token on a held-out stream."""
@@ -127,7 +139,7 @@ def distinct_4(texts: Tensor) -> float:
 def acceptance(
     target: Any,
     draft: Any,
-    stream: np.ndarray,
+    held: np.ndarray,
     *,
     prompts: int = 24,
     prompt_tokens: int = 48,
@@ -135,16 +147,15 @@ def acceptance(
     block: int = 4,
     seed: int = 1,
 ) -> dict[str, float]:
-    """Measure ``draft`` against ``target`` on continuations of held-out text.
+    """Measure ``draft`` against ``target`` on continuations of :func:`beginnings`.
 
     Returns ``greedy_per_block``: mean accepted of ``block`` drafts; ``greedy``: their
     share; ``overlap``: mean of ``sum min(p, q)`` at temperature 1, the acceptance that
     rejection sampling would have; ``distinct_4``: share of distinct 4-grams of the greedy
     text; low means that it loops, which flatters greedy acceptance.
     """
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, max(1, len(stream) - prompt_tokens), prompts)
-    given = rows_at(stream, starts, prompt_tokens).to(target.device)
+    given = beginnings(held, prompts, prompt_tokens, seed=seed).to(target.device)
+    prompt_tokens = given.shape[1]
     text = continuations(target, given, count=count, temperature=0, seed=seed)
     at = slice(prompt_tokens - 1, -1)
     choice = logits_of(draft, text)[:, at].argmax(-1)

@@ -10,9 +10,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,7 @@ from draftwire.errors import ConfigError
 from draftwire.export.training.base import Base
 from draftwire.export.training.distil import distil_loss
 from draftwire.export.training.loop import Plan, Stream
-from draftwire.export.training.measure import accepted_per_block, continuations, rows_at
-from draftwire.io import replacing
+from draftwire.export.training.measure import accepted_per_block, beginnings, continuations
 
 # Of all positions that masks could follow: the share where a second token is foretold,
 # where a third ... halved each time, and no less than the second number.
@@ -33,10 +31,7 @@ _KEPT, _LEAST = 0.5, 0.15
 _FADE = 0.85  # weight of a mask's loss, of that of the mask before it
 # Weight of masks' cross-entropy with the text; of greedy text it would sharpen the rest.
 _HARD = 0.1
-_REAL = 3.0  # weight of the loss of the text's own tokens, beside 1 for the first mask
-_WRITTEN_ROWS = 64  # rows that the base writes at once
-_AGAIN = 4  # times that a row it wrote is read, with other masks
-_PROMPT = 32  # tokens of text that it goes on from
+_REAL = 2.0  # weight of the loss of the text's own tokens, beside 1 for the first mask
 
 
 def masks_behind(length: int, masks: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
@@ -218,7 +213,7 @@ def ways(agrees: np.ndarray) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def foretells(
     trainer: ParallelTrainer,
-    stream: np.ndarray,
+    held: np.ndarray,
     *,
     prompts: int,
     prompt_tokens: int = 48,
@@ -232,10 +227,8 @@ def foretells(
     ``reached``, that of blocks right so far; ``accepted``, of a block by each of
     :func:`ways`; ``accepted_of_4``, the same of blocks of at most four.
     """
-    rng = np.random.default_rng(seed)
-    last = max(1, len(stream) - prompt_tokens)
-    given = rows_at(stream, rng.integers(0, last, prompts), prompt_tokens)
-    given = given.to(trainer.base.device)
+    given = beginnings(held, prompts, prompt_tokens, seed=seed).to(trainer.base.device)
+    prompts, prompt_tokens = given.shape
     size = trainer.base.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand((count, prompts, size), generator=generator)
@@ -262,36 +255,6 @@ def chances(found: Iterable[Mapping[str, Any]]) -> list[float]:
     reached = np.mean([row["greedy"]["reached"] for row in found], 0)
     before = np.concatenate([[1.0], reached[:-1]])
     return [round(float(x), 4) for x in reached / np.maximum(before, 1e-9)]
-
-
-def let_base_write(
-    base: Base,
-    text: Stream,
-    share: float,
-    plan: Plan,
-    folder: Path,
-    say: Callable[[str], None],
-) -> Stream:
-    """Return a text of which the base writes a share itself, three rows in four greedily
-    and one sampled, going on from pieces of ``text``; what ``folder`` holds is kept.
-    """
-    length = plan.length_at(0)
-    tokens = plan.steps * plan.batch * share
-    parts = max(1, round(tokens / length / _WRITTEN_ROWS / _AGAIN))
-    paths = [folder / f"written.{part}.npy" for part in range(parts)]
-    say(f"the base writes {parts * _WRITTEN_ROWS:,} rows of {length} tokens itself")
-    micro, lengths = _WRITTEN_ROWS * _PROMPT, ((1.0, _PROMPT),)
-    prompt = Plan(1, micro=micro, lengths=lengths, seed=plan.seed)
-    for part, path in enumerate(paths):
-        if not path.exists():
-            given = text.micro(prompt, 0, part)[0][:, :-1].to(base.model.device)
-            how = {"temperature": 0 if part % 4 else 1, "seed": part}
-            said = continuations(base.model, given, count=length + 1 - _PROMPT, **how)
-            with replacing(path) as file:
-                np.save(file, said.cpu().numpy().astype("u4"))
-    whole = sum(text.shares)
-    shares = [(1 - share) * x / whole for x in text.shares] + [share / parts] * parts
-    return Stream((*text.paths, *paths), tuple(shares))
 
 
 def check_parallel(base: Base, block: int, length: int) -> None:

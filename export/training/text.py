@@ -18,6 +18,7 @@ from draftwire.export.pieces import writing
 from draftwire.export.training.base import Base
 from draftwire.export.training.loop import Stream
 from draftwire.io import write_text
+from draftwire.template import Template, check_messages
 from draftwire.tokenizer import load_tokenizer
 
 # Paragraphs of a plain text are joined to pieces of about this many characters, so that
@@ -28,9 +29,16 @@ _HELD_OUT = 0.04
 _LEAST_TRAIN, _LEAST_HELD = 600, 100  # tokens; below that a result means nothing
 
 
-def read_documents(path: str | Path) -> list[str]:
+class Asking(str):
+    """A conversation whose next turn is the model's."""
+
+    __slots__ = ()
+
+
+def read_documents(path: str | Path, template: Template | None = None) -> list[str]:
     """Return the documents of a text file: plain, cut at blank lines, or ``.jsonl`` with
-    the text under "text", "turns", "prompt" or "content".
+    the text under "text", "turns", "prompt" or "content", or with "messages", which the
+    chat template writes.
 
     A ConfigError where it is missing, empty, not UTF-8, or JSON of another kind.
     """
@@ -45,7 +53,9 @@ def read_documents(path: str | Path) -> list[str]:
         raise ConfigError(f"{path} is not UTF-8 text", hint=hint) from exc
     if path.suffix == ".jsonl":
         lines = enumerate(text.splitlines(), 1)
-        documents = [_document(path, n, line) for n, line in lines if line.strip()]
+        documents: list[str] = [
+            _document(path, n, line, template) for n, line in lines if line.strip()
+        ]
     else:
         documents = [""]
         for paragraph in re.split(r"\n\s*\n", text):
@@ -58,11 +68,25 @@ def read_documents(path: str | Path) -> list[str]:
     return documents
 
 
-def _document(path: Path, number: int, line: str) -> str:
+def _document(path: Path, number: int, line: str, template: Template | None) -> str:
+    where = f"line {number} of {path}"
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"line {number} of {path} is not JSON") from exc
+        raise ConfigError(f"{where} is not JSON") from exc
+    if isinstance(found, dict) and "messages" in found:
+        if template is None or template.text is None:
+            raise ConfigError(
+                f"{where} holds messages, and the base has no chat template",
+                hint='give "text", or a base with a chat template',
+            )
+        try:
+            messages = check_messages(found["messages"])
+            asks = messages[-1]["role"] == "user"
+            said = template.render(messages, add_generation_prompt=asks)
+        except ConfigError as exc:
+            raise ConfigError(f"{where}: {exc}") from exc
+        return Asking(said) if asks else said
     for field in _FIELDS:
         value: Any = found.get(field) if isinstance(found, dict) else None
         if isinstance(value, list):
@@ -70,8 +94,8 @@ def _document(path: Path, number: int, line: str) -> str:
         if isinstance(value, str):
             return value
     raise ConfigError(
-        f"line {number} of {path} has no text",
-        hint=f"each line is an object with one of {', '.join(_FIELDS)}",
+        f"{where} has no text",
+        hint=f"each line is an object with one of {', '.join(_FIELDS)}, messages",
     )
 
 
@@ -96,13 +120,13 @@ def split_documents(
 
 
 def deal_file(
-    path: str | Path, *, held_out: float, seed: int
+    path: str | Path, *, held_out: float, seed: int, template: Template | None = None
 ) -> tuple[list[str], list[str]]:
     """Return a file's documents to learn from and those held out.
 
     Of one long paragraph the end is held out.
     """
-    documents = read_documents(path)
+    documents = read_documents(path, template)
     if len(documents) == 1:
         end = max(1, int(len(documents[0]) * (1 - held_out)))
         return [documents[0][:end]], [documents[0][end:]]
@@ -138,6 +162,10 @@ class TrainingText(NamedTuple):
 
     stream: Stream
     held: dict[str, np.ndarray]
+    # Conversations whose next turn is the model's: ids of each to learn from, and by file
+    # those held out, ``(n, length)``, where there are any.
+    prompts: list[np.ndarray]
+    asked: dict[str, np.ndarray]
 
 
 def prepare_text(
@@ -159,10 +187,22 @@ def prepare_text(
     size, end = base.architecture.vocab_size, next(iter(base.eos_ids), None)
     folder = work / "text"
     folder.mkdir(parents=True, exist_ok=True)
-    streams, held = {}, {}
+    template = Template.of(base.tokenizer.parent)
+    streams, held, prompts, asked = {}, {}, [], {}
     for number, file in enumerate(map(Path, files)):
         name = file.stem if file.stem not in held else f"{file.stem}-{number}"
-        parts = deal_file(file, held_out=_HELD_OUT, seed=seed)
+        parts = deal_file(file, held_out=_HELD_OUT, seed=seed, template=template)
+        asking = [
+            [
+                encode(engine, [text], vocab_size=size, end=None)
+                for text in part
+                if isinstance(text, Asking)
+            ]
+            for part in parts
+        ]
+        prompts += asking[0]
+        if asking[1]:
+            asked[name] = _ends(asking[1])
         train, rest = (encode(engine, p, vocab_size=size, end=end) for p in parts)
         path = folder / f"{number}.npy"
         np.save(path, train)
@@ -176,7 +216,15 @@ def prepare_text(
             hint=f"give files of {_LEAST_HELD * 25:,} tokens or more each; a good draft "
             "wants millions",
         )
-    return TrainingText(Stream(tuple(streams), tuple(streams.values())), held)
+    return TrainingText(
+        Stream(tuple(streams), tuple(streams.values())), held, prompts, asked
+    )
+
+
+def _ends(prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the ends of all but the shortest quarter, ``(n, length)``."""
+    least = sorted(map(len, prompts))[len(prompts) // 4]
+    return np.stack([ids[-least:] for ids in prompts if len(ids) >= least])
 
 
 def digests(files: Sequence[str | Path]) -> list[str]:
