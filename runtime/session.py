@@ -201,7 +201,8 @@ class SessionBase(Generic[_S]):
             self._welcome = known or assumed_welcome(self._package)
         else:
             raise outcome
-        if self._welcome.compatibility == "tokenizer":
+        shares = self._package.family.backbone is not None  # else it never meant to
+        if self._welcome.compatibility == "tokenizer" and shares:
             self._warnings.append(
                 f"target {self._welcome.target!r} shares the draft's tokenizer but "
                 "not its backbone: fewer drafts may be accepted"

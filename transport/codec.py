@@ -566,8 +566,14 @@ class Explained(NamedTuple):
     error: str  # why the frame is not valid, or ""
 
 
-def explain(frame: bytes, vocab_size: int | None = None) -> Explained:
-    """Take a frame apart; without the connection's ``vocab_size`` ids cannot be read."""
+def explain(
+    frame: bytes, vocab_size: int | None = None, *, brief: bool = False
+) -> Explained:
+    """Take a frame apart; without the connection's ``vocab_size`` ids cannot be read.
+
+    ``brief``: of a connection with that capability, where a block says its place from the
+    end of the one before; it is read as the first of its stream.
+    """
     pieces: list[Piece] = []
     kind = error = ""
 
@@ -575,7 +581,7 @@ def explain(frame: bytes, vocab_size: int | None = None) -> Explained:
         pieces.append(Piece(start, frame[start:end], name, _shown(name, value)))
 
     try:
-        Codec(vocab_size).decode(frame, note)
+        Codec(vocab_size, brief=brief).decode(frame, note)
     except ProtocolError as problem:
         error = str(problem)
         read = pieces[-1].offset + len(pieces[-1].data) if pieces else 0

@@ -32,6 +32,7 @@ _FIRST = 4  # before anything is known
 _MEMORY = 0.995  # of an acceptance, a draft judged
 _BINS = 8  # of the draft's own probability
 _PRIOR = 6.0  # drafts that a first guess weighs
+_KNOWN = 2.0  # forwards that a first guess of that weighs
 _PACE = 0.98  # of tokens and seconds, a forward
 
 # Returns what a scheme draws behind the text and a path, of logits ``(vocab,)``.
@@ -212,7 +213,8 @@ class Beside(Lookup):
         self._cycle_s = forward_s, step_s
         drafts, n, chance = self.drafts, len(waiting), self._shares.mean
         # Tokens that the stream makes in the time that one more draft takes.
-        price = (step_s + row * forward_s) * self._rate()
+        more_s = step_s + row * forward_s
+        price = more_s * self._rate(more_s)
         most, reach = min(_MOST, room), chance
         trial = not forward_s or drafts.idle >= drafts.again
         if trial:
@@ -233,10 +235,19 @@ class Beside(Lookup):
         self._at_work = True
         return Drafting(self, self._behind(list(waiting), most, own, price))
 
-    def _rate(self) -> float:
-        """Return the tokens that a second gives, of late."""
-        forward_s = self._cycle_s[0]
-        return (self._tokens + 1) / (self._seconds + forward_s) if forward_s else 0.0
+    def _rate(self, more_s: float) -> float:
+        """Return the tokens that a second gives: of late, and before, the most that drafts
+        of ``more_s`` each could give if all were right as often.
+        """
+        forward_s, chance = self._cycle_s[0], self._shares.mean
+        if not forward_s:
+            return 0.0
+        best = tokens = 0.0
+        for n in range(_MOST + 1):
+            tokens += chance**n
+            best = max(best, tokens / (forward_s + n * more_s))
+        known_s = _KNOWN * forward_s
+        return (self._tokens + best * known_s) / (self._seconds + known_s)
 
     def _behind(self, made: list[int], most: int, own: Own, price: float) -> Steps:
         text = [*self._text[self._sure :], *made]
@@ -308,7 +319,8 @@ class Beside(Lookup):
 
     def extend(self, ids: Sequence[int]) -> None:
         super().extend(ids)
-        self._tokens = _PACE * self._tokens + len(ids)
+        if self._cycle_s[0]:  # or it is not known what they took
+            self._tokens = _PACE * self._tokens + len(ids)
         chances = self._chances if self._gave else [None] * len(self._judged)
         for draft, token, sure in zip(self._judged, ids, chances):
             self._shares.add(sure, draft == token)

@@ -139,7 +139,9 @@ def test_the_handshake_knows_the_family_by_its_anchor(
                 found = ids_of(run(session, text, scheme, temperature, number))
                 assert found == expected
         warned = " ".join(session.report["warnings"])
-    assert ("not its backbone" in warned) == (compatibility == "tokenizer")
+    # "small" is a model of its own, which never had a backbone to share.
+    wanted = compatibility == "tokenizer" and draft == "own"
+    assert ("not its backbone" in warned) == wanted
 
 
 def test_a_stranger_is_refused_with_the_side_to_change(shelf, verifier):

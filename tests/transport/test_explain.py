@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from draftwire.cli import main
-from draftwire.transport.codec import explain
+from draftwire.transport.codec import Codec, explain
+from draftwire.transport.messages import Block
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "wire_v2.json").read_text())
 VECTORS = GOLDEN["frames"]
@@ -50,6 +51,18 @@ def test_a_frame_in_words(capsys):
     assert main(["protocol", "decode", "7500010107000302abcd", "--vocab", "2048"]) == 0
     said = capsys.readouterr().out
     assert "block (more, race, stream 1)" in said and "abcd" in said
+
+
+def test_a_brief_block_in_words(capsys):
+    """Its place is from the end of the block before: of a stream's first, from 0."""
+    codec = Codec(2048, brief=True)
+    block = Block(epoch=0, base=9, tokens=(5, 6, 7))
+    words = ["report", "--frame", codec.encode(block).hex(), "--vocab", "2048"]
+    assert main([*words, "--brief"]) == 0
+    said = capsys.readouterr().out
+    assert "epoch 0, base 9, 3 ids" in said and "5 6 7" in said
+    main(words)
+    assert "epoch 0, base 9, 3 ids" not in capsys.readouterr().out
 
 
 def test_ids_need_the_vocabulary(capsys):

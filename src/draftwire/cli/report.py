@@ -35,6 +35,8 @@ wire:
 --frame HEX+          explain a frame (the payload of one binary websocket message): spaces,
                       ':' and '|' are skipped, - reads stdin
 --vocab N             vocab_size of the connection's welcome, to read its token ids
+--brief               of a frame: both ends had the capability 'brief'; places of blocks are
+                      read as those of a stream's first
 """,
     about="Show what runs did: files that --json wrote, one or many. Or the events of a "
     "file that --wire-log wrote: seconds, run and connection, -> from the device, <- from "
@@ -125,7 +127,7 @@ def _decode(args: argparse.Namespace) -> int:
             "HEX is not an even number of hex digits",
             hint="such as: 0503c801030110c00000",
         ) from None
-    found = explain(frame, args.vocab)
+    found = explain(frame, args.vocab, brief=args.brief)
     document = {
         "schema": "draftwire.frame/1",
         "kind": found.kind,
