@@ -32,7 +32,7 @@ _FIRST = 4  # before anything is known
 _MEMORY = 0.995  # of an acceptance, a draft judged
 _BINS = 8  # of the draft's own probability
 _PRIOR = 6.0  # drafts that a first guess weighs
-_KNOWN = 2.0  # forwards that a first guess of that weighs
+_KNOWN = 6.0  # forwards that a first guess of that weighs
 _PACE = 0.98  # of tokens and seconds, a forward
 
 # Returns what a scheme draws behind the text and a path, of logits ``(vocab,)``.
