@@ -37,18 +37,23 @@ def head_ids(
     the tokenizer (of tokenizers) adds to its vocabulary, then by how often each was
     ``seen`` ``(vocab_size,)``; those of one count by id, as byte-pair tokens are learnt.
 
-    A ConfigError where they are none of the vocabulary's, or hardly fewer.
+    A ConfigError as of :func:`check_head`.
     """
-    if not _LEAST <= count < vocab_size:
-        raise ConfigError(
-            f"a head of {count:,} tokens was asked for, the draft has {vocab_size:,}",
-            hint=f"choose {_LEAST} to {vocab_size - 1:,}; a sixth is a good beginning",
-        )
+    check_head(count, vocab_size)
     added = sorted(tokenizer.get_added_tokens_decoder())[:_ADDED]
     first = [i for i in (*keep, *added) if i < vocab_size]
     rank = np.zeros(vocab_size, np.int64) if seen is None else seen.astype(np.int64)
     rank[first] = np.iinfo(np.int64).max
     return np.sort(np.argsort(-rank, kind="stable")[:count])
+
+
+def check_head(count: int, vocab_size: int) -> None:
+    """Refuse (ConfigError) a head of too few tokens, or of no fewer than all."""
+    if not _LEAST <= count < vocab_size:
+        raise ConfigError(
+            f"a head of {count:,} tokens was asked for, the draft has {vocab_size:,}",
+            hint=f"choose {_LEAST} to {vocab_size - 1:,}; a sixth is a good beginning",
+        )
 
 
 def packed(ids: NDArray[np.int64], vocab_size: int) -> str:

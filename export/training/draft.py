@@ -16,7 +16,7 @@ from draftwire.errors import ConfigError, ModelError
 from draftwire.export.onnx import export_onnx
 from draftwire.export.pieces import check_place
 from draftwire.export.settings import DraftSettings
-from draftwire.export.sources.head import KEY, UNSAID, head_ids, packed
+from draftwire.export.sources.head import KEY, UNSAID, check_head, head_ids, packed
 from draftwire.export.training import begin, measure, parallel
 from draftwire.export.training.base import Base, read_base, save_model, start_from
 from draftwire.export.training.distil import DraftTrainer, make_draft
@@ -90,6 +90,8 @@ def build_draft(
     digests(data)  # what is missing is said before the plan is measured
     device = begin.choose_device(settings.device)
     base = read_base(base_dir)
+    if settings.head is not None:
+        check_head(settings.head, base.architecture.vocab_size)
     anchor = begin.anchor_of(base, settings.anchor_layers, otherwise=2)
     draft = make_draft(base.model, anchor_layers=anchor, trained_layers=settings.layers)
     masks = None if start is None else start_from(draft, Path(start), base)
@@ -275,6 +277,7 @@ def _say_only(draft: Any, base: Base, count: int, text: Stream) -> NDArray[np.in
         found.logits.index_fill_(-1, where, float(UNSAID))
 
     draft.register_forward_hook(hush)
+    draft._compiled_call_impl = None  # one that was compiled before knows of no hook
     return ids
 
 

@@ -55,6 +55,8 @@ def let_base_write(
     if not whole.exists():
         with replacing(whole) as file:
             np.save(file, np.concatenate([np.load(path) for path in paths]))
+        for path in paths:
+            path.unlink()
     total = sum(text.stream.shares)
     shares = [(1 - share) * x / total for x in text.stream.shares]
     return Stream((*text.stream.paths, whole), (*shares, share))

@@ -157,6 +157,12 @@ def test_a_trained_drafts_head_says_what_it_read(model_copy, tmp_path):
         heads[head] = np.flatnonzero(logits_of(load_draft(made)) != UNSAID)
     assert [len(ids) for ids in heads.values()] == [SAID, 80, 320]
     assert said.count("resumed at step 8 of 8") == 2
+    with pytest.raises(ConfigError, match="a head of 400 tokens"):
+        build_draft(
+            folder, tmp_path / "a.draft", [text], work=tmp_path / "other",
+            settings=DraftSettings(**settings, head=400), say=said.append,
+        )  # fmt: skip
+    assert not (tmp_path / "other").exists()
     whole = load_tokenizer(folder)
     read = {*whole.encode("<take cup 12 to the table>")}
     assert {*heads[80].tolist()} > read and max(read) > 80
