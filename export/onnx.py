@@ -22,6 +22,7 @@ from draftwire.export.precision import gate, parity, quantise
 from draftwire.export.precision.runners import DraftRunner, Reader, run_target, threads
 from draftwire.export.sources.architecture import UnknownArchitecture, parallel_of
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_config
+from draftwire.export.sources.documents import count_ids
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import check_tokens
 from draftwire.io import version_tuple
@@ -48,6 +49,7 @@ def export_onnx(
     family_name: str | None = None,
     context: int | None = None,
     head: int | None = None,
+    data: Sequence[str | Path] = (),
     anchor_layers: int = 0,
     min_agreement: float | None = None,
     against: str = "auto",
@@ -76,8 +78,11 @@ def export_onnx(
         family_name: For people; by default the name.
         context: Positions to serve; by default the trained ones, for a draft at
             most 4096.
-        head: Tokens that a draft's head says, by id the first ones and those added to the
-            vocabulary; None for all, or for those that the checkpoint's config names.
+        head: Tokens that a draft's head says: those that end a text or were added to the
+            vocabulary, and the most frequent of ``data``; None for all, or for those that
+            the checkpoint's config names.
+        data: Text like what will be written; without any the first of the vocabulary are
+            taken for the most frequent, which is a poor guess.
         anchor_layers: How many first layers draft and targets share; 0 for none.
         min_agreement: Least share of positions with the checkpoint's most likely
             token, in place of the precision's own limit.
@@ -99,6 +104,8 @@ def export_onnx(
     draft = role == "draft"
     if head is not None and not draft:
         raise ConfigError("a target's head says every token", hint="leave --head out")
+    if data and head is None:
+        raise ConfigError("--data says which tokens a head says", hint="add --head 8192")
     known = quantise.PRECISIONS if draft else tuple(TARGET_PRECISIONS)
     usual = "int8" if draft else "fp16"
     wanted = pieces.chosen(usual if precision is None else precision, known, role)
@@ -120,7 +127,10 @@ def export_onnx(
                 checkpoint = dataclasses.replace(checkpoint, bos_id=first)
             if draft and context is None:
                 checkpoint = checkpoint.cut(pieces.DRAFT_CONTEXT)
-            checkpoint = checkpoint.saying(head) if draft else checkpoint.saying_all()
+            seen = None
+            if data:
+                seen = count_ids(folder, data, checkpoint.architecture.vocab_size)
+            checkpoint = checkpoint.saying(head, seen) if draft else checkpoint.saying_all()
             fields = pieces.package_fields(
                 checkpoint, name=named, family_name=family, anchor_layers=anchor_layers
             )

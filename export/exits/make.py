@@ -32,8 +32,9 @@ from draftwire.export.pieces import (
 from draftwire.export.precision.runners import session, supplied
 from draftwire.export.settings import ExitSettings
 from draftwire.export.sources.checkpoint import load_model
+from draftwire.export.sources.documents import encode, read_documents
 from draftwire.export.training.base import model_of
-from draftwire.export.training.text import deal_file, encode, read_documents
+from draftwire.export.training.text import deal_file
 from draftwire.packages import (
     NewExits,
     NewFile,

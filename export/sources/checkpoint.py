@@ -51,7 +51,9 @@ class Checkpoint:
         fewer = min(context, self.architecture.context)
         return replace(self, architecture=replace(self.architecture, context=fewer))
 
-    def saying(self, count: int | None) -> Checkpoint:
+    def saying(
+        self, count: int | None, seen: NDArray[np.int64] | None = None
+    ) -> Checkpoint:
         """Return the same model with a head of so many tokens (:func:`head_ids`), or as its
         config says.
         """
@@ -59,7 +61,8 @@ class Checkpoint:
         if count is None:
             return self
         engine = load_tokenizer(self.folder).engine
-        ids = head_ids(count, a.vocab_size, tokenizer=engine, keep=self.eos_ids)
+        keep = self.eos_ids
+        ids = head_ids(count, a.vocab_size, tokenizer=engine, keep=keep, seen=seen)
         return replace(self, architecture=replace(a, said=tuple(ids.tolist())))
 
     def saying_all(self) -> Checkpoint:

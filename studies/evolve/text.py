@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from draftwire.errors import ConfigError
+from draftwire.export.sources.documents import encode, read_documents
 from draftwire.export.training.base import Base
-from draftwire.export.training.text import encode, read_documents, split_documents
+from draftwire.export.training.text import split_documents
 from draftwire.tokenizer import load_tokenizer
 
 # What the drafts read, what the evolved targets read, what everything is measured on.

@@ -65,6 +65,19 @@ def test_a_table_of_another_vocabulary_is_refused(table, model_copy, tmp_path):
         export_onnx(folder, tmp_path / "a.draft", against="numpy")
 
 
+def test_text_tells_which_tokens_are_frequent(models, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("take the red cup to the table\n" * 9)
+    words = ["export", "package", str(models("llama")), "--data", str(text)]
+    out = ["--out", str(tmp_path / "a.draft"), "--precision", "fp32"]
+    assert main([*words, "--head", "80", *out]) == 0
+    said = np.flatnonzero(logits_of(load_draft(tmp_path / "a.draft")) != UNSAID)
+    read = load_tokenizer(models("llama")).encode(text.read_text())
+    assert max(read) > 80 and {*read} <= {*said.tolist()}
+    assert main([*words, "--out", str(tmp_path / "b.draft")]) == 2
+    assert "add --head" in capsys.readouterr().err
+
+
 def test_a_target_says_every_token(models, tmp_path):
     with pytest.raises(ConfigError, match="every token"):
         export_onnx(models("llama"), tmp_path / "a.target", role="target", head=SAID)

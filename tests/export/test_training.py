@@ -22,6 +22,7 @@ from draftwire.errors import ConfigError, DraftwireError, ModelError
 from draftwire.export.adapter import package_adapter
 from draftwire.export.onnx import export_onnx
 from draftwire.export.settings import DraftSettings, EvolveSettings
+from draftwire.export.sources.documents import read_documents
 from draftwire.export.training import begin, evolve, loop
 from draftwire.export.training import draft as build
 from draftwire.export.training import states as states_module
@@ -31,7 +32,7 @@ from draftwire.export.training.draft import build_draft
 from draftwire.export.training.evolve import evolve_target
 from draftwire.export.training.measure import repeated
 from draftwire.export.training.states import States, UpperTrainer, write_states
-from draftwire.export.training.text import read_documents, split_documents
+from draftwire.export.training.text import split_documents
 from draftwire.packages import load_draft, load_target
 from draftwire.template import Template
 from draftwire.tensors import target_weights

@@ -32,15 +32,16 @@ _FLAGS = flag_lines("""
 --family NAME         the family's name; by default the package's
 --context N           positions to serve; by default the trained ones, for a draft at most
                       4096
---head N:whole        tokens that a draft's head says, the first of the vocabulary: where it
-                      is a large part of the model (default: all)
+--head N:whole        tokens that a draft's head says, where it is a large part of it:
+                      the most frequent of --data (default: all)
 --anchor-layers N:whole  first layers that draft and targets share (default: 0)
 --min-agreement SHARE:share  least share of positions with the origin's most likely token
 --checkpoint DIR      litert: what the package was made from, weights that were not rounded
                       yet
 --base DIR            of an adapter: the whole target that it was trained on
 --data FILE+          text, plain or .jsonl; a part is held out (exits: by default the
-                      target writes its own)
+                      target writes its own; package: of --head, without it the first of the
+                      vocabulary)
 --held-out FILE+      text to calibrate and measure on, one file for each of --data
 --work DIR            for checkpoint and report; run again with the same flags to go on; by
                       default NAME.work beside --out
@@ -73,7 +74,7 @@ _SERVED = "name family context anchor_layers min_agreement replace"
 JOBS = {
     "onnx": Job(
         "draftwire.export.onnx:export_onnx",
-        f"out! role precision graph version head {_SERVED}",
+        f"out! role precision graph version head data {_SERVED}",
     ),
     "litert": Job(
         "draftwire.export.tflite:export_tflite",
@@ -140,7 +141,7 @@ SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the h
         + "\n".join(
             _FLAGS[name]
             for name in "out engine role precision graph checkpoint base version name "
-            "family context head anchor_layers min_agreement replace".split()
+            "family context head data anchor_layers min_agreement replace".split()
         ),
         about="Make a draft or target package from a Hugging Face checkpoint, or an "
         "evolved target from a LoRA adapter. The result is compared with its origin; "
