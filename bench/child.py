@@ -58,10 +58,11 @@ class Child:
         with contextlib.suppress(OSError, ValueError):  # gone: its last words are below
             process.stdin.write(line.encode() + b"\n")
             process.stdin.flush()
-        deadline = time.monotonic() + timeout_s
+        deadline, poll = time.monotonic() + timeout_s, select.poll()
+        poll.register(process.stdout, select.POLLIN)
         while b"\n" not in self._said:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            if left <= 0 or not poll.poll(1e3 * left):
                 raise self._error(f"{self._name} did not answer within {timeout_s:.0f} s")
             data = os.read(process.stdout.fileno(), 65536)
             if not data:

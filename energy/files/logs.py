@@ -527,7 +527,7 @@ def _set_clock(log: Log, interval_s: float | None, duration_s: float | None) -> 
         interval_s = duration_s / steps if steps else None
     base, origin = 0.0, None
     for run in log.runs:
-        stamps = np.array(run.stamps)
+        stamps, run.stamps = np.array(run.stamps), array("q")  # 500 MB of log must fit
         good = stamps != NO_STAMP
         count = int(good.sum())
         if run.samples >= 2 and count >= max(2, run.samples // 2):
@@ -540,7 +540,7 @@ def _set_clock(log: Log, interval_s: float | None, duration_s: float | None) -> 
             if unit_s < 1 and not ((stamps + run.base_stamp) % 1000).any():
                 run.unit_s = 1.0  # whole seconds in milliseconds
             run.times = stamps.astype(np.float64)
-            del stamps, good  # a log of 500 MB must fit
+            del stamps, good
             run.times *= unit_s
             _stamped(log, run)
             run.times += (run.base_stamp - origin) * unit_s

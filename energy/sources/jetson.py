@@ -75,11 +75,13 @@ class LineFeed:
     def __init__(self, name: str, fd: int, clock: Clock, timeout_s: float) -> None:
         self.name, self.fd, self.clock, self.timeout_s = name, fd, clock, timeout_s
         self._tail, self._arrived = b"", 0
+        self._poll = select.poll()  # select() takes no descriptor from 1024 on
+        self._poll.register(fd, select.POLLIN)
 
     def next_line(self) -> tuple[int, bytes]:
         """Wait for a line; a SensorError when it ended, or nothing came in time."""
         while b"\n" not in self._tail:
-            if not select.select([self.fd], [], [], self.timeout_s)[0]:
+            if not self._poll.poll(1e3 * self.timeout_s):
                 raise SensorError(f"{self.name} was silent for {self.timeout_s:g} s")
             chunk = os.read(self.fd, 65536)
             if not chunk:

@@ -154,9 +154,12 @@ def trials(cases, seed, now, source, showing, length=20.0, a_s=(0.5, 8.0), b_s=(
     for _ in range(cases):
         wave = Wave(rng, length)
         show = showing(rng, wave)
-        meter = fresh(source() if callable(source) else source, now, **choice)
+        made = source() if callable(source) else source
+        meter = fresh(made, now, **choice)
         a = rng.uniform(*a_s)
         errors.append(drive(meter, now, wave, show, a, a + rng.uniform(*b_s)))
+        if made is not source:
+            made.close()
     judge(errors, widest)
 
 

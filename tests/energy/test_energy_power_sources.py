@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import stat
 import types
 from pathlib import Path
@@ -21,7 +23,7 @@ from draftwire.energy.sources.counters import (
     parse_adc,
 )
 from draftwire.energy.sources.hwmon import HwmonSource
-from draftwire.energy.sources.jetson import TegrastatsSource
+from draftwire.energy.sources.jetson import LineFeed, TegrastatsSource
 from draftwire.errors import ConfigError, SensorError
 
 TABLES = load_tables()
@@ -369,6 +371,27 @@ done
     assert second.t_ns > first.t_ns
     source.close()
     source.close()
+
+
+def test_lines_from_a_high_descriptor():
+    """A robot's process has many files open; select() would refuse one from 1024 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(reader, fcntl.F_DUPFD, 1100)
+    try:
+        feed = LineFeed("a pipe", high, lambda: 5, 0.05)
+        os.write(writer, b"VDD_IN 1mW\nmore")
+        assert feed.next_line() == (5, b"VDD_IN 1mW")
+        with pytest.raises(SensorError, match="silent for 0.05 s"):
+            feed.next_line()
+        os.close(writer)
+        with pytest.raises(SensorError, match="ended"):
+            feed.next_line()
+    finally:
+        os.close(reader)
+        os.close(high)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_tegrastats_without_rails_or_program(tmp_path):
