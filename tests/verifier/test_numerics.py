@@ -241,7 +241,8 @@ def test_numbers_that_are_none_end_one_stream(targets, kind, how, monkeypatch, c
     prompts = numerics._Prompts(target, random.Random(2))
     greedy = [SamplingParams("greedy", 0.0)] * 4
     jobs = [numerics._Job(prompts.of(20), (), target.vocab_size) for _ in range(4)]
-    texts = [numerics._write(target, [job], greedy, 24, None)[0][0] for job in jobs]
+    alone = [numerics._write(target, [job], greedy, 24, None) for job in jobs]
+    texts = [found[0] for found, _ in alone]
     jobs = [numerics._Job(j.prompt, t, target.vocab_size) for j, t in zip(jobs, texts)]
     honest, count = type(target).run, itertools.count()
 
@@ -255,12 +256,15 @@ def test_numbers_that_are_none_end_one_stream(targets, kind, how, monkeypatch, c
         return honest(self, frame, tell)
 
     monkeypatch.setattr(type(target), "run", poison)
-    found, _ = numerics._write(target, jobs, greedy, 24, CASES["batch"])
+    found, near = numerics._write(target, jobs, greedy, 24, CASES["batch"])
     said = [r.message for r in caplog.records if "no numbers" in r.message]
     assert len(said) == 1
     assert f"target {target.name} {target.version} gave" in said[0]
     assert "for position " in said[0]
-    assert found == texts  # its device has opened that stream anew
+    # Its device has opened that stream anew. Where "close" writes another text than alone,
+    # which a processor's rounding decides, it has counted a near tie.
+    assert found == texts or (how == "close" and near + sum(n for _, n in alone) > 0)
+    assert [len(text) for text in found] == [24] * 4
 
 
 def test_the_command_prints_price_and_shares(capsys):
