@@ -18,6 +18,7 @@ from live import DRAFT, TARGET, connect, ids_of, serving
 import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, ModelError, TransportError
+from draftwire.packages import load_draft
 
 PROMPTS = [[5, 17, 3, 99, 41], [7, 8, 9], [120, 4], [33, 2, 61, 10]]
 TOKENS = 60
@@ -316,7 +317,8 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
             assert ids_of(stream) and stream.finish == "deadline"
             assert any("draft's alone" in w for w in stream.report["warnings"])
             four = [ask(session, n, patience_s=0.1) for n in range(4)]
-            assert all(len(ids_of(s)) >= TOKENS - 1 for s in four)  # one after another
+            for ids in map(ids_of, four):  # one after another; the draft ends some itself
+                assert len(ids) >= TOKENS - 1 or ids[-1] in load_draft(DRAFT).eos_ids
             with pytest.raises(TransportError, match="cannot reach"):
                 ids_of(ask(session, 0, offline="error"))
             # One that began alone ends with the target's own text.
