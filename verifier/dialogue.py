@@ -25,6 +25,7 @@ from draftwire.transport.messages import (
 )
 from draftwire.verifier.grammars import Shelf
 from draftwire.verifier.greeting import DRAINING, FatalError, error_of
+from draftwire.verifier.patience import Pace
 from draftwire.verifier.serving.accounts import LimitError
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
 
@@ -63,6 +64,7 @@ class Dialogue:
         # Opens whose grammar is being compiled, each with what came for it since.
         self._waiting: dict[int, list[Message]] = {}
         self._draining = False
+        self.pace = Pace()  # of its device's drafts
         self.terms: Terms | None = None  # what was agreed on, or None before the greeting
         self.over = False  # true once nothing more is taken in
 

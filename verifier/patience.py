@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, deque
 from functools import partial
+from statistics import median
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
@@ -28,11 +29,12 @@ from draftwire.verifier.rows import Share
 _SLACK = 1.5  # drafts may be late by half of the hold
 _LEAST = 0.05  # tokens that a hold must gain, for forecasts are none too sure
 _TABLES = 64  # that are kept: some 100 KB each
-_ROWS = 15  # drafts that a forward is worth waiting for
-_BEHIND, _AHEAD = 12, 24  # how far device or verifier may be ahead, in the table
+_ROWS, _MOST = 8, 47  # a forward is worth waiting for so many batches, and drafts
+_BEHIND, _AHEAD = 12, 1.6  # how far device (in rows) or verifier may be ahead
 _UNIT = 4  # parts of a step that it tells apart
 _COLUMNS = 40  # and the most of them
 _MEMORY = 0.9
+_STEPS = 15  # blocks whose median tells the pace
 _PRIOR = 6.0  # drafts that the first guess at the acceptance weighs
 
 
@@ -60,17 +62,19 @@ class Table:
         leaf: float = 0.0,  # share of wrong drafts where a leaf brings one more token
     ) -> None:
         a, self.batch = acceptance, batch
+        rows = min(_ROWS * batch + 7, _MOST)  # of a forward, that count
+        ahead = int(_AHEAD * rows)
         # Far arrivals are told apart more coarsely.
         self.unit = unit = max(1 / _UNIT, back / _COLUMNS)
         columns = int(math.ceil(back / unit)) + 1
-        shape = (_BEHIND + _AHEAD + 1, columns)
-        m = np.broadcast_to(np.arange(-_BEHIND, _AHEAD + 1)[:, None], shape)
+        shape = (_BEHIND + ahead + 1, columns)
+        m = np.broadcast_to(np.arange(-_BEHIND, ahead + 1)[:, None], shape)
         nu = np.broadcast_to(np.arange(columns) * unit, shape)
-        waits = min(int(forward) + 2, _ROWS) + 1
+        waits = min(int(forward) + 2, -(-rows // batch)) + 1
         tokens, times, chances, after = [], [], [], []
         for k in range(waits):
             wait = nu + (k - 1) if k else np.zeros(shape)
-            judged = np.clip(m + batch * k, 0, _ROWS)
+            judged = np.clip(m + batch * k, 0, rows)
             time = wait + forward
             came = np.where(time >= nu, np.floor(time - nu + 1e-9) + 1, 0)
             left = m + batch * came - (judged + 1)
@@ -80,7 +84,7 @@ class Table:
             late = np.where(trip >= next_nu, np.floor(trip - next_nu + 1e-9) + 1, 0)
             chance = np.where(left + batch * late < 0, 0.0, a ** (judged + 1.0))
             column = np.clip(np.rint(next_nu / unit), 0, columns - 1)
-            row = np.clip(left, -_BEHIND, _AHEAD) + _BEHIND
+            row = np.clip(left, -_BEHIND, ahead) + _BEHIND
             gain = (1 - a ** (judged + 1.0)) / (1 - a) + leaf * (1 - a**judged)
             gain = np.where(wait > forward + 1e-9, -1e9, gain)
             tokens.append(gain)
@@ -129,7 +133,7 @@ class Table:
 
         ``ready`` drafts are at hand, and the next ones come in ``until`` steps.
         """
-        row = min(max(ready, -_BEHIND), _AHEAD) + _BEHIND
+        row = min(max(ready + _BEHIND, 0), len(self.worth) - 1)
         column = min(max(int(round(until / self.unit)), 0), self.worth.shape[1] - 1)
         found: np.ndarray = self.worth[row, column]
         return found
@@ -241,21 +245,48 @@ def hold_until(
     return now_s if at_s <= now_s else min(now_s + _SLACK * (at_s - now_s), end_s)
 
 
+class Pace:
+    """How a device drafts, learned from all streams of its connection."""
+
+    def __init__(self) -> None:
+        self.right = Share(0.7, _PRIOR)  # of the drafts
+        self.back_s = math.nan  # see :class:`Outlook`, as the others
+        self.step_s, self.batch = math.nan, 1.0
+        # What it drafts besides, and what it had prepared, are no measure of its pace: so
+        # medians.
+        self._steps: deque[float] = deque(maxlen=_STEPS)
+        self._batches: deque[int] = deque(maxlen=_STEPS)
+
+    def went_on(self, seconds: float) -> None:
+        """Drafts came that long after those before them."""
+        self._steps.append(seconds)
+        self.step_s = median(self._steps)
+
+    def came_back(self, seconds: float) -> None:
+        """Drafts came that long after the news that they begin anew behind."""
+        old = self.back_s
+        new = seconds if math.isnan(old) else _MEMORY * old + (1 - _MEMORY) * seconds
+        self.back_s = new
+
+    def brought(self, count: int) -> None:
+        """So many drafts came at once."""
+        self._batches.append(count)
+        self.batch = float(median(self._batches))
+
+
 class Arrivals:
-    """When one stream's drafts come, learned from those that came.
+    """When one stream's drafts come, by those that came, at the device's ``pace``.
 
     Positions count from the end of the prompt.
     """
 
     def __init__(self) -> None:
+        self.pace = Pace()
         self._epoch = -1  # of the branch that has come last
         self._tip = 0  # end of what has come of it
         self._last_s = 0.0  # when it came
         self._broken: tuple[int, float] | None = None  # the commit that ended it
-        self._step_s = self._back_s = math.nan
-        self._batch = 1.0
         self._commits: deque[tuple[int, float]] = deque(maxlen=64)  # length, when
-        self._right = Share(0.7, _PRIOR)  # of the drafts
 
     def block(self, now_s: float, epoch: int, base: int, count: int, alive: int) -> None:
         """Note ``count`` drafts that came of branch ``epoch``, from position ``base`` on.
@@ -267,12 +298,12 @@ class Arrivals:
                 self._broken = self._commit_beyond(base)
             return
         if epoch == self._epoch and base == self._tip:
-            self._step_s = _faded(self._step_s, now_s - self._last_s)
+            self.pace.went_on(now_s - self._last_s)
         else:  # the device has begun anew, behind the text as it knew it
             heard = self._commit_beyond(base - 1)
             if heard is not None:
-                self._back_s = _faded(self._back_s, now_s - heard[1])
-        self._batch = _faded(self._batch, count)
+                self.pace.came_back(now_s - heard[1])
+        self.pace.brought(count)
         self._epoch, self._tip, self._last_s = epoch, base + count, now_s
         self._broken = None
 
@@ -284,36 +315,33 @@ class Arrivals:
 
     def judged(self, right: int, wrong: int) -> None:
         """Note drafts that turned out so."""
-        self._right.add(right, right + wrong)
+        self.pace.right.add(right, right + wrong)
 
     def outlook(
         self, now_s: float, length: int, ready: int, due_s: float, leaf: float = 0.0
     ) -> Outlook:
         """Return what the stream can expect behind a text of ``length``."""
-        next_s, step_s = self._next_s(length), self._step_s
-        if math.isnan(self._back_s + step_s) or now_s > next_s + 0.5 * step_s:
+        next_s, pace = self._next_s(length), self.pace
+        step_s, back_s = pace.step_s, pace.back_s
+        if math.isnan(back_s + step_s) or now_s > next_s + 0.5 * step_s:
             next_s = math.inf  # the device pauses, or nothing is known
-        right = self._right.value
-        return Outlook(right, ready, next_s, step_s, self._back_s, self._batch, due_s, leaf)
+        right = pace.right.value
+        return Outlook(right, ready, next_s, step_s, back_s, pace.batch, due_s, leaf)
 
     def _next_s(self, length: int) -> float:
         """Return when the first draft beyond ``length`` comes next."""
-        found, anew = math.inf, self._broken
+        found, anew, pace = math.inf, self._broken, self.pace
         if anew is None:
             late = max(0, length - self._tip)
-            found = self._last_s + self._step_s * (1 + late // self._batch)
+            found = self._last_s + pace.step_s * (1 + late // pace.batch)
             anew = self._commit_beyond(self._tip) if late else None
         if anew is not None:  # it begins there, or where it hears of a text longer still
             for known, at_s in (anew, self._commits[-1]):
                 late = max(0, length - known)
-                again = at_s + self._back_s + self._step_s * (late // self._batch)
+                again = at_s + pace.back_s + pace.step_s * (late // pace.batch)
                 found = min(found, again)
         return found
 
     def _commit_beyond(self, position: int) -> tuple[int, float] | None:
         """Return the commit that made the text longer than ``position``."""
         return next((c for c in self._commits if c[0] > position), None)
-
-
-def _faded(old: float, new: float) -> float:
-    return new if math.isnan(old) else _MEMORY * old + (1 - _MEMORY) * new

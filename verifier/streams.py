@@ -142,6 +142,8 @@ class Stream:
     def hold(self, holder: Dialogue | None) -> None:
         """Let ``holder`` have what comes out."""
         self.holder = holder
+        if holder is not None:
+            self._arrivals.pace = holder.pace
         self._book()
 
     def start(self, *, exits: bool = False, opened: bool = False) -> None:

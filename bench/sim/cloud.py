@@ -204,7 +204,8 @@ class SimVerifier:
         patient = "patience" in helps
         scheduler = Scheduler(backend, executor, clock, chunk=chunk, patience=patient)
         self.served = Served(backend, scheduler, frozenset())
-        most = {name: 4 if name in helps else 0 for name in ("lookup", "leaves")}
+        most = {"lookup": 4, "leaves": 16}
+        most = {name: n if name in helps else 0 for name, n in most.items()}
         self.kept = KeptStreams(replace(_LIMITS, **most), clock.now)
         if "draft" in helps:
             assert isinstance(backend, TextBackend)

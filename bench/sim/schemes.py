@@ -128,7 +128,7 @@ SCHEMES = _table(
         "ours",
         _RACE,
         Mode.of("latency", preempt="guess,outcomes"),
-        helps=_OURS | {"leaves"},
+        helps=_OURS | {"hush", "leaves"},
     ),
     Scheme("hybrid", _RACE, _LATENCY, helps=frozenset({"draft"})),
     Scheme("pipesd", "pipesd", Mode.of(batch=2)),  # arXiv 2605.13319
@@ -140,7 +140,7 @@ SCHEMES = _table(
     Scheme("acespec", _K, Mode.of(preempt="guess,outcomes"), up_bits_per_token=32),
     Scheme("ssd", _K, Mode.of(preempt="guess,outcomes"), place="cloud"),  # arXiv 2603.03251
     Scheme("ucb", "ucb"),  # arXiv 2606.20591, after its abstract
-    Scheme("auto", "auto", Mode.of("auto")),
+    Scheme("auto", "auto", Mode.of("auto"), helps=_OURS),  # as by default
 )
 # The rows that a comparison can have: those, and single steps of the way to ours.
 ROWS = {

@@ -58,8 +58,9 @@ if TYPE_CHECKING:
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
 # A race prepares an outcome so much likelier than that its next draft is of use, so deep.
-_LIKELIER, _DEEP = 8.0, 8
-_LEAST = 0.02  # tokens that one should bring: about what its bits cost
+_LIKELIER, _DEEP = 16.0, 8
+# Tokens that a leaf should bring: where bytes count, and where only time does; its bytes.
+_LEAST, _LEAST_SOON, _LEAF_BYTES = 0.02, 0.002, 2
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
 
@@ -753,11 +754,13 @@ class EdgeSession:
         """Return the leaves of a block, as far as they may be worth their bits."""
         if not self._leaves or not sent:
             return ()
-        counts = self.counts
+        counts, costs, least = self.counts, self._controller.costs, _LEAST
+        if self._mode.objective != "cost":
+            least = max(_LEAST_SOON, _LEAF_BYTES * costs.byte_s / costs.forward_s)
         right = (counts.right + 4) / (counts.judged + 5)
         chance, found, end = SECOND * (1 - right) * right**ahead, [], 0
         for p in sent:
-            if chance < _LEAST:
+            if chance < least:
                 break
             found.append(p.token if p.runner_up is None else p.runner_up)
             end = len(found) if found[-1] != p.token else end
