@@ -92,6 +92,15 @@ def test_the_table_knows_the_pace_of_simple_streams():
     assert quick.rate <= 1.0, "the device makes one token a step"
 
 
+def test_a_table_counts_what_comes_at_once_as_a_whole():
+    """Of drafts that come eight at a time and are nearly always right, three more are
+    worth their wait at sixteen in hand, and forty in hand are worth more than sixteen."""
+    table = Table(0.975, 27.0, 3.0, 8)
+    gains = table.at(16, 0.5) - table.at(16, 0.5)[0]
+    assert gains.argmax() >= 3
+    assert table.at(40, 0.5)[0] > table.at(16, 0.5)[0] + 5
+
+
 def hold_until(now_s, streams, forward_s):
     return held(now_s, streams, forward_s, Tables(lambda job, done: done(job())))
 
@@ -147,6 +156,54 @@ def test_arrivals_are_foreseen():
     seen.commit(1.22, 9, 4)  # and another token meanwhile: the second draft is of use
     assert seen.outlook(1.22, 9, 0, 2.0).next_s == pytest.approx(1.266)
     assert seen.outlook(1.3, 9, 0, 2.0).next_s == math.inf, "it pauses, or is gone"
+
+
+def test_what_a_device_drafts_besides_is_no_measure_of_its_pace():
+    """Outcomes that it prepares make holes of several steps; one of them that comes true
+    brings many drafts at once."""
+    seen, now_s, tip = Arrivals(), 1.0, 5
+    seen.commit(now_s, 5, 3)
+    for i in range(20):
+        now_s += 0.045 if i % 4 == 3 else 0.005
+        count = 6 if i % 5 == 4 else 1
+        seen.block(now_s, 3, tip, count, 3)
+        tip += count
+    found = seen.outlook(now_s, 5, tip - 5, 9.0)
+    assert found.step_s == pytest.approx(0.005) and found.batch == 1
+    assert found.next_s == pytest.approx(now_s + 0.005)
+
+
+def test_the_next_stream_of_a_connection_knows_the_pace():
+    """It begins its holds at once, where the first one had to learn what they bring."""
+    profile = find("agx-a100-llama@5.4").replaced(
+        "assumed", "a test", link__rtt_ms=10.0, text__acceptance=0.95, **FREE
+    )
+    plan = Plan(profile, scheme_named("race+patience"), streams=6, tokens=150)
+    one_after_another = [max(times) for times in seen(plan, "race+patience")]
+    source = plan.texts
+
+    class Alone:
+        def text(self, index, tokens):
+            return source.text(5, tokens)
+
+    (alone,) = seen(replace(plan, streams=1, source=Alone()), "race+patience")
+    assert one_after_another[5] < max(alone)
+
+
+def test_second_choices_go_up_where_bytes_take_no_time():
+    """In a race their worth is time: nearly every draft brings one over a fast link, few
+    over one where two bytes take as long as they may save."""
+    profile = find("agx-a100-llama").replaced(
+        "assumed", "a test", text__acceptance=0.9, **FREE
+    )
+    plan = Plan(profile, scheme_named("race+leaves"), streams=2, tokens=200)
+
+    def share(link: LinkSpec) -> float:
+        counts = [s.counts for s in simulate(replace(plan, link=link)).streams]
+        return sum(c.leaves for c in counts) / sum(c.drafted for c in counts)
+
+    assert share(LinkSpec.parse("40ms")) > 0.9
+    assert share(LinkSpec.parse("40ms,up=2kbit")) < 0.6
 
 
 def test_a_device_that_was_overtaken_is_foreseen():
