@@ -462,11 +462,8 @@ OPTIONS: dict[str, Option] = {o.name: o for o in options_of(*GROUPS, Doors)}
 
 
 def check_prompt(prompt: object) -> str | list[int]:
-    """Return a prompt as text or as a list of ids.
-
-    Raises:
-        ConfigError: It is empty, or neither of them.
-    """
+    """Return a prompt as text or as a list of ids (ConfigError: it is empty, or neither of
+    them)."""
     if isinstance(prompt, str):
         if not rules.is_text(prompt):
             hint = "is it in another encoding than UTF-8?"

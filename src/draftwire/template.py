@@ -86,11 +86,8 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
 
 
 def plain_data(value: Any, where: str) -> Any:
-    """Return a copy of JSON's own types: a template calls nothing of a caller's.
-
-    Raises:
-        ConfigError: It holds something else, or text that is none.
-    """
+    """Return a copy of JSON's own types: a template calls nothing of a caller's
+    (ConfigError: it holds something else, or text that is none)."""
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, str) and is_text(value):
@@ -133,11 +130,8 @@ class Template:
 
     @classmethod
     def of(cls, folder: Path) -> Template:
-        """Return the template of a package, or of a Hugging Face directory.
-
-        Raises:
-            PackageError: A file of it cannot be read.
-        """
+        """Return the template of a package, or of a Hugging Face directory (PackageError: a
+        file of it cannot be read)."""
         settings = _read_json(folder / SETTINGS)
         tokens = {}
         for name in _NAMED:

@@ -58,11 +58,8 @@ class RawTensor:
     data: Array
 
     def float32(self) -> Array:
-        """Return the values as a new float32 array.
-
-        Raises:
-            PackageError: They are no floating-point numbers.
-        """
+        """Return the values as a new float32 array (PackageError: they are no
+        floating-point numbers)."""
         if self.dtype not in _FLOATS:
             raise PackageError(f"a weight has dtype {self.dtype}, which is no float")
         values = self.data.view(_FLOATS[self.dtype])
@@ -72,11 +69,8 @@ class RawTensor:
 
 
 def read_header(path: Path) -> tuple[bytes, int]:
-    """Return the header of a safetensors file, not looked into, and the file's bytes.
-
-    Raises:
-        PackageError: It is missing, truncated, or its header is longer than any model's.
-    """
+    """Return the header of a safetensors file, not looked into, and the file's bytes
+    (PackageError: it is missing, truncated, or its header is longer than any model's)."""
     try:
         size = os.stat(path).st_size
         with open(path, "rb") as stream:
@@ -191,11 +185,8 @@ class TensorFile:
         return RawTensor(dtype, shape, self._data[begin:end])
 
     def read(self, name: str) -> Array:
-        """Return a tensor as a new float32 array.
-
-        Raises:
-            PackageError: It holds no floating-point numbers.
-        """
+        """Return a tensor as a new float32 array (PackageError: it holds no floating-point
+        numbers)."""
         found = self.raw(name)
         if found.dtype not in _FLOATS:
             raise self._broken(f"holds {name} as {found.dtype}, which is no float")
@@ -210,11 +201,8 @@ def _whole(values: Any) -> list[int] | None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Array]:
-    """Return every tensor of a safetensors file as float32.
-
-    Raises:
-        PackageError: It is missing, truncated or breaks the format.
-    """
+    """Return every tensor of a safetensors file as float32 (PackageError: it is missing,
+    truncated or breaks the format)."""
     file = TensorFile(path)
     return {name: file.read(name) for name in file.names()}
 
@@ -325,10 +313,8 @@ def target_weights(package: TargetPackage, base: Weights | None = None) -> dict[
 def adapter_halves(package: TargetPackage, base: Weights) -> dict[str, tuple[Array, Array]]:
     """Return what an evolved target adds to each weight, ``(r, in)`` and ``(out, r)``.
 
-    Float32, the scale in the second; none for a whole target.
-
-    Raises:
-        PackageError: See :func:`merge_lora`.
+    Float32, the scale in the second; none for a whole target (PackageError: see
+    :func:`merge_lora`).
     """
     if package.adapter is None:
         return {}

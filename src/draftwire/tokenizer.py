@@ -145,12 +145,9 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a ``tokenizer.json``, or the one of the package at ``path``.
-
-    Raises:
-        ConfigError: The ``tokenizers`` library is not installed.
-        PackageError: The file is missing or no tokenizer.
-    """
+    """Read a ``tokenizer.json``, or the one of the package at ``path`` (ConfigError: the
+    ``tokenizers`` library is not installed; PackageError: the file is missing or no
+    tokenizer)."""
     path = Path(path)
     if path.is_dir():
         path = path / "tokenizer.json"

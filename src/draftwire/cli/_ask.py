@@ -43,11 +43,8 @@ class Verifier:
         self.shown = bool(uri.secure or insecure or is_loopback(uri.host))
 
     def ask(self, what: str = "healthz") -> Answer:
-        """Ask for its health, or its ``metrics``.
-
-        Raises:
-            OSError, ValueError: Nobody answers in HTTP.
-        """
+        """Ask for its health, or its ``metrics`` (OSError, ValueError: nobody answers in
+        HTTP)."""
         request = Request(health_url(self.url, what))
         if self.token is not None and self.shown:
             request.add_header("Authorization", f"Bearer {self.token}")

@@ -64,11 +64,8 @@ class Seals:
             pass
 
     def holds(self, file: Path, sha256: str) -> bool:
-        """Return whether a file has that hash, by its content or from before.
-
-        Raises:
-            PackageError: It cannot be read.
-        """
+        """Return whether a file has that hash, by its content or from before (PackageError:
+        it cannot be read)."""
         before = _stamp(file, sha256)
         if self._trust and self._known.get(file.name) == before:
             return True
@@ -115,11 +112,8 @@ def file_hash(file: Path) -> str:
 
 
 def data_files(graph: Path) -> set[str]:
-    """Return the files that an ONNX graph takes weights from.
-
-    Raises:
-        PackageError: It cannot be read.
-    """
+    """Return the files that an ONNX graph takes weights from (PackageError: it cannot be
+    read)."""
     found: set[str] = set()
     try:
         with open(graph, "rb") as stream, memoryview(

@@ -308,11 +308,8 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
 
 
 def _draft(args: argparse.Namespace) -> Any:
-    """Return what makes models beside a target, or None.
-
-    Raises:
-        ConfigError: The package is none, or the backend drafts for itself.
-    """
+    """Return what makes models beside a target, or None (ConfigError: the package is none,
+    or the backend drafts for itself)."""
     if args.draft is None:
         return None
     if args.backend in ("vllm", "openai"):
