@@ -11,13 +11,12 @@ import hashlib
 import json
 import mmap
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Mapping
 
 from draftwire.errors import PackageError
-from draftwire.io import cache_folder
+from draftwire.io import cache_folder, replacing
 
 _CHUNK = 1 << 20
 # A file that was written just now may change again without moving its times.
@@ -83,10 +82,8 @@ class Seals:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(self._known, stream)
-            os.replace(scratch, self._path)
+            with replacing(self._path) as scratch:
+                scratch.write_text(json.dumps(self._known), encoding="utf-8")
         except OSError:
             pass
 
