@@ -8,9 +8,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from draftwire.errors import ConfigError, PackageError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -63,6 +66,19 @@ def environment(**more: str) -> dict[str, str]:
     home = str(Path(__file__).absolute().parents[1])
     path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([home, *path]), **more}
+
+
+def end_child(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Ask a process to end, and end it where it does not; harmless when it has."""
+    import subprocess  # where there is a process
+
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from draftwire import cli
@@ -148,7 +149,7 @@ def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Pa
     put(root, {f"{base}/{name}": text for name, text in texts.items()})
     link = root / f"sys/class/hwmon/hwmon{hwmon}"
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(root / base)
+    link.symlink_to(os.path.relpath(root / base, link.parent))  # as in sysfs
     return root
 
 
