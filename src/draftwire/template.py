@@ -100,18 +100,9 @@ def plain_data(value: Any, where: str) -> Any:
 
 
 class Template:
-    """A package's chat template.
-
-    Args:
-        text: The template, or None when the package has none.
-        tokens: The special tokens that it may name, e.g. ``{"bos_token": "<s>"}``.
-        tool_text: One that is used when there are tools, or None.
-        plain: Its form without jinja2, or None.
-
-    Attributes:
-        stop: Texts that end an answer, where no token does.
-        shows_tools: It says what tools there are; otherwise a message has to.
-    """
+    """A package's chat template: its ``text`` and one for when there are tools (None: the
+    package has none), the special tokens that it may name, e.g. ``{"bos_token": "<s>"}``,
+    and its form without jinja2."""
 
     def __init__(
         self,
@@ -125,7 +116,9 @@ class Template:
         self._tool_text = tool_text
         self._plain = NO_TEMPLATE if text is None else plain
         self._compiled: dict[str, Any] = {}
+        # Texts that end an answer, where no token does.
         self.stop = tuple((self._plain or {}).get("stop", ()))
+        # It says what tools there are; otherwise a message has to.
         self.shows_tools = tool_text is not None or "tools" in (text or "")
 
     @classmethod

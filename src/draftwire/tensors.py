@@ -67,17 +67,8 @@ def _broken(path: Path, what: str) -> PackageError:
 
 
 class TensorFile:
-    """A safetensors file, its header checked, its data mapped and not yet read.
-
-    Args:
-        path: Where it lies.
-
-    Attributes:
-        metadata: The header's own strings.
-
-    Raises:
-        PackageError: It is missing, truncated or breaks the format.
-    """
+    """A safetensors file, its header checked, its data mapped and not yet read; a
+    PackageError where it is missing, truncated or breaks the format."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -89,7 +80,7 @@ class TensorFile:
         words = metadata.values() if isinstance(metadata, dict) else [None]
         if not all(isinstance(value, str) for value in words):
             raise self._broken("has metadata that are not strings")
-        self.metadata: Mapping[str, str] = metadata
+        self.metadata: Mapping[str, str] = metadata  # the header's own strings
         self._entries = {name: self._entry(name, e) for name, e in entries.items()}
         end = 0
         places = sorted((*entry[2:], name) for name, entry in self._entries.items())
@@ -207,14 +198,9 @@ def write_tensors(
 def merge_lora(weights: MutableMapping[str, Array], adapter: Weights, scale: float) -> None:
     """Add an adapter to weights: ``weight += scale * lora_b @ lora_a``.
 
-    Args:
-        weights: By parameter name, ``(out, in)``, float32; changed in place.
-        adapter: ``<parameter>.lora_a`` ``(r, in)`` and ``<parameter>.lora_b``
-            ``(out, r)``.
-        scale: What LoRA calls alpha over rank.
-
-    Raises:
-        PackageError: The adapter does not fit the weights; they are unchanged.
+    ``weights`` are ``(out, in)`` by parameter, float32, and changed in place; ``adapter``
+    has ``<parameter>.lora_a`` ``(r, in)`` and ``.lora_b`` ``(out, r)``; ``scale`` is what
+    LoRA calls alpha over rank. A PackageError where they do not fit: nothing is changed.
 
     Source:
         Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, s. 4.1.

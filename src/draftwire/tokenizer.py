@@ -32,11 +32,8 @@ _PAD_WORDS = frozenset({b"[pad]", b"<pad>", b"<|pad|>", b"<|padding|>", b"pad"})
 
 
 class Tokenizer:
-    """Text to token ids and back, as ``tokenizer.json`` says.
-
-    Args:
-        engine: A ``tokenizers.Tokenizer``.
-    """
+    """Text to token ids and back, as ``tokenizer.json`` and so a ``tokenizers.Tokenizer``
+    says."""
 
     def __init__(self, engine: Any) -> None:
         engine.no_padding()

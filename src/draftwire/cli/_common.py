@@ -162,12 +162,8 @@ def _as_json(record: logging.LogRecord, exception: Any) -> str:
 
 
 def start_logging(*, verbose: bool, form: str | None = None) -> None:
-    """Send the library's log to stderr, and traces where the environment says.
-
-    Args:
-        verbose: Everything, not only warnings.
-        form: ``--log-format`` of what runs for long; None for what a person started.
-    """
+    """Send the library's log to stderr (``verbose``: all of it), and traces where the
+    environment says; ``form`` is ``--log-format`` of what runs for long."""
     handler = logging.StreamHandler(sys.stderr)
     if form == "text" and os.environ.get("JOURNAL_STREAM"):
         form = "journal"

@@ -43,12 +43,8 @@ _INSIDE = {
 
 
 class Seals:
-    """What is known of one folder's files.
-
-    Args:
-        folder: Of a package.
-        environ: Names the cache folder, and whether to trust it.
-    """
+    """What is known of one package's files; ``environ`` names the cache folder, and says
+    whether to trust it."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str] = os.environ) -> None:
         name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
