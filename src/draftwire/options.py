@@ -9,6 +9,7 @@ object is made, and the sentence of the error is the same everywhere.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Iterator, Mapping, TypeVar
@@ -470,11 +471,13 @@ def check_prompt(prompt: object) -> str | list[int]:
             raise ConfigError("the prompt is not Unicode text", hint=hint)
         found: str | list[int] = prompt
     else:
-        plain = isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset))
         try:
-            if plain:
+            if isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset)):
                 raise TypeError
-            found = [_id_of(token) for token in prompt]  # type: ignore[attr-defined]
+            tokens = list(prompt)  # type: ignore[call-overload]
+            if bool in map(type, tokens):
+                raise TypeError
+            found = [operator.index(token) for token in tokens]
         except TypeError:
             raise ConfigError(
                 "the prompt is neither text nor a list of token ids"
@@ -482,10 +485,3 @@ def check_prompt(prompt: object) -> str | list[int]:
     if not found:
         raise ConfigError("the prompt is empty")
     return found
-
-
-def _id_of(token: object) -> int:
-    index = getattr(token, "__index__", None)
-    if index is None or isinstance(token, bool):
-        raise TypeError
-    return int(index())
