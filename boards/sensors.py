@@ -194,12 +194,10 @@ def _jtop(tree: Tree) -> Sensor:
 
 def open_to_all(tree: Tree) -> list[str]:
     """Return the udev rules that speak of a power sensor."""
+    words = "|".join([r"\bina[\d\[]", "powercap", "intel-rapl", *chips()])
     return [
         f"/{folder}/{name}"
         for folder in _RULE_FOLDERS
         for name in tree.names(folder)
-        if name.endswith(".rules")
-        and re.search(
-            r"\bina[\d\[]|powercap|intel-rapl", tree.text(f"{folder}/{name}") or ""
-        )
+        if name.endswith(".rules") and re.search(words, tree.text(f"{folder}/{name}") or "")
     ]
