@@ -15,7 +15,7 @@ from draftwire.boards import detect as detect_module
 from draftwire.boards.cores import architecture, clusters, parse_list
 from draftwire.boards.detect import detect
 from draftwire.boards.profiles import load_profiles
-from draftwire.boards.sensors import chips, find_sensors
+from draftwire.boards.sensors import chips, find_sensors, open_to_all
 from draftwire.boards.tree import Tree
 from draftwire.cli import main
 from draftwire.cli.boards import render
@@ -201,6 +201,10 @@ def test_a_hat_with_any_power_chip_is_a_sensor(tmp_path, chip):
     (sensor,) = find_sensors(Tree(root))
     rail = chips()[chip].get("label") or chip  # of a driver that names none
     assert (sensor.driver, sensor.rails, sensor.readable) == (chip, (rail,), True)
+    rules = root / "etc/udev/rules.d"
+    rules.mkdir(parents=True)
+    (rules / "80-ours.rules").write_text(f'ATTR{{name}}=="{chip}", RUN+="..."')
+    assert open_to_all(Tree(root)) == ["/etc/udev/rules.d/80-ours.rules"]
 
 
 def test_one_channel_that_fails_does_not_hide_the_sensor(tmp_path):
