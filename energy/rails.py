@@ -5,7 +5,7 @@ The table comes from the board profiles as data; two votes are taken, one from t
 and one from the set of rail names alone.  When they disagree there is a warning, and when
 neither knows there is no total: nothing is guessed.
 
-INA power chips are known by their data sheets (``chips.toml``): limits, not typical
+INA power chips are known by their data sheets (``boards/chips.toml``): limits, not typical
 values, added up.  An error of the shunt's voltage is the same at any current.  One of the
 bus voltage is in proportion to it, so gains, drift, bus offset at this voltage and the
 tolerance of the shunt resistor make one relative figure.
@@ -65,15 +65,9 @@ class Chip(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def load_chips() -> dict[str, Chip]:
     """Return the chips by the names that their drivers give them."""
-    from draftwire.io import read_toml
+    from draftwire.boards.sensors import chips
 
-    raw = read_toml(Path(__file__).with_name("chips.toml"))
-
-    def chip(name: str) -> dict[str, Any]:
-        own = dict(raw[name])
-        return {**(chip(own.pop("like")) if "like" in own else {}), **own}
-
-    return {name: Chip(**chip(name)) for name in raw}
+    return {name: Chip(**one) for name, one in chips().items()}
 
 
 @dataclass(frozen=True)

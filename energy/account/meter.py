@@ -15,6 +15,7 @@ golden-ratio sequence spreads more evenly, but ties the weight of a sample to it
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
 import math
@@ -157,28 +158,6 @@ class Meter:
             self.baseline = Baseline(result.mean_w, noise_w)
         return result
 
-    def build(self, label: str, integral: Integrator, **more: Any) -> EnergyResult:
-        """Return the result of a finished integrator over this meter's samples."""
-        source = self.source
-        lag_s = getattr(source, "lag_s", source.update_s) or 0.0
-        if self.response is not UNKNOWN_RESPONSE:
-            lag_s = max(lag_s, self.response.mean_lag_s)
-        integral.low_w = min(integral.low_w, self.low_w)
-        integral.high_w = max(integral.high_w, self.high_w)
-        return build_result(
-            label,
-            integral,
-            self.projector,
-            source=source.name,
-            kind=source.kind,
-            accuracy=source.accuracy,
-            lag_s=lag_s,
-            context_step2=self.context_step2,
-            observed_step_w=self.min_step_w,
-            baseline=self.baseline,
-            **more,
-        )
-
     def read_now(self) -> bool:
         """Take a sample out of turn; sources that pace themselves are left alone."""
         return not self.source.paced and self._take()
@@ -274,16 +253,34 @@ class Window:
 
     def finish(self) -> EnergyResult:
         """Return the result."""
-        meter = self.meter
-        self.integral.finish()
+        meter, source, integral = self.meter, self.meter.source, self.integral
+        integral.finish()
+        integral.low_w = min(integral.low_w, meter.low_w)
+        integral.high_w = max(integral.high_w, meter.high_w)
+        lag_s = getattr(source, "lag_s", source.update_s) or 0.0
+        if meter.response is not UNKNOWN_RESPONSE:
+            lag_s = max(lag_s, meter.response.mean_lag_s)
         context, flags = compare_context(self._before, meter.context())
-        notes = list(meter.source.notes)
+        notes = list(source.notes)
         failed = meter.failed_reads - self._failed
         if failed:
             flags.append("failed reads")
             notes.append(f"{failed} reads failed: {meter.broken or 'now well again'}")
-        more: dict[str, Any] = {"notes": notes, "flags": flags, "context": context}
-        self.result = meter.build(self.label, self.integral, **more)
+        self.result = build_result(
+            self.label,
+            integral,
+            meter.projector,
+            source=source.name,
+            kind=source.kind,
+            accuracy=source.accuracy,
+            lag_s=lag_s,
+            context_step2=meter.context_step2,
+            observed_step_w=meter.min_step_w,
+            baseline=meter.baseline,
+            notes=notes,
+            flags=flags,
+            context=context,
+        )
         return self.result
 
     def __enter__(self) -> Window:
@@ -384,13 +381,12 @@ class measure:  # noqa: N801 - used like a function
         self._shared, self._tables = meter, tables
         self._choice: dict[str, Any] = {"board": board, "rails": rails, "hz": hz}
         self._choice.update(name=source, root=root)
-        self._exit = contextlib.ExitStack()
         self._window: Window | None = None
 
     def __enter__(self) -> measure:
         from draftwire.energy.sources.choose import open_meter
 
-        meter = self._shared
+        meter, self._exit = self._shared, contextlib.ExitStack()
         try:
             if meter is None:
                 tables = load_tables() if self._tables is None else self._tables
@@ -412,9 +408,8 @@ class measure:  # noqa: N801 - used like a function
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            label = self.label or function.__name__
-            block = measure(label, meter=self._shared, tables=self._tables)
-            block._choice = self._choice
+            block = copy.copy(self)
+            block.label = self.label or function.__name__
             with block:
                 value = function(*args, **kwargs)
             results.append(block.result)

@@ -36,14 +36,15 @@ MAX_LINE = 1 << 20
 
 
 class Recorder:
-    """Writes samples as they come to a file that does not exist yet, unless ``force``; a
-    full disk ends the file (``truncated`` says why) and not the measurement. By ``hz``
-    readers tell a gap from a period; ``known``: what else the header has, such as
-    ``board``, ``context``, ``command``. ConfigError: the file cannot be written."""
+    """Writes samples as they come to a file that does not exist yet, unless ``force``, or
+    nowhere (None); a full disk ends the file (``truncated`` says why) and not the
+    measurement. By ``hz`` readers tell a gap from a period; ``known``: what else the header
+    has, such as ``board``, ``context``, ``command``. ConfigError: the file cannot be
+    written."""
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         source: PowerSource,
         projector: Projector,
         *,
@@ -54,11 +55,12 @@ class Recorder:
         self.path = path
         self.truncated = ""
         self.samples = 0
+        self._file: IO[str] | None = None
         try:
             # Line buffered: after a power cut at most the last line is lost to us.
-            self._file: IO[str] | None = open(  # noqa: SIM115
-                path, "w" if force else "x", encoding="utf-8", buffering=1
-            )
+            mode = "w" if force else "x"
+            if path is not None:
+                self._file = open(path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115
         except FileExistsError as exc:
             raise ConfigError(f"{path} exists", hint="name another, or --force") from exc
         except OSError as exc:

@@ -32,23 +32,21 @@ class Recorded(NamedTuple):
     truncated: str  # why the file ends early, or ""
 
 
-def pull(marks: MarkListener, account: Account, recorder: Recorder | None = None) -> None:
+def pull(marks: MarkListener, account: Account, recorder: Recorder) -> None:
     """Bring what was marked since into account and file."""
     for line in marks.new():
         if "phase" in line:
             account.phase(line["phase"], line["t"])
-            if recorder is not None:
-                recorder.phase(line["t"], line["phase"])
+            recorder.phase(line["t"], line["phase"])
         known = {k: v for k, v in line["tokens"].items() if k in COUNTS}
         if known:
             account.count(**known)
-            if recorder is not None:
-                recorder.tokens(**known)
+            recorder.tokens(**known)
 
 
 def record(
     meter: Meter,
-    recorder: Recorder | None,
+    recorder: Recorder,
     *,
     seconds: float | None = None,
     command: Sequence[str] = (),
@@ -66,17 +64,15 @@ def record(
 
     def tap(t_ns: int, watts: Vector, joules: Vector | None) -> None:
         pull(marks, account, recorder)  # what was marked comes ahead of each sample
-        if recorder is not None:
-            recorder.sample(t_ns, watts, joules)
+        recorder.sample(t_ns, watts, joules)
 
     exit_code, interrupted = None, False
     try:
         meter.add_listener(tap)
-        if recorder is not None and pulse:
+        if pulse:
             _pulse(recorder)
         account.start("run")
-        if recorder is not None:
-            recorder.phase(account.start_ns, "run")
+        recorder.phase(account.start_ns, "run")
         try:
             if command:
                 exit_code = _run(command, marks.path, stop, seconds, stdout)
@@ -89,17 +85,15 @@ def record(
         entry = account.result()
         # The recording has the very edges of the account: read back, it says the same.
         end = account.end_ns
-        if recorder is not None and pulse and not interrupted:
+        if pulse and not interrupted:
             _pulse(recorder)
     finally:
         meter.remove_listener(tap)
         if main:
             signal.signal(signal.SIGTERM, old)
         marks.close()
-    if recorder is not None:
-        recorder.end(end, entry)
-    truncated = "" if recorder is None else recorder.truncated
-    return Recorded(entry, exit_code, interrupted, truncated)
+    recorder.end(end, entry)
+    return Recorded(entry, exit_code, interrupted, recorder.truncated)
 
 
 def _pulse(recorder: Recorder) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 from draftwire.energy.account.account import Account
 from draftwire.energy.account.meter import Meter
+from draftwire.energy.files.recording import Recorder
 from draftwire.energy.live.marks import MarkListener
 from draftwire.energy.live.record import pull
 from draftwire.energy.reports.text import prometheus
@@ -27,10 +28,11 @@ def frames(
     """Yield the account and the text of each frame until the time (None: for ever) is
     over."""
     account = Account(meter, mirror=False).start("run")
+    nowhere = Recorder(None, meter.source, meter.projector)
     history: list[float] = []
     while True:
         time.sleep(EVERY_S)
-        pull(marks, account)
+        pull(marks, account, nowhere)
         elapsed_s = (meter.clock() - account.start_ns) * 1e-9
         if meter.last is not None and meter.last.watts[0] == meter.last.watts[0]:
             history = [*history[-59:], meter.last.watts[0]]

@@ -132,22 +132,6 @@ def unique(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name}#{n + 1}" if n else name for name, n in zip(names, before))
 
 
-def read_text(path: Path) -> str | None:
-    """Return the stripped text of a small file, or None when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t")
-    except OSError:
-        return None
-
-
-def read_int(path: Path) -> int | None:
-    """Return the integer in a small file, or None."""
-    try:
-        return int((read_text(path) or "").split()[0])
-    except (ValueError, IndexError):
-        return None
-
-
 class SysfsNumber:
     """One sysfs attribute, kept open: a read is one ``pread`` and no path walk."""
 

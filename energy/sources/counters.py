@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+from draftwire.boards.sensors import hwmon_folders, rapl_zones
+from draftwire.boards.tree import Tree
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     Clock,
@@ -29,11 +31,8 @@ from draftwire.energy.sources.base import (
     Reading,
     Response,
     SysfsNumber,
-    read_int,
-    read_text,
     unique,
 )
-from draftwire.energy.sources.hwmon import hwmon_folders
 from draftwire.errors import SensorError
 
 GPUS = ("amdgpu", "i915", "xe")
@@ -51,11 +50,12 @@ class BatterySource(PowerSource):
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
+        tree, base = Tree(root), "sys/class/power_supply"
         self.reads = {
-            path.name: partial(_discharge, path)
-            for path in sorted((root / "sys/class/power_supply").glob("*"))
-            if read_text(path / "type") == "Battery"
-            and read_text(path / "scope") != "Device"  # not a mouse
+            name: partial(_discharge, tree, f"{base}/{name}")
+            for name in tree.names(base)
+            if tree.text(f"{base}/{name}/type") == "Battery"
+            and tree.text(f"{base}/{name}/scope") != "Device"  # not a mouse
         }
         if not self.reads:
             raise SensorError("no battery")
@@ -63,18 +63,18 @@ class BatterySource(PowerSource):
         self.read()
 
 
-def _discharge(path: Path) -> float:
+def _discharge(tree: Tree, folder: str) -> float:
     """Return watts; drivers disagree about the sign, so they are made positive."""
-    status = read_text(path / "status") or "Unknown"
+    status, name = tree.text(f"{folder}/status") or "Unknown", folder.rsplit("/", 1)[-1]
     if status != "Discharging":
-        why = f"battery {path.name} is {status.lower()}, not discharging"
+        why = f"battery {name} is {status.lower()}, not discharging"
         raise SensorError(why, hint="unplug the supply, or take another source")
-    micro = read_int(path / "power_now")
+    micro = tree.number(f"{folder}/power_now")
     if micro is not None:
         return abs(micro) * 1e-6
-    volt, amp = read_int(path / "voltage_now"), read_int(path / "current_now")
+    volt, amp = (tree.number(f"{folder}/{n}_now") for n in ("voltage", "current"))
     if volt is None or amp is None:
-        raise ValueError(f"{path.name} tells no power")
+        raise ValueError(f"{name} tells no power")
     return abs(volt * amp) * 1e-12
 
 
@@ -90,15 +90,14 @@ class RaplSource(PowerSource):
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
-        # Top zones only: ``intel-rapl:0``, not its part ``intel-rapl:0:0``.
-        zones = sorted(root.glob("sys/class/powercap/intel-rapl:*"))
-        zones = [zone for zone in zones if zone.name.count(":") == 1]
-        if not zones:
+        tree = Tree(root)
+        found = rapl_zones(tree)
+        if not found:
             raise SensorError("no intel-rapl zone (virtual machines have none)")
-        names = unique([read_text(zone / "name") or zone.name for zone in zones])
-        self.files = {rail: SysfsNumber(z / "energy_uj") for rail, z in zip(names, zones)}
-        ranges = (read_int(zone / "max_energy_range_uj") or 0 for zone in zones)
-        self._wrap = dict(zip(names, ranges))
+        zones = dict(zip(unique([*found.values()]), found))
+        self.files = {r: SysfsNumber(tree.path(f"{z}/energy_uj")) for r, z in zones.items()}
+        wraps = {r: tree.number(f"{z}/max_energy_range_uj") for r, z in zones.items()}
+        self._wrap = {rail: wrap or 0 for rail, wrap in wraps.items()}
         self.reads = {rail: number.read for rail, number in self.files.items()}
         try:
             self._then, counts, _ = self.gather(self.reads)
@@ -144,12 +143,14 @@ class GpuSource(PowerSource):
         super().__init__(clock)
         self.files = {}
         self._before: dict[str, tuple[int, int]] = {}  # of energy counters
-        for folder in hwmon_folders(root, GPUS):
+        tree = Tree(root)
+        for folder in hwmon_folders(tree, GPUS):
             names = ("energy1_input", "power1_average", "power1_input")
-            found = [folder / name for name in names if read_int(folder / name) is not None]
-            if found:
-                rail = f"{read_text(folder / 'name')}{len(self.files)}"
-                self.files[rail] = SysfsNumber(found[0])
+            files = [f"{folder}/{name}" for name in names]
+            file = next((f for f in files if tree.number(f) is not None), None)
+            if file is not None:
+                rail = f"{tree.text(f'{folder}/name')}{len(self.files)}"
+                self.files[rail] = SysfsNumber(tree.path(file))
         if not self.files:
             raise SensorError("no amdgpu, i915 or xe under sysfs")
         self.rails = self.total = tuple(self.files)

@@ -25,6 +25,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 
 from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
 from draftwire.errors import SensorError
+from draftwire.io import end_child
 
 SAMPLE_START = re.compile(rb"(?:(\d\d)-(\d\d)-(\d{4}) (\d\d):(\d\d):(\d\d) )?RAM \d+/\d+MB")
 _SKIP = re.compile(rb"\b(?:RAM|SWAP|IRAM) \d+/\d+[kMG]?B|CPU \[[^\]]*\]")
@@ -143,13 +144,7 @@ class TegrastatsSource(PowerSource):
         raise SensorError("100 lines of tegrastats without a sample")
 
     def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(2.0)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end_child(self._process, 2.0)
         if self._process.stdout is not None:
             self._process.stdout.close()
 

@@ -35,11 +35,7 @@ class Clock(Protocol):
 
 
 class LoopClock:
-    """The clock of an asyncio loop.
-
-    Args:
-        loop: Runs in the thread that things shall happen in.
-    """
+    """The clock of an asyncio loop, which runs in the thread that things happen in."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -62,15 +58,11 @@ class VirtualClock:
 
     Things of the same time happen in the order in which they were asked for, so that a
     run is the same bit for bit every time.
-
-    Attributes:
-        now_s: Seconds since the start.
-        events: How many things have happened.
     """
 
     def __init__(self) -> None:
-        self.now_s = 0.0
-        self.events = 0
+        self.now_s = 0.0  # seconds since the start
+        self.events = 0  # how many things have happened
         self._queue: list[_Entry] = []
         self._asked = 0
 
@@ -103,11 +95,8 @@ class VirtualClock:
         self.now_s += seconds
 
     def run(self, done: Callable[[], bool] | None = None) -> bool:
-        """Let things happen until there are none left, or ``done()`` says so.
-
-        Returns:
-            False when nothing is left to happen and ``done`` was never true.
-        """
+        """Let things happen until there are none left, or ``done()`` says so; return False
+        when none is left and it was never true."""
         queue, pop = self._queue, heapq.heappop
         while queue:
             entry = pop(queue)

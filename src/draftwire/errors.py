@@ -39,16 +39,11 @@ __all__ = [
 class DraftwireError(Exception):
     """Base class: ``except DraftwireError`` catches what we foresaw, no bugs.
 
-    Args:
-        message: One sentence: what is wrong, with the names and numbers.
-        hint: One line: what to do next. Falls back to the class's own.
-
-    Attributes:
-        exit_code: What a command ends with.
-        hint: What to do next, or "".
+    ``message`` is one sentence: what is wrong, with the names and numbers; ``hint`` one
+    line: what to do next, by default the class's own.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 1  # what a command ends with
     default_hint: ClassVar[str] = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -102,13 +97,9 @@ class VerifierError(TransportError):
 
 
 class RefusedError(TransportError):
-    """The verifier answered and refused: token, limit, busy, draining.
+    """The verifier answered and refused: token, limit, busy, draining."""
 
-    Attributes:
-        transient: True when trying again later may help (busy, draining).
-    """
-
-    transient = False
+    transient = False  # true when trying again later may help (busy, draining)
 
 
 class BusyError(RefusedError):

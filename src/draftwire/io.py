@@ -8,9 +8,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from draftwire.errors import ConfigError, PackageError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -29,11 +32,9 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Write to the path that this gives: it takes the place of ``path`` at the end.
 
-    Readers see all of it or nothing, and an exception leaves what was there before. A
-    pipe or a device is written in place: there is nothing to rename.
-
-    Raises:
-        OSError: The file cannot be written.
+    Readers see all of it or nothing, and an exception leaves what was there before. A pipe
+    or a device is written in place: there is nothing to rename (OSError: the file cannot be
+    written).
     """
     if path.exists() and not path.is_file():
         yield path
@@ -48,11 +49,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path, most: int, what: str) -> str:
-    """Return the text of a file of at most ``most`` bytes.
-
-    Raises:
-        PackageError: It is missing, too long, or cannot be read as ``what``.
-    """
+    """Return the text of a file of at most ``most`` bytes (PackageError: it is missing, too
+    long, or cannot be read as ``what``)."""
     try:
         if path.stat().st_size > most:
             raise PackageError(f"{path} is too long for {what}")
@@ -70,12 +68,21 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([home, *path]), **more}
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds.
+def end_child(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Ask a process to end, and end it where it does not; harmless when it has."""
+    import subprocess  # where there is a process
 
-    Raises:
-        ConfigError: It cannot be read, or is none.
-    """
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds (ConfigError: it cannot be read, or is none)."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -90,11 +97,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
-    """Let ``make`` write a file that takes the place of ``path``, see :func:`replacing`.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
+    """Let ``make`` write a file that takes the place of ``path``, see :func:`replacing`
+    (ConfigError: the file cannot be written)."""
     try:
         with replacing(path) as temporary:
             make(temporary)
@@ -103,11 +107,7 @@ def write_whole(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
+    """Write a text file, whole or not at all (ConfigError: the file cannot be written)."""
 
     def put(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
@@ -176,11 +176,8 @@ def did_you_mean(
 
 
 def parse_seconds(text: str, *, zero: bool = False) -> float:
-    """Parse ``500ms``, ``60s``, ``5m``, ``2h`` or a number of seconds.
-
-    Raises:
-        ConfigError: It is something else, or not positive (0 with ``zero`` is taken).
-    """
+    """Parse ``500ms``, ``60s``, ``5m``, ``2h`` or a number of seconds (ConfigError: it is
+    something else, or not positive (0 with ``zero`` is taken))."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text)
     try:
         value = float(match.group(1)) * _SECONDS[match.group(2)]  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ object is made, and the sentence of the error is the same everywhere.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Iterator, Mapping, TypeVar
@@ -462,22 +463,21 @@ OPTIONS: dict[str, Option] = {o.name: o for o in options_of(*GROUPS, Doors)}
 
 
 def check_prompt(prompt: object) -> str | list[int]:
-    """Return a prompt as text or as a list of ids.
-
-    Raises:
-        ConfigError: It is empty, or neither of them.
-    """
+    """Return a prompt as text or as a list of ids (ConfigError: it is empty, or neither of
+    them)."""
     if isinstance(prompt, str):
         if not rules.is_text(prompt):
             hint = "is it in another encoding than UTF-8?"
             raise ConfigError("the prompt is not Unicode text", hint=hint)
         found: str | list[int] = prompt
     else:
-        plain = isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset))
         try:
-            if plain:
+            if isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset)):
                 raise TypeError
-            found = [_id_of(token) for token in prompt]  # type: ignore[attr-defined]
+            tokens = list(prompt)  # type: ignore[call-overload]
+            if bool in map(type, tokens):
+                raise TypeError
+            found = [operator.index(token) for token in tokens]
         except TypeError:
             raise ConfigError(
                 "the prompt is neither text nor a list of token ids"
@@ -485,10 +485,3 @@ def check_prompt(prompt: object) -> str | list[int]:
     if not found:
         raise ConfigError("the prompt is empty")
     return found
-
-
-def _id_of(token: object) -> int:
-    index = getattr(token, "__index__", None)
-    if index is None or isinstance(token, bool):
-        raise TypeError
-    return int(index())

@@ -16,11 +16,9 @@ DRAFT = "reference.draft"
 def models_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Return the folder with the reference family.
 
-    ``DRAFTWIRE_MODELS`` names it; else it is ``./models``; else the ``models`` folder
-    of the checkout that this package runs from; else the wheel ``draftwire-models``.
-
-    Raises:
-        ConfigError: There is no such folder, or it holds no ``reference.draft``.
+    ``DRAFTWIRE_MODELS`` names it; else it is ``./models``; else the ``models`` folder of
+    the checkout that this package runs from; else the wheel ``draftwire-models``
+    (ConfigError: there is no such folder, or it holds no ``reference.draft``).
     """
     environ = os.environ if environ is None else environ
     named = environ.get("DRAFTWIRE_MODELS", "")
@@ -56,11 +54,8 @@ def target_names() -> list[str]:
 
 
 def target_path(name: str) -> Path:
-    """Return the folder of the reference target ``name``, e.g. ``"v1"``.
-
-    Raises:
-        ConfigError: There is no such target.
-    """
+    """Return the folder of the reference target ``name``, e.g. ``"v1"`` (ConfigError: there
+    is no such target)."""
     folder = models_folder()
     path = folder / f"{name}.target"
     if os.sep in name or not path.is_dir():

@@ -28,11 +28,8 @@ class Rule:
     parsed: Callable[[str], Any] | None = None  # of a flag or the environment
 
     def read(self, value: object) -> Any:
-        """Return ``value`` as this kind.
-
-        Raises:
-            ValueError: It is of another kind, or out of range.
-        """
+        """Return ``value`` as this kind (ValueError: it is of another kind, or out of
+        range)."""
         kind: Any = self.kind
         if kind is bool:
             found: Any = value

@@ -86,11 +86,8 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
 
 
 def plain_data(value: Any, where: str) -> Any:
-    """Return a copy of JSON's own types: a template calls nothing of a caller's.
-
-    Raises:
-        ConfigError: It holds something else, or text that is none.
-    """
+    """Return a copy of JSON's own types: a template calls nothing of a caller's
+    (ConfigError: it holds something else, or text that is none)."""
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, str) and is_text(value):
@@ -103,18 +100,9 @@ def plain_data(value: Any, where: str) -> Any:
 
 
 class Template:
-    """A package's chat template.
-
-    Args:
-        text: The template, or None when the package has none.
-        tokens: The special tokens that it may name, e.g. ``{"bos_token": "<s>"}``.
-        tool_text: One that is used when there are tools, or None.
-        plain: Its form without jinja2, or None.
-
-    Attributes:
-        stop: Texts that end an answer, where no token does.
-        shows_tools: It says what tools there are; otherwise a message has to.
-    """
+    """A package's chat template: its ``text`` and one for when there are tools (None: the
+    package has none), the special tokens that it may name, e.g. ``{"bos_token": "<s>"}``,
+    and its form without jinja2."""
 
     def __init__(
         self,
@@ -128,16 +116,15 @@ class Template:
         self._tool_text = tool_text
         self._plain = NO_TEMPLATE if text is None else plain
         self._compiled: dict[str, Any] = {}
+        # Texts that end an answer, where no token does.
         self.stop = tuple((self._plain or {}).get("stop", ()))
+        # It says what tools there are; otherwise a message has to.
         self.shows_tools = tool_text is not None or "tools" in (text or "")
 
     @classmethod
     def of(cls, folder: Path) -> Template:
-        """Return the template of a package, or of a Hugging Face directory.
-
-        Raises:
-            PackageError: A file of it cannot be read.
-        """
+        """Return the template of a package, or of a Hugging Face directory (PackageError: a
+        file of it cannot be read)."""
         settings = _read_json(folder / SETTINGS)
         tokens = {}
         for name in _NAMED:

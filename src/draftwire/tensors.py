@@ -12,13 +12,13 @@ import json
 import math
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, MutableMapping
 
 import numpy as np
 
 from draftwire.errors import PackageError
+from draftwire.io import replacing
 
 if TYPE_CHECKING:
     from draftwire.packages import TargetPackage
@@ -43,40 +43,9 @@ LORA_A, LORA_B = ".lora_a", ".lora_b"
 Weights = Mapping[str, "Array"]
 
 
-@dataclass(frozen=True)
-class RawTensor:
-    """A tensor as it lies in a file.
-
-    Attributes:
-        dtype: The format's word, e.g. "BF16".
-        shape: Its dimensions.
-        data: Its bytes, ``uint8``.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: Array
-
-    def float32(self) -> Array:
-        """Return the values as a new float32 array.
-
-        Raises:
-            PackageError: They are no floating-point numbers.
-        """
-        if self.dtype not in _FLOATS:
-            raise PackageError(f"a weight has dtype {self.dtype}, which is no float")
-        values = self.data.view(_FLOATS[self.dtype])
-        if self.dtype == "BF16":  # the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32).reshape(self.shape)
-
-
 def read_header(path: Path) -> tuple[bytes, int]:
-    """Return the header of a safetensors file, not looked into, and the file's bytes.
-
-    Raises:
-        PackageError: It is missing, truncated, or its header is longer than any model's.
-    """
+    """Return the header of a safetensors file, not looked into, and the file's bytes
+    (PackageError: it is missing, truncated, or its header is longer than any model's)."""
     try:
         size = os.stat(path).st_size
         with open(path, "rb") as stream:
@@ -98,17 +67,8 @@ def _broken(path: Path, what: str) -> PackageError:
 
 
 class TensorFile:
-    """A safetensors file, its header checked, its data mapped and not yet read.
-
-    Args:
-        path: Where it lies.
-
-    Attributes:
-        metadata: The header's own strings.
-
-    Raises:
-        PackageError: It is missing, truncated or breaks the format.
-    """
+    """A safetensors file, its header checked, its data mapped and not yet read; a
+    PackageError where it is missing, truncated or breaks the format."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -120,7 +80,7 @@ class TensorFile:
         words = metadata.values() if isinstance(metadata, dict) else [None]
         if not all(isinstance(value, str) for value in words):
             raise self._broken("has metadata that are not strings")
-        self.metadata: Mapping[str, str] = metadata
+        self.metadata: Mapping[str, str] = metadata  # the header's own strings
         self._entries = {name: self._entry(name, e) for name, e in entries.items()}
         end = 0
         places = sorted((*entry[2:], name) for name, entry in self._entries.items())
@@ -185,21 +145,16 @@ class TensorFile:
         """Return a tensor's dtype in the format's words, e.g. "BF16"."""
         return self._entries[name][0]
 
-    def raw(self, name: str) -> RawTensor:
-        """Return a tensor as it lies in the file, not copied."""
-        dtype, shape, begin, end = self._entries[name]
-        return RawTensor(dtype, shape, self._data[begin:end])
-
     def read(self, name: str) -> Array:
-        """Return a tensor as a new float32 array.
-
-        Raises:
-            PackageError: It holds no floating-point numbers.
-        """
-        found = self.raw(name)
-        if found.dtype not in _FLOATS:
-            raise self._broken(f"holds {name} as {found.dtype}, which is no float")
-        return found.float32()
+        """Return a tensor as a new float32 array (PackageError: it holds no floating-point
+        numbers)."""
+        dtype, shape, begin, end = self._entries[name]
+        if dtype not in _FLOATS:
+            raise self._broken(f"holds {name} as {dtype}, which is no float")
+        values = self._data[begin:end].view(_FLOATS[dtype])
+        if dtype == "BF16":  # the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32).reshape(shape)
 
 
 def _whole(values: Any) -> list[int] | None:
@@ -210,69 +165,42 @@ def _whole(values: Any) -> list[int] | None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Array]:
-    """Return every tensor of a safetensors file as float32.
-
-    Raises:
-        PackageError: It is missing, truncated or breaks the format.
-    """
+    """Return every tensor of a safetensors file as float32 (PackageError: it is missing,
+    truncated or breaks the format)."""
     file = TensorFile(path)
     return {name: file.read(name) for name in file.names()}
 
 
 def write_tensors(
-    path: str | Path,
-    tensors: Mapping[str, RawTensor | Array],
-    *,
-    metadata: Mapping[str, str] | None = None,
+    path: str | Path, tensors: Weights, *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file; the bytes follow from the arguments alone.
-
-    Args:
-        path: Where; replaced as a whole when it exists.
-        tensors: By name: float16 or float32 arrays, or raw tensors.
-        metadata: Strings for the header.
-    """
+    """Write float16 and float32 arrays as a safetensors file, in place of an older one; its
+    bytes follow from the arguments alone. ``metadata`` are strings for the header."""
     words = {np.dtype("<f2"): "F16", np.dtype("<f4"): "F32"}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    parts = []
-    end = 0
+    parts, end = [], 0
     for name, tensor in sorted(tensors.items()):
-        if not isinstance(tensor, RawTensor):
-            array = np.ascontiguousarray(tensor)
-            if array.dtype not in words:
-                raise ValueError(f"{name} has dtype {array.dtype}, not float16 or 32")
-            flat = array.reshape(-1).view(np.uint8)
-            tensor = RawTensor(words[array.dtype], tensor.shape, flat)
-        begin, end = end, end + tensor.data.size
-        about = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+        part = np.ascontiguousarray(tensor)
+        if part.dtype not in words:
+            raise ValueError(f"{name} has dtype {part.dtype}, not float16 or 32")
+        begin, end = end, end + part.nbytes
+        about = {"dtype": words[part.dtype], "shape": list(tensor.shape)}
         header[name] = {**about, "data_offsets": [begin, end]}
-        parts.append(tensor.data)
+        parts.append(part.reshape(-1).view(np.uint8))
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the data starts aligned, as the format asks
-    path = Path(path)
-    scratch = path.with_name(path.name + ".partial")
-    try:
-        with open(scratch, "wb") as stream:
-            stream.write(_LENGTH.pack(len(text)) + text)
-            for part in parts:
-                stream.write(part.data)
-        os.replace(scratch, path)
-    finally:
-        if scratch.exists():
-            scratch.unlink()
+    with replacing(Path(path)) as scratch, open(scratch, "wb") as stream:
+        stream.write(_LENGTH.pack(len(text)) + text)
+        for part in parts:
+            stream.write(part.data)
 
 
 def merge_lora(weights: MutableMapping[str, Array], adapter: Weights, scale: float) -> None:
     """Add an adapter to weights: ``weight += scale * lora_b @ lora_a``.
 
-    Args:
-        weights: By parameter name, ``(out, in)``, float32; changed in place.
-        adapter: ``<parameter>.lora_a`` ``(r, in)`` and ``<parameter>.lora_b``
-            ``(out, r)``.
-        scale: What LoRA calls alpha over rank.
-
-    Raises:
-        PackageError: The adapter does not fit the weights; they are unchanged.
+    ``weights`` are ``(out, in)`` by parameter, float32, and changed in place; ``adapter``
+    has ``<parameter>.lora_a`` ``(r, in)`` and ``.lora_b`` ``(out, r)``; ``scale`` is what
+    LoRA calls alpha over rank. A PackageError where they do not fit: nothing is changed.
 
     Source:
         Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, s. 4.1.
@@ -325,10 +253,8 @@ def target_weights(package: TargetPackage, base: Weights | None = None) -> dict[
 def adapter_halves(package: TargetPackage, base: Weights) -> dict[str, tuple[Array, Array]]:
     """Return what an evolved target adds to each weight, ``(r, in)`` and ``(out, r)``.
 
-    Float32, the scale in the second; none for a whole target.
-
-    Raises:
-        PackageError: See :func:`merge_lora`.
+    Float32, the scale in the second; none for a whole target (PackageError: see
+    :func:`merge_lora`).
     """
     if package.adapter is None:
         return {}

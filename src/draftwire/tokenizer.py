@@ -32,11 +32,8 @@ _PAD_WORDS = frozenset({b"[pad]", b"<pad>", b"<|pad|>", b"<|padding|>", b"pad"})
 
 
 class Tokenizer:
-    """Text to token ids and back, as ``tokenizer.json`` says.
-
-    Args:
-        engine: A ``tokenizers.Tokenizer``.
-    """
+    """Text to token ids and back, as ``tokenizer.json`` and so a ``tokenizers.Tokenizer``
+    says."""
 
     def __init__(self, engine: Any) -> None:
         engine.no_padding()
@@ -145,12 +142,9 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a ``tokenizer.json``, or the one of the package at ``path``.
-
-    Raises:
-        ConfigError: The ``tokenizers`` library is not installed.
-        PackageError: The file is missing or no tokenizer.
-    """
+    """Read a ``tokenizer.json``, or the one of the package at ``path`` (ConfigError: the
+    ``tokenizers`` library is not installed; PackageError: the file is missing or no
+    tokenizer)."""
     path = Path(path)
     if path.is_dir():
         path = path / "tokenizer.json"

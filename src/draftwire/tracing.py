@@ -36,13 +36,8 @@ def tracing() -> bool:
 
 
 class Trace:
-    """One stream's span, at one end.
-
-    Args:
-        tracer: Makes its children.
-        span: It.
-        api: ``opentelemetry.trace``.
-    """
+    """One stream's span, at one end; ``tracer`` makes its children, ``api`` is
+    ``opentelemetry.trace``."""
 
     def __init__(self, tracer: Any, span: Any, api: Any) -> None:
         self._tracer, self._span, self._api = tracer, span, api

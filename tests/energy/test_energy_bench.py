@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from energy_lab import advance, run, setup, tree, write_recording
 
-from draftwire.energy.account.account import Account
 from draftwire.energy.live.adapters import CARBON, Measurement, ZeusLike, carbon_row
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener, find_listener, mark, send
 from draftwire.energy.live.watch import dashboard, serve
@@ -261,8 +260,3 @@ def test_io(tmp_path):
     with pytest.raises(ConfigError, match="cannot write"):
         write_text(tmp_path / "no" / "a", "two")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
-def test_the_runtime_gets_nothing_while_nothing_is_known():
-    account = Account(None).start("draft")
-    assert account.watts_by_phase() == {}

@@ -218,7 +218,9 @@ def test_any_power_chip_of_hwmon(tmp_path, chip, files, rail, watts):
     assert chosen.source.read().watts == {rail: pytest.approx(watts)}
     assert chosen.choice.total is None and "--rails" in chosen.choice.why_none
     named = choose_source(TABLES, root=tmp_path, rails=[rail]).choice.total
-    assert named is not None and named.rails == (rail,)
+    assert named is not None and (named.rails, named.scope) == ((rail,), "user-chosen")
+    with pytest.raises(ConfigError, match="no rail 'VDD_NONE'"):
+        choose_source(TABLES, root=tmp_path, rails=["VDD_NONE"])
     if "shunt_resistor" in files:
         assert chosen.source.accuracy[rail].gain == pytest.approx(0.01799)
         assert chosen.source.response.reach_s < 0.1
@@ -266,16 +268,6 @@ def test_a_rail_without_permission_names_the_remedy(tmp_path):
         path.chmod(0)
     findings = {finding.source: finding for finding in find_sources(tmp_path)}
     assert "chmod" in findings["sysfs"].remedy
-
-
-def test_unknown_rails_have_no_total_until_the_user_names_them(tmp_path):
-    mainline(tmp_path, 0, [("VDD_MYSTERY", 5000, 100), ("VDD_OTHER", 5000, 50)])
-    chosen = choose_source(TABLES, root=tmp_path)
-    assert chosen.choice.total is None and "--rails" in chosen.choice.why_none
-    named = choose_source(TABLES, root=tmp_path, rails=["VDD_MYSTERY"]).choice.total
-    assert named is not None and named.scope == "user-chosen"
-    with pytest.raises(ConfigError, match="no rail 'VDD_NONE'"):
-        choose_source(TABLES, root=tmp_path, rails=["VDD_NONE"])
 
 
 def test_votes_that_disagree_warn():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from draftwire import cli
 from draftwire.energy.account.meter import Meter, deadline_ns
 from draftwire.energy.rails import Accuracy, Total, TotalChoice
-from draftwire.energy.sources.base import Reading, Response
+from draftwire.energy.sources.base import PowerSource, Reading, Response
 from draftwire.errors import SensorError
 
 CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
@@ -22,23 +23,16 @@ class Now:
         return self.ns
 
 
-class Fake:
+class Fake(PowerSource):
     """A sensor whose power is a function of time."""
 
-    name = "fake"
-    kind = "measured"
-    scope = None
-    total = ()
-    paced = False
-    update_s = None
-    notes = ()
-    rails = ("VDD_IN",)
+    name, rails = "fake", ("VDD_IN",)
     response = Response()
+    closed = False
 
     def __init__(self, clock, power):
         self.clock, self.power = clock, power
         self.accuracy = {"VDD_IN": Accuracy(0.04, 0.08, 0.0025, "test")}
-        self.closed = False
 
     def read(self):
         t = self.clock()
@@ -148,7 +142,7 @@ def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Pa
     put(root, {f"{base}/{name}": text for name, text in texts.items()})
     link = root / f"sys/class/hwmon/hwmon{hwmon}"
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(root / base)
+    link.symlink_to(os.path.relpath(root / base, link.parent))  # as in sysfs
     return root
 
 

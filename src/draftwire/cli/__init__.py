@@ -171,11 +171,8 @@ def _split_global(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _renamed(words: list[str]) -> list[str]:
-    """Return the words of today.
-
-    Raises:
-        ConfigError: What they asked for is no part of the package now.
-    """
+    """Return the words of today (ConfigError: what they asked for is no part of the package
+    now)."""
     for count in (3, 2, 1):
         name = " ".join(words[:count])
         if name in MOVED:

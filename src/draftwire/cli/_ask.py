@@ -19,17 +19,9 @@ _LARGEST = 16 << 20
 
 
 class Verifier:
-    """A verifier at an address, not yet asked.
-
-    Args:
-        url: ``ws://`` or ``wss://``.
-        token_file: Its token is shown where nobody else reads it.
-        ca: Authority to trust.
-        insecure: Show it over plain ``ws://`` as well.
-
-    Raises:
-        ConfigError: The address is none, or a file cannot be read.
-    """
+    """A verifier at an address, not yet asked. The token in ``token_file`` is shown where
+    nobody else reads it, ``insecure``: over plain ``ws://`` as well; ``ca`` is trusted. A
+    ConfigError where the address is none, or a file cannot be read."""
 
     def __init__(
         self, url: str, token_file: Path | None, ca: Path | None, *, insecure: bool
@@ -43,11 +35,8 @@ class Verifier:
         self.shown = bool(uri.secure or insecure or is_loopback(uri.host))
 
     def ask(self, what: str = "healthz") -> Answer:
-        """Ask for its health, or its ``metrics``.
-
-        Raises:
-            OSError, ValueError: Nobody answers in HTTP.
-        """
+        """Ask for its health, or its ``metrics`` (OSError, ValueError: nobody answers in
+        HTTP)."""
         request = Request(health_url(self.url, what))
         if self.token is not None and self.shown:
             request.add_header("Authorization", f"Bearer {self.token}")

@@ -59,11 +59,8 @@ def option_values(values: Mapping[str, Value], *groups: type[Options]) -> dict[s
 
 
 def stream_options(values: Mapping[str, Value]) -> dict[str, Any]:
-    """Return what ``session.generate`` takes of the settings.
-
-    Raises:
-        ConfigError: They do not go together; that is said before a verifier is started
-            or a model is loaded for nothing.
+    """Return what ``session.generate`` takes of the settings (ConfigError: they do not go
+    together; that is said before a verifier is started or a model is loaded for nothing).
     """
     from draftwire.options import STREAM_GROUPS, Pacing, Power, Sampling
     from draftwire.runtime.options import check_stream
@@ -74,11 +71,8 @@ def stream_options(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def session_options(values: Mapping[str, Value]) -> dict[str, Any]:
-    """Return what ``draftwire.connect`` takes of the settings, but the URL.
-
-    Raises:
-        ConfigError: The token file does not hold a token.
-    """
+    """Return what ``draftwire.connect`` takes of the settings, but the URL (ConfigError:
+    the token file does not hold a token)."""
     from draftwire.options import CONNECT_GROUPS
 
     found = option_values(values, *CONNECT_GROUPS)
@@ -96,11 +90,8 @@ def session_options(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def read_token(path: Path) -> str:
-    """Return the bearer token in ``path``.
-
-    Raises:
-        ConfigError: The file is missing, empty or holds more than one word.
-    """
+    """Return the bearer token in ``path`` (ConfigError: the file is missing, empty or holds
+    more than one word)."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:
@@ -171,12 +162,8 @@ def _as_json(record: logging.LogRecord, exception: Any) -> str:
 
 
 def start_logging(*, verbose: bool, form: str | None = None) -> None:
-    """Send the library's log to stderr, and traces where the environment says.
-
-    Args:
-        verbose: Everything, not only warnings.
-        form: ``--log-format`` of what runs for long; None for what a person started.
-    """
+    """Send the library's log to stderr (``verbose``: all of it), and traces where the
+    environment says; ``form`` is ``--log-format`` of what runs for long."""
     handler = logging.StreamHandler(sys.stderr)
     if form == "text" and os.environ.get("JOURNAL_STREAM"):
         form = "journal"
@@ -200,11 +187,8 @@ def json_destination(words: Sequence[str]) -> str | None:
 
 
 def check_output(destination: str | None) -> None:
-    """See that a result can be written to ``destination``, before there is one.
-
-    Raises:
-        ConfigError: It cannot.
-    """
+    """See that a result can be written to ``destination``, before there is one
+    (ConfigError: it cannot)."""
     if destination in (None, "-"):
         return
     path = Path(str(destination))
@@ -237,11 +221,8 @@ def show(args: argparse.Namespace, document: Any, render: Callable[[Any], str]) 
 
 
 def write_json(document: object, destination: str) -> None:
-    """Write ``document`` to stdout (``-``) or to a file, whole or not at all.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write ``document`` to stdout (``-``) or to a file, whole or not at all (OutputError:
+    the file cannot be written)."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # What is no Unicode (half of a surrogate pair) becomes the JSON escape that it is.
     data = text.encode("utf-8", "backslashreplace")

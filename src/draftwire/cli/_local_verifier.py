@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from draftwire.errors import TransportError
-from draftwire.io import environment
+from draftwire.io import end_child, environment
 
 START_S = 300.0  # a slow board may need a while to load a target
 STOP_S = 15.0
@@ -53,7 +53,7 @@ def local_verifier(
         try:
             yield _wait_for_url(process, log), token
         finally:
-            _stop(process)
+            end_child(process, STOP_S)
 
 
 def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -77,13 +77,3 @@ def _failure(what: str, text: str) -> TransportError:
     said = said.replace("draftwire: error: ", "")
     hint = next((x[len("hint: ") :] for x in lines if x.startswith("hint: ")), "")
     return TransportError(f"{what}: {said}" if said else what, hint=hint)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

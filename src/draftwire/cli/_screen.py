@@ -22,10 +22,8 @@ def watch(args: argparse.Namespace, draw: Callable[[int], list[str]]) -> None:
     """Show what ``draw`` returns for so many lines, each ``--interval``.
 
     It ends with a key or Ctrl-C, after ``--count``, or for ``--json`` after two. Who was
-    there once and is not now may be back.
-
-    Raises:
-        TransportError: From ``draw``, at the first time or where nobody watches.
+    there once and is not now may be back (TransportError: from ``draw``, at the first time
+    or where nobody watches).
     """
     live = sys.stdout.isatty() and args.count is None and args.json is None
     left = args.count or (2 if args.json is not None else 10**9)

@@ -29,13 +29,7 @@ LEGEND = {
 
 
 class Painter:
-    """Writes chunks to a stream, coloured when the stream wants it.
-
-    Args:
-        stream: Where the text goes.
-        tokenizer: Splits a chunk's text into tokens; needed for colours alone.
-        colour: Whether to colour.
-    """
+    """Writes chunks to a stream; with ``colour`` a tokenizer splits their text."""
 
     def __init__(
         self, stream: IO[str], tokenizer: Tokenizer | None = None, *, colour: bool

@@ -110,11 +110,8 @@ class _Talk:
                 _common.say_error(exc, "")
 
     def take(self, line: str) -> bool:
-        """Do what a line says; return False when it is to end.
-
-        Raises:
-            DraftwireError: It cannot be done; the conversation is as before.
-        """
+        """Do what a line says; return False when it is to end (DraftwireError: it cannot be
+        done; the conversation is as before)."""
         line = line.strip()
         word, _, rest = line.partition(" ")
         if word == "/quit":

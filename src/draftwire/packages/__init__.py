@@ -102,11 +102,8 @@ class DraftPackage(_Package):
     def model_file(
         self, precision: str | None = None, *, engine: str = "onnxruntime"
     ) -> PackageFile:
-        """Return the model file of ``precision``; by default int8, else the smallest.
-
-        Raises:
-            ConfigError: The package has no such file.
-        """
+        """Return the model file of ``precision``; by default int8, else the smallest
+        (ConfigError: the package has no such file)."""
         found = [f for f in self.files.values() if f.precision and f.engine == engine]
         models = {f.precision: f for f in sorted(found, key=self._size)}
         if precision is None:
@@ -186,11 +183,8 @@ def _needs_tokenizer(common: Mapping[str, Any]) -> None:
 
 
 def load_target(path: str | Path) -> TargetPackage:
-    """Read and check a target package, and its base when it has one.
-
-    Raises:
-        PackageError: It or its base is missing, damaged or of an unknown format.
-    """
+    """Read and check a target package, and its base when it has one (PackageError: it or
+    its base is missing, damaged or of an unknown format)."""
     return _load_target(Path(path), depth=0)
 
 

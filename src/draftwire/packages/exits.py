@@ -157,12 +157,8 @@ def torch_stack(model: Any) -> tuple[Any, Any, Any]:
 
 
 def torch_places(model: Any) -> tuple[Any, Any, Any]:
-    """Find where exits go in a causal language model; as :func:`torch_stack`.
-
-    Raises:
-        ModelError: There is no place for one, or its logits are more than its head's
-            product.
-    """
+    """Find where exits go in a causal language model; as :func:`torch_stack` (ModelError:
+    there is no place for one, or its logits are more than its head's product)."""
     layers, norm, head = torch_stack(model)
     config = model.config.get_text_config()
     scaled = [

@@ -11,13 +11,12 @@ import hashlib
 import json
 import mmap
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Mapping
 
 from draftwire.errors import PackageError
-from draftwire.io import cache_folder
+from draftwire.io import cache_folder, replacing
 
 _CHUNK = 1 << 20
 # A file that was written just now may change again without moving its times.
@@ -44,12 +43,8 @@ _INSIDE = {
 
 
 class Seals:
-    """What is known of one folder's files.
-
-    Args:
-        folder: Of a package.
-        environ: Names the cache folder, and whether to trust it.
-    """
+    """What is known of one package's files; ``environ`` names the cache folder, and says
+    whether to trust it."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str] = os.environ) -> None:
         name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
@@ -64,11 +59,8 @@ class Seals:
             pass
 
     def holds(self, file: Path, sha256: str) -> bool:
-        """Return whether a file has that hash, by its content or from before.
-
-        Raises:
-            PackageError: It cannot be read.
-        """
+        """Return whether a file has that hash, by its content or from before (PackageError:
+        it cannot be read)."""
         before = _stamp(file, sha256)
         if self._trust and self._known.get(file.name) == before:
             return True
@@ -86,10 +78,8 @@ class Seals:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(self._known, stream)
-            os.replace(scratch, self._path)
+            with replacing(self._path) as scratch:
+                scratch.write_text(json.dumps(self._known), encoding="utf-8")
         except OSError:
             pass
 
@@ -115,11 +105,8 @@ def file_hash(file: Path) -> str:
 
 
 def data_files(graph: Path) -> set[str]:
-    """Return the files that an ONNX graph takes weights from.
-
-    Raises:
-        PackageError: It cannot be read.
-    """
+    """Return the files that an ONNX graph takes weights from (PackageError: it cannot be
+    read)."""
     found: set[str] = set()
     try:
         with open(graph, "rb") as stream, memoryview(

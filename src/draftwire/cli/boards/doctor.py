@@ -134,11 +134,8 @@ def check_verifier(
     ca: Path | None,
     insecure: bool,
 ) -> list[Finding]:
-    """Ask the verifier for its health, then greet it as a session would.
-
-    Raises:
-        ConfigError: The address, or a file of the user, is wrong.
-    """
+    """Ask the verifier for its health, then greet it as a session would (ConfigError: the
+    address, or a file of the user, is wrong)."""
     if not urlsplit(url).hostname:
         raise ConfigError(f"{url} is no ws:// or wss:// address")
     verifier = Verifier(url, token_file, ca, insecure=False)

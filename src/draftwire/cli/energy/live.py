@@ -178,6 +178,7 @@ def sweep(args: argparse.Namespace) -> int:
     from draftwire.boards.system import power_mode
     from draftwire.boards.tree import Tree
     from draftwire.energy.account.meter import mode_name
+    from draftwire.energy.files.recording import Recorder
     from draftwire.energy.live import record as live
     from draftwire.energy.reports.sweep import Point, set_mode
     from draftwire.energy.reports.sweep import sweep as run_modes
@@ -216,7 +217,8 @@ def sweep(args: argparse.Namespace) -> int:
         meter, _ = open_live(args)
         with meter:
             say(f"{mode}: run {number + 1} of {args.repeats}")
-            return live.record(meter, None, command=command, stdout=2)  # stdout is ours
+            nowhere = Recorder(None, meter.source, meter.projector)
+            return live.record(meter, nowhere, command=command, stdout=2)  # stdout is ours
 
     before = present()
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

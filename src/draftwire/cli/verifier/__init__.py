@@ -198,23 +198,17 @@ device:
 
 
 def network_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of ``serving.Options`` that are an address to listen on."""
+    """Return what the flags say of ``serving.Options``."""
+    from draftwire.verifier.serving.process import Options
+
     token_file = _common.read_settings(args)["token_file"].value
     tls = (args.tls_cert, args.tls_key, args.tls_client_ca)
     if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_client_ca and not tls[0]):
         hint = "give both PEM files; --tls-client-ca goes with them"
         raise ConfigError("TLS needs both --tls-cert and --tls-key", hint=hint)
-    return {
-        "host": args.host,
-        "port": args.port,
-        "insecure": args.insecure,
-        "trusted": tuple(args.trusted),
-        "token_file": token_file,
-        "origins": tuple(args.origins),
-        "names": tuple(args.names),
-        "admin": args.admin,
-        "tls": tls if args.tls_cert else None,
-    }
+    several = {n: tuple(getattr(args, n)) for n in ("trusted", "origins", "names")}
+    found = {**_common.fields_of(Options, args), **several}
+    return {**found, "token_file": token_file, "tls": tls if args.tls_cert else None}
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -230,7 +224,6 @@ def serve(args: argparse.Namespace) -> int:
     _common.start_logging(verbose=args.verbose, form=args.log_format)
     options = process.Options(
         **{
-            **_common.fields_of(process.Options, args),
             **network_of(args),
             "targets": tuple(targets),
             "loader": _loader(args, targets),
@@ -308,11 +301,8 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
 
 
 def _draft(args: argparse.Namespace) -> Any:
-    """Return what makes models beside a target, or None.
-
-    Raises:
-        ConfigError: The package is none, or the backend drafts for itself.
-    """
+    """Return what makes models beside a target, or None (ConfigError: the package is none,
+    or the backend drafts for itself)."""
     if args.draft is None:
         return None
     if args.backend in ("vllm", "openai"):
