@@ -396,7 +396,7 @@ class Device:
         self.driver = Driver(clock, network, drafter, engine, hello, rng=rng)
         engine.driver = self.driver
         cut = scheme.mode.cut and bool(profile["speculation.cut"])
-        self._mode = replace(scheme.mode, cut=cut, hush="hush" in scheme.helps)
+        self._mode = replace(scheme.mode, cut=cut)
         self.job: Job | None = None
         self.results: list[StreamResult] = []
 

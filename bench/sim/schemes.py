@@ -10,7 +10,7 @@ from draftwire.io import did_you_mean
 from draftwire.runtime.edge.mode import Mode
 
 _OURS = frozenset({"lookup", "patience"})
-_ALL = _OURS | {"draft", "hush", "leaves"}
+_ALL = _OURS | {"draft", "leaves"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Scheme:
     sampled: str = "coupled"  # sampling scheme above temperature 0, live
     block: int | None = None  # block length that was asked for by name, or None
     # what else of ours is done for it: ``"lookup"``, ``"patience"``, ``"draft"`` (beside
-    # the target, where the device's are late), by the board ``"hush"``, and by both
-    # ``"leaves"``
+    # the target, where the device's are late), and by the board too ``"leaves"``
     helps: frozenset[str] = frozenset()
 
     @property
@@ -128,7 +127,7 @@ SCHEMES = _table(
         "ours",
         _RACE,
         Mode.of("latency", preempt="guess,outcomes"),
-        helps=_OURS | {"hush", "leaves"},
+        helps=_OURS | {"leaves"},
     ),
     Scheme("hybrid", _RACE, _LATENCY, helps=frozenset({"draft"})),
     Scheme("pipesd", "pipesd", Mode.of(batch=2)),  # arXiv 2605.13319

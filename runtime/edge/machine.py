@@ -789,7 +789,7 @@ class EdgeSession:
             return main, 0
         if self.state is LOST:
             return main, self._draftable(main) if self._guess_offline else 0
-        if self.hushed and self._mode.racing:
+        if self.hushed and self._racing:
             return main, 0
         wanted = hand.quota is not None and not hand.ready
         races = self._racing and "outcomes" in self._mode.preempt

@@ -35,9 +35,6 @@ class Mode:
     # blocks
     batch: int = 0
     max_forwards: float = 1.0  # of the target for each token of text, with ``"auto"``
-    # in a race, a draft step that the news will probably void is not begun; of use where
-    # the verifier serves nobody else and its forwards are long
-    hush: bool = False
 
     @classmethod
     def of(
@@ -57,6 +54,14 @@ class Mode:
     def racing(self) -> bool:
         """True when the verifier never waits for blocks."""
         return self.objective == "latency"
+
+    @cached_property
+    def hush(self) -> bool:
+        """True when, racing, a draft step that the news will probably void is not begun.
+
+        As with outcomes, of use where the verifier serves nobody else.
+        """
+        return self.objective != "cost" and "outcomes" in self.preempt
 
     @property
     def preempt_text(self) -> str:

@@ -76,7 +76,6 @@ MECHANISMS = {
         Mode.of("latency", preempt="guess,exits"),
         Mode.of("latency", preempt="guess,exits,outcomes"),
         Mode.of("latency", batch=1),
-        replace(Mode.of("latency"), hush=True),
     ],
     "auto": [
         Mode.of("auto"),
@@ -87,7 +86,7 @@ MECHANISMS = {
 # What ours adds to them: a family, what its streams' mode has more, what the plan has.
 ADDITIONS = {
     "race, patience": ("race", {}, {"holds": True}),
-    "race, hush": ("race", {"hush": True}, {}),
+    "race, hush": ("race", {"preempt": frozenset({"guess", "outcomes"})}, {}),
     "leaves": (None, {}, {"leaves": 4}),
     "lookup": (None, {}, {"lookup": 4, "beside": False}),
     "outcomes": ("preempt", {"preempt": frozenset({"guess", "outcomes"})}, {}),
