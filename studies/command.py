@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from draftwire.cli import Parser
@@ -12,12 +12,14 @@ from draftwire.cli._common import check_output, say_error, show
 from draftwire.cli._leaf import COMMON, add_flags
 from draftwire.errors import DraftwireError
 
+Say = Callable[[str], None]  # who is told of progress, line by line
+
 
 def start(
     name: str,
     question: str,
     flags: str,
-    study: Callable[[argparse.Namespace, Callable[[str], None]], dict[str, Any]],
+    study: Callable[[argparse.Namespace, Say], dict[str, Any]],
     render: Callable[[dict[str, Any]], str],
     words: Sequence[str] | None = None,
 ) -> int:
@@ -47,3 +49,9 @@ def start(
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    first, *others = (f"| {' | '.join(map(str, row))} |" for row in (heads, *rows))
+    return [first, "|" + "---|" * len(heads), *others]

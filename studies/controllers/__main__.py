@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from draftwire.cli._common import fields_of
 from draftwire.errors import ConfigError
-from studies.command import start
+from studies.command import Say, start
 from studies.controllers.tables import Settings, bench_controllers, render
 
 FLAGS = """
@@ -24,7 +25,7 @@ FLAGS = """
 """
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Run the benchmark."""
     if min(args.tokens, args.streams, args.seeds) < 1 or not args.rtt_ms >= 0:
         raise ConfigError("--tokens, --streams, --seeds or --rtt-ms is out of range")
@@ -37,25 +38,12 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
                 hint="a trace is a file NAME.csv of t_s,mbit_s",
             )
     return bench_controllers(
-        Settings(
-            traces,
-            args.profile,
-            args.rtt_ms,
-            args.acceptance,
-            args.modes,
-            args.tokens,
-            args.streams,
-            args.seeds,
-        ),
-        say,
+        Settings(**{**fields_of(Settings, args), "traces": traces}), say
     )
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the study."""
-    question = "What the length policies are worth: traces, steps, joules and budgets."
-    return start("studies.controllers", question, FLAGS, study, render, words)
-
+QUESTION = "What the length policies are worth: traces, steps, joules and budgets."
+main = partial(start, "studies.controllers", QUESTION, FLAGS, study, render)
 
 if __name__ == "__main__":
     sys.exit(main())

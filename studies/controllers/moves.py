@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from draftwire.bench.link.model import LinkModel
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.link.traces import Trace
-from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.clock import VirtualClock
-from studies.controllers.policies import MODES, Board, Watcher, run_policy
+from studies.controllers.policies import Board, Watcher, run_policy
 
 _AT_S = 8.0
 _CHEAP_S = 1e-3  # a rate at which a hundred bytes take less is not worth telling
@@ -50,10 +47,6 @@ MOVES = (
 )
 
 
-def _set_rate(model: LinkModel, bit_s: float) -> None:
-    model._trace, model._steady = Trace.constant(bit_s), bit_s
-
-
 def follow(
     move: Move, mode: str, profile: str = "agx-a100-qwen", seed: int = 2
 ) -> dict[str, Any]:
@@ -79,43 +72,36 @@ def follow(
     link = parse_link(spec)
     moved_s = _AT_S + move.outage_s
 
-    def change(clock: VirtualClock, device: Board) -> None:
-        def step() -> None:
-            if move.rtt_s is not None:
-                device.change_round_trip(move.rtt_s)
-            if move.up_bit_s is not None:
-                _set_rate(device.ways.models[0], move.up_bit_s)
-
-        clock.call_at(moved_s, step)
+    def change(device: Board) -> None:
+        if move.rtt_s is not None:
+            device.change_round_trip(move.rtt_s)
+        if move.up_bit_s is not None:
+            up = device.ways.models[0]
+            up._trace, up._steady = Trace.constant(move.up_bit_s), move.up_bit_s
 
     run_policy(
-        watcher,
-        find(profile),
-        MODES[mode],
-        link,
-        Synthetic(parse_luck("0.85"), seed=seed),
-        streams=1,
-        tokens=_TOKENS,
-        evidence_bits=move.bits,
-        change=change,
-    )
+        watcher, profile, mode, spec, Synthetic(parse_luck("0.85"), seed=seed),
+        streams=1, tokens=_TOKENS, evidence_bits=move.bits, change=(moved_s, change),
+    )  # fmt: skip
     rtt_s = move.rtt_s or link.delay_s("up") + link.delay_s("down")
     byte_s = 8.0 / (move.up_bit_s or link.bit_s("up") or 1e12)
+
+    def cheap(found_s: float) -> bool:
+        return max(found_s, byte_s) * 100 < _CHEAP_S
+
     before = max((n for t, _, _, n in watcher.seen if t <= moved_s), default=0)
     after = [
-        (t, _near(found, rtt_s, 0.1) and (_cheap(byte, byte_s) or _near(byte, byte_s, 0.2)))
+        (t, _near(found, rtt_s, 0.1) and (cheap(byte) or _near(byte, byte_s, 0.2)))
         for t, found, byte, samples in watcher.seen
         if t > moved_s and samples > before
     ]
     began_s = moved_s if not move.outage_s else after[0][0]
     rights = [right for _, right in after]
     first = next((i for i in range(len(after) - 3) if all(rights[i : i + 4])), None)
-    late_s = moved_s + 2
-    lengths = [
-        [n for t, n in watcher.lengths if t <= late_s],
-        [n for t, n in watcher.lengths if t > late_s],
-    ]
-    means = [sum(part) / len(part) if part else None for part in lengths]
+    blocks: list[list[int]] = [[], []]  # before the move was felt, and after
+    for t, n in watcher.lengths:
+        blocks[t > moved_s + 2].append(n)
+    means = [sum(part) / len(part) if part else None for part in blocks]
     return {
         "move": move.name,
         "mode": mode,
@@ -129,7 +115,3 @@ def follow(
 
 def _near(found: float | None, truth: float, share: float) -> bool:
     return found is not None and abs(found - truth) <= share * truth
-
-
-def _cheap(byte_s: float, truth_s: float) -> bool:
-    return max(byte_s, truth_s) * 100 < _CHEAP_S

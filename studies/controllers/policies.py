@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from draftwire.bench.link import LinkSpec
+import numpy as np
+
 from draftwire.bench.link.text import parse_link
-from draftwire.bench.sim.facts import Profile
+from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.run import Device, TextJob
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.simulate import Outcome, Plan, simulate
@@ -25,6 +25,7 @@ from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.auto import Auto
 from draftwire.runtime.pacing.controller import Controller, Round, make_controller
+from draftwire.runtime.pacing.governor import WINDOW_S
 from draftwire.sampling import Proposal
 
 MODES = {
@@ -57,6 +58,18 @@ class Run:
     def tokens_s(self) -> float:
         """Tokens a second."""
         return self.tokens / self.seconds if self.seconds else math.nan
+
+    @property
+    def worst_watts(self) -> float:
+        """The highest mean power over any window that a budget looks at, watts."""
+        times, watts = np.array(self.spend).T
+        joules = np.concatenate([[0.0], np.cumsum(np.diff(times) * watts[:-1])])
+        starts = np.concatenate([times, times - WINDOW_S]).clip(times[0])
+        starts = starts[starts + WINDOW_S <= times[-1]]
+        if not len(starts):
+            return float(joules[-1] / max(times[-1] - times[0], 1e-9))
+        ends = np.interp(starts + WINDOW_S, times, joules)
+        return float((ends - np.interp(starts, times, joules)).max() / WINDOW_S)
 
     @property
     def joules_per_token(self) -> float | None:
@@ -152,37 +165,40 @@ class Watcher(Auto):
 
 def run_policy(
     policy: str | Controller,
-    profile: Profile,
-    mode: Mode,
-    link: LinkSpec,
+    profile: str,
+    mode: str,
+    link: str,
     source: Source,
     *,
     streams: int = 2,
     tokens: int = 300,
     seed: int = 1,
     evidence_bits: int = 0,
-    change: Callable[[VirtualClock, Board], None] = lambda clock, board: None,
+    change: tuple[float, Callable[[Board], None]] | None = None,
 ) -> Run:
     """Run one policy; it keeps what it has learned from stream to stream.
 
     Args:
         policy: Spec of a controller, a controller, or ``"oracle"``.
         profile: What things take.
-        mode: Of the streams.
-        link: Between device and verifier.
+        mode: Of the streams, one of :data:`MODES`.
+        link: Between device and verifier, its text form.
         source: Of the texts.
         streams: One after another.
         tokens: Of each stream.
         seed: Of the link.
         evidence_bits: That a drafted token carries beside its id.
-        change: Called before the start; may plan changes.
+        change: What happens to the board, and when.
     """
     if not isinstance(policy, str):
         controller = policy
+    elif policy == "oracle":
+        controller = Oracle(MODES[mode])
     else:
-        controller = Oracle(mode) if policy == "oracle" else make_controller(policy)
-    if profile.watts():
-        controller.power(profile.watts())
+        controller = make_controller(policy)
+    facts = find(profile)
+    if watts := facts.watts():
+        controller.power(watts)
     boards: list[Board] = []
 
     def before(clock: VirtualClock, device: Device) -> None:
@@ -190,16 +206,12 @@ def run_policy(
         if isinstance(controller, (Oracle, Watcher)):
             controller.board = device
         boards.append(device)
-        change(clock, device)
+        if change is not None:
+            clock.call_at(change[0], change[1], device)
 
-    scheme = Scheme("policy", "", mode, up_bits_per_token=evidence_bits)
+    scheme = Scheme("policy", "", MODES[mode], up_bits_per_token=evidence_bits)
     plan = Plan(
-        profile, scheme, link=link, source=source, controller=controller,
+        facts, scheme, link=parse_link(link), source=source, controller=controller,
         streams=streams, tokens=tokens, seed=seed,
     )  # fmt: skip
     return Run(simulate(plan, Board, before), boards[0].spend)
-
-
-def trace_link(path: Path, rtt_ms: float) -> LinkSpec:
-    """Return the link of a trace, up and down."""
-    return parse_link(f"{rtt_ms:g}ms,trace:{path}")

@@ -10,30 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.link.text import parse_link
-from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import SCHEMES
 from draftwire.bench.sim.show import table
 from draftwire.bench.sim.simulate import Plan
 from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
-from draftwire.runtime.pacing.controller import make_controller
-from draftwire.runtime.pacing.governor import WINDOW_S
+from draftwire.runtime.pacing.controller import Controller, make_controller
 from draftwire.runtime.pacing.length_rule import best_ratio
+from studies.command import Say
 from studies.controllers.moves import MOVES, follow
-from studies.controllers.policies import (
-    MODES,
-    POLICIES,
-    Board,
-    Run,
-    Watcher,
-    run_policy,
-    trace_link,
-)
+from studies.controllers.policies import MODES, POLICIES, Board, Run, Watcher, run_policy
 from studies.grid.grid import bound_ms
 
 
@@ -57,42 +47,29 @@ def _source(luck: str, seed: int, confidence: str = "calibrated") -> Synthetic:
 
 
 def _speed(settings: Settings, policy: str, mode: str, trace: Path) -> float:
-    seconds = tokens = 0.0
-    for seed in range(1, settings.seeds + 1):
-        run = run_policy(
-            policy,
-            find(settings.profile),
-            MODES[mode],
-            trace_link(trace, settings.rtt_ms),
-            _source(settings.acceptance, seed),
-            streams=settings.streams,
-            tokens=settings.tokens,
-            seed=seed,
+    link = f"{settings.rtt_ms:g}ms,trace:{trace}"
+    runs = [
+        run_policy(
+            policy, settings.profile, mode, link, _source(settings.acceptance, seed),
+            streams=settings.streams, tokens=settings.tokens, seed=seed,
         )
-        seconds += run.seconds
-        tokens += run.tokens
-    return tokens / seconds
+        for seed in range(1, settings.seeds + 1)
+    ]  # fmt: skip
+    return sum(run.tokens for run in runs) / sum(run.seconds for run in runs)
 
 
-def _traces(settings: Settings, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _traces(settings: Settings, say: Say) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for trace in settings.traces:
         here: list[dict[str, Any]] = []
         for mode in settings.modes:
-            speeds = {
-                policy: _speed(settings, policy, mode, trace)
-                for policy in ("oracle", *POLICIES, "off")
-            }
-            here.append(
-                {
-                    "mode": mode,
-                    "trace": trace.stem,
-                    "tokens_s": speeds,
-                    "of_oracle": speeds["auto"] / max(speeds["oracle"], speeds["off"]),
-                    "to_next": speeds["auto"] / max(speeds[p] for p in POLICIES[1:]),
-                }
-            )
-            say(f"{mode} {trace.stem}: {here[-1]['of_oracle']:.3f} of the oracle")
+            policies = ("oracle", *POLICIES, "off")
+            speeds = {policy: _speed(settings, policy, mode, trace) for policy in policies}
+            row = {"mode": mode, "trace": trace.stem, "tokens_s": speeds}
+            row["of_oracle"] = speeds["auto"] / max(speeds["oracle"], speeds["off"])
+            row["to_next"] = speeds["auto"] / max(speeds[p] for p in POLICIES[1:])
+            here.append(row)
+            say(f"{mode} {trace.stem}: {row['of_oracle']:.3f} of the oracle")
         # The best that any of these modes could do, all known beforehand.
         best = max(row["tokens_s"][p] for row in here for p in ("oracle", "off"))
         for row in here:
@@ -129,43 +106,33 @@ def _worth(
     return text / spent / best_ratio(curve, fixed, marginal)[1]
 
 
-def _one_step(what: str, first: float, then: float, seed: int) -> float | None:
+def one_step(what: str, first: float, then: float, seed: int) -> float | None:
     """Return what the lengths are worth after one step, or None when it came too late."""
-    profile = find("agx-a100-llama")  # where drafting pays before and after
+    name = "agx-a100-llama"  # where drafting pays before and after
     noted = Watcher(blind=True)
     marks: list[int] = []
+
+    def step(board: Board) -> None:
+        marks.append(len(noted.lengths))
+        board.change_round_trip(then / 1e3)
+
     if what == "rtt_ms":
-        rtts, rates = (first, then), (0.8, 0.8)
+        rtt_ms, luck, change = first, "0.8", (25.0, step)
+        later_ms, rate = then, 0.8
     else:
-        rtts, rates = (40.0, 40.0), (first, then)
-    luck = f"{rates[0]}" if what == "rtt_ms" else f"steps:{rates[0]},{rates[1]}@300"
-
-    def change(clock: VirtualClock, device: Board) -> None:
-        def step() -> None:
-            marks.append(len(noted.lengths))
-            device.change_round_trip(then / 1e3)
-
-        if what == "rtt_ms":
-            clock.call_at(25.0, step)
-
+        rtt_ms, luck, change = 40.0, f"steps:{first},{then}@300", None
+        later_ms, rate = rtt_ms, then
     run = run_policy(
-        noted,
-        profile,
-        MODES["wait"],
-        parse_link(f"{rtts[0]:g}ms"),
-        _source(luck, seed, "none"),
-        streams=1,
-        tokens=600,
-        seed=seed,
-        change=change,
-    )
+        noted, name, "wait", f"{rtt_ms:g}ms", _source(luck, seed, "none"),
+        streams=1, tokens=600, seed=seed, change=change,
+    )  # fmt: skip
     if what == "acceptance":
         texts = accumulate(tokens for _, tokens in run.outcome.streams[0].seen)
         marks.append(next(n for n, text in enumerate(texts, 1) if text >= 300))
-    fixed = profile.seconds("cloud.forward_ms") + rtts[1] / 1e3
-    draft_s = profile.seconds("draft.step_ms")
+    profile = find(name)
+    fixed = profile.seconds("cloud.forward_ms") + later_ms / 1e3
     lengths = [n for _, n in noted.lengths[marks[0] + 15 : marks[0] + 40]]
-    return _worth(lengths, rates[1], fixed, draft_s)
+    return _worth(lengths, rate, fixed, profile.seconds("draft.step_ms"))
 
 
 def _steps(settings: Settings) -> list[dict[str, Any]]:
@@ -173,7 +140,7 @@ def _steps(settings: Settings) -> list[dict[str, Any]]:
     rows = []
     for what, first, then in (("rtt_ms", 20.0, 150.0), ("acceptance", 0.85, 0.45)):
         seeds = range(1, max(8, settings.seeds) + 1)
-        found = [_one_step(what, first, then, seed) for seed in seeds]
+        found = [one_step(what, first, then, seed) for seed in seeds]
         shares = [share for share in found if share is not None]
         rows.append(
             {
@@ -188,25 +155,17 @@ def _steps(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def _energy(settings: Settings) -> list[dict[str, Any]]:
+def _three(policy: str | Controller, profile: str, mode: str, link: str) -> Run:
+    return run_policy(policy, profile, mode, link, _source("0.8", 3), streams=3, tokens=400)
+
+
+def _energy() -> list[dict[str, Any]]:
     rows = []
     for name in ("agx-a100-qwen", "agx-a100-llama"):
-        profile = find(name)
+        link = f"{find(name)['link.rtt_ms']:g}ms/20mbit"
         for mode in ("race", "ahead"):
-            runs = {
-                policy: run_policy(
-                    policy,
-                    profile,
-                    MODES[mode],
-                    parse_link(f"{profile['link.rtt_ms']:g}ms/20mbit"),
-                    _source("0.8", 3),
-                    streams=3,
-                    tokens=400,
-                )
-                for policy in ("auto", "auto:energy")
-            }
-            fast, thrifty = runs["auto"], runs["auto:energy"]
-            spent = [fast.joules_per_token or 0.0, thrifty.joules_per_token or 0.0]
+            fast, thrifty = (_three(p, name, mode, link) for p in ("auto", "auto:energy"))
+            spent = [run.joules_per_token or 0.0 for run in (fast, thrifty)]
             rows.append(
                 {
                     "profile": name,
@@ -222,50 +181,18 @@ def _energy(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def worst_watts(run: Run, window_s: float = WINDOW_S) -> float:
-    """Return the highest mean power over any window of a run, watts."""
-    import numpy as np
-
-    times = np.array([t for t, _ in run.spend])
-    watts = np.array([w for _, w in run.spend])
-    joules = np.concatenate([[0.0], np.cumsum(np.diff(times) * watts[:-1])])
-    starts = np.concatenate([times, times - window_s]).clip(times[0])
-    starts = starts[starts + window_s <= times[-1]]
-    if not len(starts):
-        return float(joules[-1] / max(times[-1] - times[0], 1e-9))
-    ends = np.interp(starts + window_s, times, joules)
-    return float((ends - np.interp(starts, times, joules)).max() / window_s)
-
-
-def _budgets(settings: Settings) -> list[dict[str, Any]]:
-    profile: Profile = find("agx-a100-qwen")
+def _budgets() -> list[dict[str, Any]]:
     rows = []
     for mode in ("race", "ahead"):
         for watts in (None, 30.0, 20.0, 14.0):
             controller = make_controller("auto", max_watts=watts)
-            run = run_policy(
-                controller,
-                profile,
-                MODES[mode],
-                parse_link("80ms/20mbit"),
-                _source("0.8", 3),
-                streams=3,
-                tokens=400,
-            )
-            rows.append(
-                {
-                    "mode": mode,
-                    "max_watts": watts,
-                    "worst_window_watts": worst_watts(run),
-                    "ms_per_token": 1e3 / run.tokens_s,
-                }
-            )
+            run = _three(controller, "agx-a100-qwen", mode, "80ms/20mbit")
+            row = {"mode": mode, "max_watts": watts, "worst_window_watts": run.worst_watts}
+            rows.append({**row, "ms_per_token": 1e3 / run.tokens_s})
     return rows
 
 
-def bench_controllers(
-    settings: Settings, say: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
+def bench_controllers(settings: Settings, say: Say = lambda line: None) -> dict[str, Any]:
     """Run everything; return one document.
 
     Raises:
@@ -291,9 +218,9 @@ def bench_controllers(
         if mode != "ahead"  # one block out, as in "wait"
     ]
     say("moves done")
-    document["energy"] = _energy(settings)
+    document["energy"] = _energy()
     say("energy done")
-    document["budgets"] = _budgets(settings)
+    document["budgets"] = _budgets()
     return document
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from draftwire.bench.link.text import parse_link
-from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, Round
 from studies.controllers.moves import MOVES, Move, follow
 from studies.controllers.policies import MODES, run_policy
@@ -41,26 +36,19 @@ class Watcher(Controller):
         self.rounds.append(round)
 
 
-def rounds_over(spec: str, mode: Mode, bits: int = 0) -> list[Round]:
+def rounds_over(spec: str, mode: str, bits: int = 0) -> list[Round]:
     """Return what a stream's rounds say; ``bits``: evidence of a drafted token."""
     watcher = Watcher()
-    run_policy(
-        watcher,
-        find("agx-a100-qwen"),
-        mode,
-        parse_link(spec),
-        Synthetic(parse_luck("0.9"), seed=2),
-        streams=1,
-        tokens=260,
-        evidence_bits=bits,
-    )
+    texts = Synthetic(parse_luck("0.9"), seed=2)
+    how = {"streams": 1, "tokens": 260, "evidence_bits": bits}
+    run_policy(watcher, "agx-a100-qwen", mode, spec, texts, **how)
     return watcher.rounds
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rtt_ms", [20.0, 80.0, 150.0])
 def test_the_round_trip(mode, rtt_ms):
-    rounds = rounds_over(f"{rtt_ms:g}ms/20mbit", MODES[mode])
+    rounds = rounds_over(f"{rtt_ms:g}ms/20mbit", mode)
     found = rounds[20].rtt_s
     assert found is not None
     assert found == pytest.approx(rtt_ms / 1e3, rel=0.1)
@@ -68,15 +56,14 @@ def test_the_round_trip(mode, rtt_ms):
 
 def test_the_round_trip_under_jitter():
     """Of a link whose delay varies, the mean: 60 ms and 5 ms more each way."""
-    rounds = rounds_over("60ms/20mbit/jitter=5ms:uniform", MODES["wait"])
+    rounds = rounds_over("60ms/20mbit/jitter=5ms:uniform", "wait")
     assert rounds[30].rtt_s == pytest.approx(0.070, rel=0.1)
 
 
 @pytest.mark.parametrize("rate", [0.2, 1.0, 4.0])
 def test_the_uplink(rate):
     """Quantised laws make blocks of 40 to 500 bytes: enough to tell the rate."""
-    mode = replace(MODES["wait"])
-    rounds = rounds_over(f"40ms/up={rate:g}mbit/down=20mbit", mode, bits=277)
+    rounds = rounds_over(f"40ms/up={rate:g}mbit/down=20mbit", "wait", bits=277)
     found = rounds[20].up_bytes_s
     assert found is not None
     assert found == pytest.approx(rate * 1e6 / 8, rel=0.2)
@@ -84,7 +71,7 @@ def test_the_uplink(rate):
 
 
 def test_what_cannot_be_told_is_not_told():
-    rounds = rounds_over("40ms/1000mbit/jitter=10ms:normal", MODES["wait"])
+    rounds = rounds_over("40ms/1000mbit/jitter=10ms:normal", "wait")
     assert rounds[-1].up_bytes_s is None or rounds[-1].up_bytes_s > 1e5
 
 

@@ -7,52 +7,45 @@ from pathlib import Path
 
 import pytest
 
-from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.runtime.pacing.controller import make_controller
 from studies.controllers.__main__ import main
-from studies.controllers.policies import MODES, POLICIES, run_policy, trace_link
-from studies.controllers.tables import (
-    Settings,
-    _one_step,
-    bench_controllers,
-    render,
-    worst_watts,
-)
+from studies.controllers.policies import POLICIES, run_policy
+from studies.controllers.tables import Settings, bench_controllers, one_step, render
 from studies.grid.bound import clairvoyant_s
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("DRAFTWIRE_SHARED", ROOT.parent / "shared")) / "data"
 TRACES = sorted((SHARED / "channel").glob("*.csv"))
-PROFILE = find("agx-a100-qwen")
+BOARD = "agx-a100-qwen"
 TEXTS = Synthetic(parse_luck("0.8"), seed=3)
 
 
 def speed(policy, mode, link, tokens=220, streams=1, texts=TEXTS):
     return run_policy(
-        policy, PROFILE, MODES[mode], link, texts, streams=streams, tokens=tokens
+        policy, BOARD, mode, link, texts, streams=streams, tokens=tokens
     ).tokens_s
 
 
 @pytest.mark.skipif(not TRACES, reason="the channel traces are not here")
 def test_a_race_on_a_moving_link():
-    link = trace_link(TRACES[2 % len(TRACES)], 80)
+    link = f"80ms,trace:{TRACES[2 % len(TRACES)]}"
     auto = speed("auto", "race", link)
     assert auto >= 0.93 * max(speed("oracle", "race", link), speed("off", "race", link))
     assert all(auto >= 0.99 * speed(policy, "race", link) for policy in POLICIES[1:])
 
 
 def test_no_policy_beats_the_exact_bound():
-    texts = [TEXTS.text(0, 220)]
+    profile = find(BOARD)
     bound = clairvoyant_s(
-        texts[0].right,
-        draft_s=PROFILE.seconds("draft.step_ms"),
-        forward_s=lambda n: PROFILE.seconds("cloud.forward_ms"),
+        TEXTS.text(0, 220).right,
+        draft_s=profile.seconds("draft.step_ms"),
+        forward_s=lambda n: profile.seconds("cloud.forward_ms"),
         up_s=0.04,
         down_s=0.04,
     )
-    auto = speed("auto", "race", parse_link("80ms"))
+    auto = speed("auto", "race", "80ms")
     assert 0.83 * 220 / bound <= auto <= 1.02 * 220 / bound
 
 
@@ -60,17 +53,16 @@ def test_no_policy_beats_the_exact_bound():
     "what,first,then", [("rtt_ms", 20, 150), ("acceptance", 0.85, 0.45)]
 )
 def test_a_step_is_followed_in_fifteen_rounds(what, first, then):
-    found = [_one_step(what, first, then, seed) for seed in (1, 2)]
+    found = [one_step(what, first, then, seed) for seed in (1, 2)]
     assert all(share is not None and share >= 0.93 for share in found), found
     assert sum(share or 0 for share in found) / len(found) >= 0.95
 
 
 def test_energy_saves_joules_and_stays_nearly_as_fast():
     runs = [
-        run_policy(policy, PROFILE, MODES["ahead"], parse_link("80ms/20mbit"), TEXTS,
-                   streams=2, tokens=250)
+        run_policy(policy, BOARD, "ahead", "80ms/20mbit", TEXTS, streams=2, tokens=250)
         for policy in ("auto", "auto:energy")
-    ]  # fmt: skip
+    ]
     assert runs[1].joules_per_token <= 0.85 * runs[0].joules_per_token
     assert runs[1].tokens_s >= runs[0].tokens_s / 1.25
 
@@ -80,15 +72,10 @@ def test_energy_saves_joules_and_stays_nearly_as_fast():
 )
 def test_no_window_of_a_stream_exceeds_its_watts(mode, watts):
     controller = make_controller("auto", max_watts=watts)
-    run = run_policy(
-        controller, PROFILE, MODES[mode], parse_link("80ms/20mbit"), TEXTS,
-        streams=2, tokens=300,
-    )  # fmt: skip
-    assert worst_watts(run) <= watts
-    free = run_policy(
-        "auto", PROFILE, MODES[mode], parse_link("80ms/20mbit"), TEXTS, tokens=300
-    )
-    assert worst_watts(free) > watts, "the budget binds"
+    run = run_policy(controller, BOARD, mode, "80ms/20mbit", TEXTS, tokens=300)
+    assert run.worst_watts <= watts
+    free = run_policy("auto", BOARD, mode, "80ms/20mbit", TEXTS, tokens=300)
+    assert free.worst_watts > watts, "the budget binds"
 
 
 @pytest.mark.slow
