@@ -6,15 +6,20 @@ those of the frames that would cross the network. Nothing is timed here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 
+from draftwire.errors import ConfigError, IncompatibleError
+from draftwire.packages import DraftPackage
 from draftwire.sampling import Proposal, SamplingParams, make_decider, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Commit
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
+from draftwire.verifier.backends.loading import Loader
 
 if TYPE_CHECKING:
     from draftwire.runtime.engines.draft_model import DraftModel
@@ -110,3 +115,56 @@ def measure(
     finally:
         target.release(slot)
     return count
+
+
+def load_judge(package: DraftPackage, target: Path) -> TargetBackend:
+    """Load the target that judges a draft.
+
+    Raises:
+        IncompatibleError: They share no tokenizer.
+    """
+    backend = Loader(slots=1, threads=1)(target)
+    if package.family.tokenizer != backend.family.tokenizer:
+        raise IncompatibleError(
+            f"the draft {package.name} and the target {backend.name} do not share a "
+            "tokenizer",
+            hint="take two packages of one family",
+        )
+    return backend
+
+
+def check_room(
+    prompts: Sequence[Sequence[int]], context: int, *, block: int, tokens: int
+) -> None:
+    """Raise a ConfigError where a prompt and its text are longer than a context."""
+    longest = max(map(len, prompts)) + tokens + 2 * block + 2
+    if longest > context:
+        raise ConfigError(
+            f"prompts and new tokens need a context of {longest}, the models have "
+            f"{context}",
+            hint="lower --tokens, or shorten the prompts",
+        )
+
+
+def measure_all(
+    draft: DraftModel,
+    target: TargetBackend,
+    prompts: Sequence[Sequence[int]],
+    params: Sequence[SamplingParams],
+    *,
+    block: int,
+    tokens: int,
+) -> dict[str, Any]:
+    """Measure a draft on each prompt; return the sums of all :class:`Count`, the
+    ``acceptance``, and its standard error over the prompts (``acceptance_error``, None of
+    one prompt).
+    """
+    counts = [
+        measure(draft, target, prompt, one, block=block, tokens=tokens)
+        for prompt, one in zip(prompts, params)
+    ]
+    total = {key: sum(asdict(count)[key] for count in counts) for key in asdict(Count())}
+    shares = np.array([count.accepted / count.drafted for count in counts])
+    error = float(shares.std(ddof=1)) / math.sqrt(len(counts)) if len(counts) > 1 else None
+    acceptance = total["accepted"] / total["drafted"]
+    return {**total, "acceptance": acceptance, "acceptance_error": error}

@@ -14,19 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from draftwire.bench.acceptance import measure
+from draftwire.bench.acceptance import check_room, load_judge, measure_all
 from draftwire.bench.device import SCHEMA, Settings, bench_device, thread_counts
 from draftwire.boards.profiles import Profile, find_profile
-from draftwire.errors import ConfigError, IncompatibleError
+from draftwire.errors import ConfigError
 from draftwire.export.precision.tune import Candidate, choose, write_acceptance, write_hint
 from draftwire.io import format_table
 from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams
 from draftwire.tokenizer import load_tokenizer
-from draftwire.verifier.backends.loading import Loader
 
 _PACKAGES = {  # of a board, by engine
     "onnxruntime": {"onnxruntime"},
@@ -209,40 +206,25 @@ def measure_acceptance(
     A ConfigError where a prompt does not fit the context, an IncompatibleError where draft
     and target share no tokenizer.
     """
-    backend = Loader(slots=1, threads=1)(target)
-    if package.family.tokenizer != backend.family.tokenizer:
-        raise IncompatibleError(
-            f"the draft {package.name} and the target {backend.name} do not share a "
-            "tokenizer",
-            hint="take two packages of one family",
-        )
+    backend = load_judge(package, target)
     tokenizer = load_tokenizer(package.tokenizer_path)
     ids = [tokenizer.encode(prompt, bos_id=backend.bos_id) for prompt in prompts]
-    longest = max(map(len, ids)) + tokens + 2 * block + 2
-    if longest > min(package.context, backend.context):
-        hint = "lower --tokens, or shorten the prompts"
-        raise ConfigError(f"prompts and new tokens need a context of {longest}", hint=hint)
+    check_room(ids, min(package.context, backend.context), block=block, tokens=tokens)
+    params = [SamplingParams()] * len(ids)
     found = {}
     for engine, precision in models:
         model = DraftModel.load(package, engine=engine, precision=precision, threads=1)
-        counts = [
-            measure(model, backend, one, SamplingParams(), block=block, tokens=tokens)
-            for one in ids
-        ]
-        drafted = sum(count.drafted for count in counts)
-        accepted = sum(count.accepted for count in counts)
-        shares = np.array([count.accepted / count.drafted for count in counts])
-        error = float(shares.std(ddof=1)) / math.sqrt(len(shares)) if len(ids) > 1 else None
+        total = measure_all(model, backend, ids, params, block=block, tokens=tokens)
         found[engine, precision] = {
             "target": {"name": backend.name, "version": backend.version},
             "scheme": "greedy",
             "block": block,
             "prompts": len(ids),
-            "drafted": drafted,
-            "accepted": accepted,
-            "share": accepted / drafted,
-            "share_error": error,
-            "per_block": accepted / sum(count.rounds for count in counts),
+            "drafted": total["drafted"],
+            "accepted": total["accepted"],
+            "share": total["acceptance"],
+            "share_error": total["acceptance_error"],
+            "per_block": total["accepted"] / total["rounds"],
         }
     return found
 

@@ -19,13 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from studies.command import start
+from studies.command import Say, markdown, start
 
 _BLOCKS = ((1, 1), (1, 5), (8, 5))  # streams, tokens of each
 
@@ -122,7 +121,7 @@ def measure(folder: Path, way: str, versions: int, rounds: int) -> dict[str, Any
     return {"mb": _held() - before, "ms": times}
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure both ways in turns."""
     with tempfile.TemporaryDirectory() as folder:
         say("writing a base and its adapters")
@@ -151,19 +150,15 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
 def render(document: dict[str, Any]) -> str:
     """Return the document as two tables."""
     one = document["mb"]["merged, 1"]
-    lines = ["| way, versions | MB | of one merged |", "|---|---|---|"]
-    for name, mb in document["mb"].items():
-        lines.append(f"| {name} | {mb:.0f} | {mb / one:.2f} |")
-    merged, beside = document["ms"]["merged"], document["ms"]["beside"]
-    lines += [
-        "",
-        "| streams x tokens | merged, processor ms | beside | |",
-        "|---|---|---|---|",
+    held = [(name, f"{mb:.0f}", f"{mb / one:.2f}") for name, mb in document["mb"].items()]
+    beside = document["ms"]["beside"]
+    times = [
+        (size, f"{ms:.2f}", f"{beside[size]:.2f}", f"{beside[size] / ms:.2f}")
+        for size, ms in document["ms"]["merged"].items()
     ]
-    for size, ms in merged.items():
-        row = f"| {size} | {ms:.2f} | {beside[size]:.2f} | {beside[size] / ms:.2f} |"
-        lines.append(row)
-    return "\n".join(lines)
+    lines = [*markdown(["way, versions", "MB", "of one merged"], held), ""]
+    heads = ["streams x tokens", "merged, processor ms", "beside", ""]
+    return "\n".join(lines + markdown(heads, times))
 
 
 FLAGS = """

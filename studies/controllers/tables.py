@@ -65,7 +65,7 @@ def _traces(settings: Settings, say: Say) -> list[dict[str, Any]]:
         for mode in settings.modes:
             policies = ("oracle", *POLICIES, "off")
             speeds = {policy: _speed(settings, policy, mode, trace) for policy in policies}
-            row = {"mode": mode, "trace": trace.stem, "tokens_s": speeds}
+            row: dict[str, Any] = {"mode": mode, "trace": trace.stem, "tokens_s": speeds}
             row["of_oracle"] = speeds["auto"] / max(speeds["oracle"], speeds["off"])
             row["to_next"] = speeds["auto"] / max(speeds[p] for p in POLICIES[1:])
             here.append(row)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from draftwire.cli._common import fields_of
 from draftwire.errors import ConfigError
-from studies.command import start
+from studies.command import Say, start
+from studies.evolve.report import render, write_markdown
+from studies.evolve.stats import SCHEMA
 
 FLAGS = """
 --base PATH              checkpoint or target package (v1)
@@ -27,7 +31,7 @@ FLAGS = """
 --draft DIR              the package that is measured as it is, the arm "given"
 --seeds N,N =1,2,3       of drafts
 --anchor-layers N:int    that the frozen draft shares
---layers N:int           that it trains
+--layers N:int >trained_layers  that it trains
 --draft-tokens N:int     that the frozen draft reads; the others' compute follows
 --pool-tokens N:int      that the base reads once as the teacher
 --batch N:int            tokens of a step
@@ -44,27 +48,16 @@ FLAGS = """
 """
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Run or read a study; write its page."""
     document = _run(args, say) if args.results is None else _read(args.results)
     if args.markdown is not None:
-        from studies.evolve.report import write_markdown
-
         for path in write_markdown(document, args.markdown, args.part):
             say(f"wrote {path}")
     return document
 
 
-def render(document: dict[str, Any]) -> str:
-    """Return the tables."""
-    from studies.evolve import report
-
-    return report.render(document)
-
-
 def _read(path: Path) -> dict[str, Any]:
-    from studies.evolve.study import SCHEMA
-
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
@@ -77,19 +70,15 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    import importlib.util
-
+def _run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     for module in ("torch", "onnx", "safetensors", "tokenizers"):
-        if importlib.util.find_spec(module) is None:
+        if find_spec(module) is None:
             raise ConfigError(
                 f"the study needs {module}, which is not installed",
                 hint="pip install 'draftwire[export]', on a workstation",
             )
     if args.work is None:
         raise ConfigError("the study needs a folder", hint="--work DIR")
-    from dataclasses import replace
-
     from draftwire.reference import target_path
     from studies.evolve.measure import Probe
     from studies.evolve.models import Budget
@@ -102,23 +91,17 @@ def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]
         seeds = tuple(int(word) for word in args.seeds.split(","))
     except ValueError as exc:
         raise ConfigError(f"--seeds {args.seeds} are no whole numbers") from exc
-    budget = {
-        "anchor_layers": args.anchor_layers,
-        "trained_layers": args.layers,
-        **{
-            name: getattr(args, name)
-            for name in (
-                "draft_tokens", "pool_tokens", "batch", "length", "rank", "long", "retrain",
-            )
-        },
-    }  # fmt: skip
-    probe = {"prompts": args.prompts, "count": args.count}
+    budget, probe = (
+        {name: value for name, value in fields_of(kind, args).items() if value is not None}
+        for kind in (Budget, Probe)
+    )
+    budget["seeds"] = seeds
     for name, value in {**budget, **probe}.items():
         few = 1 if isinstance(value, int) else 1e-6
         least = {"anchor_layers": 0, "count": Probe.block + 1}.get(name, few)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}, that is too few")
-    given = {name: value for name, value in budget.items() if value is not None}
+        if name != "seeds" and value < least:
+            flag = name.replace("trained_", "").replace("_", "-")
+            raise ConfigError(f"--{flag} is {value}, that is too few")
     versions = tuple(parse_version(word) for word in args.versions)
     if not versions:
         raise ConfigError(
@@ -132,8 +115,8 @@ def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]
             versions=versions,
             domains=tuple(domains),
             corpus=args.corpus,
-            budget=replace(Budget(), seeds=seeds, **given),
-            probe=replace(Probe(), **{k: v for k, v in probe.items() if v is not None}),
+            budget=Budget(**budget),
+            probe=Probe(**probe),
             arms=tuple(args.arms.split(",")) if args.arms else every,
             draft=args.draft,
         ),
@@ -148,11 +131,8 @@ def _named(word: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the study."""
-    question = "How one frozen draft serves targets that evolve, beside other drafts."
-    return start("studies.evolve", question, FLAGS, study, render, words)
-
+QUESTION = "How one frozen draft serves targets that evolve, beside other drafts."
+main = partial(start, "studies.evolve", QUESTION, FLAGS, study, render)
 
 if __name__ == "__main__":
     sys.exit(main())

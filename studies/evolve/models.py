@@ -32,12 +32,11 @@ from draftwire.export.training.loop import Plan, Stream, train
 from draftwire.export.training.measure import logits_of, text_loss
 from draftwire.packages import load_draft, load_target, tokenizer_fingerprint
 from draftwire.packages.exits import torch_stack
+from studies.command import Say
 from studies.evolve.preference import make_pairs, preference_loss
 from studies.evolve.rows import TeacherRows, make_rows
 from studies.evolve.text import Texts
-from studies.family.model import fresh_weights_
-
-Say = Callable[[str], None]
+from studies.family.recipe import fresh_weights_
 
 
 @dataclass(frozen=True)
@@ -185,52 +184,67 @@ class Workshop:
         else:
             anchor = 0 if kind == "free" else b.anchor_layers
             model = add_lora(model, rank=b.rank, anchor_layers=anchor, seed=1000)
-        learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         # What a preference asks for is little, beside a whole kind of text.
         lr = b.lora_lr / 3 if kind == "varied" else b.lora_lr
         plan = self._plan(version.steps, 3, lr=lr, matrix_lr=6e-3)
         paths = tuple(self.texts.path(d, "unseen") for d in version.domains)
 
-        def run(folder: Path) -> Any:
+        def begin() -> tuple[Any, Any]:
             streams = [np.load(path, mmap_mode="r") for path in paths]
-            shares = tuple(float(len(stream)) for stream in streams)
-            data: Any = Stream(paths, shares)
-            loss: Any = text_loss
             if kind == "varied":
                 wanted = version.steps * max(1, b.batch // 256)
-                data = make_pairs(base, np.concatenate(streams), wanted=wanted, seed=3)
-                loss = preference_loss
-            elif kind == "taught":
-                teacher = self.target(version.of[0])
+                pairs = make_pairs(base, np.concatenate(streams), wanted=wanted, seed=3)
+                return pairs, preference_loss
+            data = Stream(paths, tuple(float(len(stream)) for stream in streams))
+            if kind != "taught":
+                return data, text_loss
+            teacher = self.target(version.of[0])
 
-                def loss(model: nn.Module, ids: Tensor) -> Tensor:
-                    with torch.no_grad():
-                        said = logits_of(teacher, ids[:, :-1])
-                    mine = logits_of(model, ids[:, :-1])
-                    return distil_loss(mine, said, ids[:, 1:])
+            def loss(model: nn.Module, ids: Tensor) -> Tensor:
+                with torch.no_grad():
+                    said = logits_of(teacher, ids[:, :-1])
+                return distil_loss(logits_of(model, ids[:, :-1]), said, ids[:, 1:])
 
-            return train(model, data, plan, loss, folder, say=self.say)
+            return data, loss
 
-        tensors = self._once(
-            f"target.{version.name}",
-            run,
-            # Halves, as in the package that a verifier would load.
-            lambda: {n: p.detach().half() for n, p in learned.items()},
-            {"tokens": version.steps * b.batch},
-        )
-        model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
+        # Halves, as in the package that a verifier would load.
+        self._learn(f"target.{version.name}", model, begin, plan, dtype=torch.half)
         if kind != "new":
             model = model.merge_and_unload()
         return model.requires_grad_(False)
 
-    def frozen(self, seed: int) -> Any:
-        """Return the shared-backbone draft of the base."""
-        return self._distilled(f"frozen.{seed}", self.base.model, None, seed, None)
+    def shared(self, seed: int, version: Version | None = None) -> Any:
+        """Return the draft of the base that shares its backbone; for a ``version`` with its
+        trained part trained on.
+        """
+        b = self.budget
+        if version is None:
+            name, target, share = f"frozen.{seed}", self.base.model, 1.0
+        else:
+            name, target = f"retrained.{version.name}.{seed}", self.target(version.name)
+            share = b.retrain
+        draft = make_draft(
+            target, anchor_layers=b.anchor_layers, trained_layers=b.trained_layers
+        )
+        if version is not None:
+            known = self.shared(seed).state_dict()
+            trained = {n for n, p in draft.named_parameters() if p.requires_grad}
+            draft.load_state_dict({n: known[n] for n in trained}, strict=False)
+        plan = self._plan(b.steps(b.draft_tokens * share), seed, lr=1e-3, matrix_lr=3e-3)
+        trainer, head = DraftTrainer(target, draft), target.get_output_embeddings()
 
-    def retrained(self, version: Version, seed: int) -> Any:
-        """Return that draft, its trained part trained on for one version."""
-        name, target = f"retrained.{version.name}.{seed}", self.target(version.name)
-        return self._distilled(name, target, version, seed, self.frozen(seed))
+        def loss(_: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher = head(last)
+            return trainer.loss_from(ids, last, teacher)
+
+        def begin() -> tuple[Any, Any]:
+            return self._rows(version, target), loss
+
+        self._learn(name, draft, begin, plan, flops=self._unit() / b.draft_tokens)
+        if version is not None and seed == b.seeds[-1]:  # the last that reads them
+            shutil.rmtree(self.work / "rows" / version.name, ignore_errors=True)
+        return draft.requires_grad_(False)
 
     def independent(self, seed: int, *, times: float) -> Any:
         """Return a draft that shares nothing but the tokenizer, of so many times the frozen
@@ -242,8 +256,9 @@ class Workshop:
         model = cut(self.base.model, range(layers)).requires_grad_(True)
         fresh_weights_(model, seed=seed)
         cost = flops_per_token(shape, trained_layers=layers, head=True, length=b.length)
-        steps = b.steps(times * self._unit() / cost)
-        plan = self._plan(steps, seed, lr=3e-3, matrix_lr=6e-3)
+        plan = self._plan(
+            b.steps(times * self._unit() / cost), seed, lr=3e-3, matrix_lr=6e-3
+        )
         head = self.base.model.get_output_embeddings()
 
         def loss(model: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
@@ -251,22 +266,16 @@ class Workshop:
                 teacher = head(last)
             return distil_loss(logits_of(model, ids[:, :-1]), teacher, ids[:, 1:])
 
-        name = f"independent.{times:g}x.{seed}"
-        rows = self._rows(None, self.base.model)
-        tensors = self._once(
-            name,
-            lambda folder: train(model, rows, plan, loss, folder, say=self.say),
-            lambda: {n: p.detach() for n, p in model.named_parameters()},  # tied ones once
-            {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
-        )
-        model.load_state_dict(tensors, strict=False)
-        model.requires_grad_(False)
-        return model
+        def begin() -> tuple[Any, Any]:
+            return self._rows(None, self.base.model), loss
+
+        self._learn(f"independent.{times:g}x.{seed}", model, begin, plan, flops=cost)
+        return model.requires_grad_(False)
 
     def sizes(self, source: Path) -> dict[str, int]:
         """Return the bytes of what a device would download, int8, as exported."""
         b = self.budget
-        draft = self.frozen(b.seeds[0])
+        draft = self.shared(b.seeds[0])
         found = {}
         models = {"draft": draft, "base_as_draft": self.base.model}
         for name, model in models.items():
@@ -282,44 +291,6 @@ class Workshop:
         trained = torch_stack(draft)[0][b.anchor_layers :]
         found["trained_part"] = sum(p.numel() for x in trained for p in x.parameters())
         return found
-
-    def _distilled(
-        self, name: str, target: Any, version: Version | None, seed: int, start: Any | None
-    ) -> Any:
-        b = self.budget
-        draft = make_draft(
-            target, anchor_layers=b.anchor_layers, trained_layers=b.trained_layers
-        )
-        if start is not None:
-            known = start.state_dict()
-            trained = {n for n, p in draft.named_parameters() if p.requires_grad}
-            draft.load_state_dict({n: known[n] for n in trained}, strict=False)
-        cost = self._unit() / b.draft_tokens
-        steps = b.steps(b.draft_tokens * (1.0 if version is None else b.retrain))
-        plan = self._plan(steps, seed, lr=1e-3, matrix_lr=3e-3)
-        trainer = DraftTrainer(target, draft)
-        head = target.get_output_embeddings()
-
-        def loss(_: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
-            with torch.no_grad():
-                teacher = head(last)
-            return trainer.loss_from(ids, last, teacher)
-
-        learned = {n: p for n, p in draft.named_parameters() if p.requires_grad}
-
-        def run(folder: Path) -> Any:
-            rows = self._rows(version, target)
-            return train(draft, rows, plan, loss, folder, say=self.say)
-
-        tensors = self._once(
-            name,
-            run,
-            lambda: {n: p.detach() for n, p in learned.items()},
-            {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
-        )
-        draft.load_state_dict(tensors, strict=False)
-        draft.requires_grad_(False)
-        return draft
 
     def _unit(self) -> float:
         """Return the arithmetic of one frozen draft."""
@@ -371,41 +342,52 @@ class Workshop:
         )
         return rows
 
-    def _once(
+    def _learn(
         self,
         name: str,
-        run: Callable[[Path], Any],
-        result: Callable[[], dict[str, Tensor]],
-        cost: dict[str, Any],
-    ) -> dict[str, Tensor]:
-        """Return a model's tensors, trained now or in an earlier run."""
+        model: Any,
+        begin: Callable[[], tuple[Any, Any]],
+        plan: Plan,
+        *,
+        flops: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Give ``model`` what it learns, now or from an earlier run.
+
+        Args:
+            name: Of the training.
+            model: Its parameters that require a gradient are kept as ``dtype``, tied ones
+                once.
+            begin: Gives the data and the loss; not called where all is there.
+            plan: Of the training.
+            flops: Arithmetic of a token, for the note; 0 leaves it out.
+            dtype: Of what is kept.
+        """
+        learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         path = self.work / "models" / f"{name}.safetensors"
         note = path.with_suffix(".json")
         if not (path.exists() and note.exists()):
-            self.say(f"{name}: {cost['tokens']:,} tokens")
+            tokens = plan.steps * plan.batch
+            self.say(f"{name}: {tokens:,} tokens")
             began = time.process_time()
-            log = run(self.work / "checkpoints" / name)
+            data, loss = begin()
+            folder = self.work / "checkpoints" / name
+            log = train(model, data, plan, loss, folder, say=self.say)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            save_file({n: t.contiguous() for n, t in result().items()}, part)
+            kept = {n: p.detach().to(dtype).contiguous() for n, p in learned.items()}
+            save_file(kept, part)
             part.replace(path)
             tail = [row["loss"] for row in log[-10:]]
             details = {
-                **cost,
+                "tokens": tokens,
+                **({"flops": tokens * flops} if flops else {}),
                 "steps": len(log),
                 "loss": round(sum(tail) / len(tail), 4),
                 "cpu_seconds": round(time.process_time() - began, 1),
             }
             note.write_text(json.dumps(details) + "\n")
-            shutil.rmtree(self.work / "checkpoints" / name, ignore_errors=True)
-            self._drop_rows(name)
+            shutil.rmtree(folder, ignore_errors=True)
         self.made[name] = json.loads(note.read_text())
-        tensors: dict[str, Tensor] = load_file(path)
-        return tensors
-
-    def _drop_rows(self, name: str) -> None:
-        """Delete a version's teacher rows after the last draft that reads them."""
-        kind, _, rest = name.partition(".")
-        version, _, seed = rest.rpartition(".")
-        if kind == "retrained" and seed == str(self.budget.seeds[-1]):
-            shutil.rmtree(self.work / "rows" / version, ignore_errors=True)
+        tensors = {n: t.float() for n, t in load_file(path).items()}
+        model.load_state_dict(tensors, strict=False)

@@ -7,8 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from draftwire.energy.reports.plots import picture
 from draftwire.errors import ConfigError
-from draftwire.io import write_text, write_whole
+from draftwire.io import write_text
+from studies.command import markdown
 from studies.evolve.stats import KINDS, Cell, Table
 
 ARM_NAMES = {
@@ -20,7 +22,8 @@ ARM_NAMES = {
     "given": "given package",
     "retrained": "re-trained each time",
 }
-_ONES = ("frozen", "independent", "given")  # followed by kind of evolution
+# Followed by kind of evolution, and their marks in the picture.
+_ONES = {"frozen": "o", "independent": "D", "given": "s"}
 _WAYS = {"greedy": "greedy", "coupled": "T = 1 (coupled noise)"}
 
 
@@ -94,48 +97,44 @@ def _settings(document: Mapping[str, Any]) -> list[str]:
         "Brackets are 95 % intervals: one resampling of the prompts shared by all "
         "comparisons, Student's t over seeds, everything paired.",
         "",
-        "| trained | tokens each | arithmetic each | CPU seconds each |",
-        "|---|---|---|---|",
     ]
+    rows = []
     for kind, name in {
         "frozen": "frozen draft",
         "independent.1x": "independent draft, equal compute",
         f"independent.{b['long']:g}x": f"independent draft, {b['long']:g} times",
         "target": "evolved target",
     }.items():
-        if rows := [row for n, row in trainings.items() if n.startswith(kind + ".")]:
-            tokens = sorted({row["tokens"] for row in rows})
-            span = f"{tokens[0]:,}"
-            span += f" to {tokens[-1]:,}" if len(tokens) > 1 else ""
-            flops = rows[0].get("flops")
+        if found := [row for n, row in trainings.items() if n.startswith(kind + ".")]:
+            tokens = sorted({row["tokens"] for row in found})
+            span = " to ".join(f"{n:,}" for n in dict.fromkeys((tokens[0], tokens[-1])))
+            flops = found[0].get("flops")
             # The first one of a kind may have waited for the teacher.
-            seconds = median(row["cpu_seconds"] for row in rows)
+            seconds = median(row["cpu_seconds"] for row in found)
             work = f"{flops / 1e12:.1f} Tflop" if flops else "-"
-            lines.append(f"| {name} | {span} | {work} | {seconds:.0f} |")
-    lines += [
+            rows.append((name, span, work, f"{seconds:.0f}"))
+    lines += markdown(
+        ["trained", "tokens each", "arithmetic each", "CPU seconds each"], rows
+    )
+    return [
+        *lines,
         "",
         f"All trainings together: {spent / 60:.1f} CPU minutes on one core of a shared "
         f"{m['cores']}-core {m['processor']} machine, torch {m['torch']}, {m['date']}.",
     ]
-    return lines
 
 
 def _targets(document: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "| target | kind of evolution | reads | held-out loss (base) | KL to base "
-        "| distinct 4-grams, greedy / sampled |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ["target", "kind of evolution", "reads", "held-out loss (base)", "KL to base"]
+    rows = []
     for name in ["base", *Table(document).evolved]:
         entry = document["targets"][name]
         for domain, row in entry["domains"].items():
             kind = "-" if name == "base" else KINDS[_kind(entry)]
-            lines.append(
-                f"| {name} | {kind} | {domain} | {row['loss']:.3f} "
-                f"({row['base_loss']:.3f}) | {row['kl_to_base']:.3f} "
-                f"| {row['distinct_4_greedy']:.2f} / {row['distinct_4_sampled']:.2f} |"
-            )
-    return lines
+            losses = f"{row['loss']:.3f} ({row['base_loss']:.3f})"
+            distinct = f"{row['distinct_4_greedy']:.2f} / {row['distinct_4_sampled']:.2f}"
+            rows.append((name, kind, domain, losses, f"{row['kl_to_base']:.3f}", distinct))
+    return markdown([*heads, "distinct 4-grams, greedy / sampled"], rows)
 
 
 def _kind(entry: Mapping[str, Any]) -> str:
@@ -146,39 +145,27 @@ def _kind(entry: Mapping[str, Any]) -> str:
 def _kinds(table: Table, block: int) -> list[str]:
     """Return a row for each evolved target and draft, by kind."""
     first = Table(table.document, f"{table.metric}_first")
-    lines = [
-        f"| kind of evolution | target | KL | draft | accepted of {block} | kept of the "
-        "base's | first draft accepted | kept |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["kind of evolution", "target", "KL", "draft", f"accepted of {block}"]
+    rows = []
     order = list(KINDS)
     targets = table.document["targets"]
     for name in sorted(table.evolved, key=lambda n: order.index(_kind(targets[n]))):
-        head = f"{KINDS[_kind(targets[name])]} | {name} | {table.divergence(name):.3f}"
+        head = [KINDS[_kind(targets[name])], name, f"{table.divergence(name):.3f}"]
         for arm in _ONES:
-            cells = [
-                found
-                for t in (table, first)
-                for found in (t.cell([name], arm), t.retention(name, arm))
-            ]
-            if cells[0] is not None:
-                words = " | ".join(map(_text, cells))
-                lines.append(f"| {head} | {ARM_NAMES[arm]} | {words} |")
-                head = " | | "
-    return lines
+            both = [(t.cell([name], arm), t.retention(name, arm)) for t in (table, first)]
+            if both[0][0] is not None:
+                cells = [_text(cell) for pair in both for cell in pair]
+                rows.append([*head, ARM_NAMES[arm], *cells])
+                head = ["", "", ""]
+    return markdown([*heads, "kept of the base's", "first draft accepted", "kept"], rows)
 
 
 def _table(table: Table) -> list[str]:
     arms = [a for a in ARM_NAMES if any(table.cell([n], a) for n in table.evolved)]
-    lines = [
-        "| target | " + " | ".join(ARM_NAMES[a] for a in arms) + " |",
-        "|---|" + "---|" * len(arms),
-    ]
-    rows = [(name, [name]) for name in ["base", *table.evolved]]
-    for title, names in [*rows, ("mean of evolved", table.evolved)]:
-        cells = [_text(table.cell(names, arm)) for arm in arms]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
+    groups = {name: [name] for name in ["base", *table.evolved]}
+    groups["mean of evolved"] = table.evolved
+    rows = [[t, *(_text(table.cell(n, arm)) for arm in arms)] for t, n in groups.items()]
+    return markdown(["target", *(ARM_NAMES[arm] for arm in arms)], rows)
 
 
 def _text(cell: Cell | None) -> str:
@@ -193,19 +180,17 @@ def _bytes(document: Mapping[str, Any]) -> list[str]:
     draft, base, part = (
         document["bytes"][k] / 1e6 for k in ("draft", "base_as_draft", "trained_part")
     )
-    lines = [
-        f"| policy | MB after {count} versions | accepted, greedy | accepted, T = 1 |",
-        "|---|---|---|---|",
-    ]
+    heads = ["policy", f"MB after {count} versions", "accepted, greedy", "accepted, T = 1"]
+    rows = []
     for arm, name in ARM_NAMES.items():
         cells = [_text(t.cell(t.evolved, arm)) for t in (greedy, coupled)]
         size = f"{base if arm == 'stale' else draft:.1f}"
         if arm == "retrained":
             size = f"{draft + count * draft:.1f}, trained part {draft + count * part:.1f}"
         if cells != ["-", "-"]:
-            lines.append(f"| {name} | {size} | {cells[0]} | {cells[1]} |")
-    lines += ["", "int8 packages as exported; the trained part at one byte a weight."]
-    return lines
+            rows.append([name, size, *cells])
+    note = "int8 packages as exported; the trained part at one byte a weight."
+    return [*markdown(heads, rows), "", note]
 
 
 def _claims(document: Mapping[str, Any]) -> list[str]:
@@ -217,42 +202,33 @@ def _claims(document: Mapping[str, Any]) -> list[str]:
         signs = {c.sign for c in known.values()}
         if not known:
             return
-        if signs == {1}:
-            verdict = "confirmed"
-        elif signs == {-1}:
-            verdict = "refuted"
-        elif -1 in signs and 1 in signs:
-            verdict = "mixed"
-        elif 1 in signs or -1 in signs:
-            verdict = "in part"
-            verdict += " confirmed" if 1 in signs else " refuted"
-        else:
-            verdict = "not established"
+        verdict = "mixed" if {-1, 1} <= signs else "not established"
+        for sign, word in ((1, "confirmed"), (-1, "refuted")):
+            if sign in signs and -sign not in signs:
+                verdict = f"in part {word}" if 0 in signs else word
         numbers = ", ".join(f"{m} {c.text()}" for m, c in known.items())
         lines.append(f"- **{words}: {verdict}.** {better}: {numbers}.")
 
     evolved = tables["greedy"].evolved
+
+    def less(one: str, other: str) -> dict[str, Cell | None]:
+        return {m: t.difference(evolved, one, other) for m, t in tables.items()}
+
     pairs = (
         ("independent", "At equal compute the shared backbone beats an independent draft"),
         ("long", "It still does when the independent draft gets more compute"),
     )
     for other, words in pairs:
-        cells = {m: t.difference(evolved, "frozen", other) for m, t in tables.items()}
-        claim(words, f"Frozen less {ARM_NAMES[other]}, accepted of a block", cells)
+        better = f"Frozen less {ARM_NAMES[other]}, accepted of a block"
+        claim(words, better, less("frozen", other))
         each = [(n, tables["coupled"].difference([n], "frozen", other)) for n in evolved]
         words = "; ".join(f"{name} {cell.text()}" for name, cell in each if cell)
         if words:
             lines.append(f"  By target at T = 1: {words}.")
-    cells = {m: t.difference(evolved, "suffix", "frozen") for m, t in tables.items()}
-    claim(
-        "A suffix cache helps the frozen draft follow", "With the cache less without", cells
-    )
-    cells = {m: t.difference(evolved, "frozen", "retrained") for m, t in tables.items()}
-    claim(
-        "A frozen draft is as good as one re-trained for each version",
-        "Frozen less re-trained",
-        cells,
-    )
+    words = "A suffix cache helps the frozen draft follow"
+    claim(words, "With the cache less without", less("suffix", "frozen"))
+    words = "A frozen draft is as good as one re-trained for each version"
+    claim(words, "Frozen less re-trained", less("frozen", "retrained"))
     return lines + _anchors(document, tables)
 
 
@@ -290,50 +266,37 @@ def draw(document: Mapping[str, Any], path: Path) -> Path | None:
     Raises:
         ConfigError: matplotlib is not there, or the picture cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as exc:
-        raise ConfigError(
-            "pictures need matplotlib", hint="pip install 'draftwire[plots]'"
-        ) from exc
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    kinds = {n: _kind(e) for n, e in document["targets"].items() if n != "base"}
-    figure, panels = pyplot.subplots(1, 2, figsize=(9.2, 3.6), sharey=True)
-    drawn = set()
-    for axes, (metric, way) in zip(panels, _WAYS.items()):
-        table = Table(document, metric)
-        for arm, mark in zip(_ONES, "oDs"):
-            for name, kind in kinds.items():
-                cell = table.cell([name], arm)
-                if cell is None:
-                    continue
-                colour = f"C{list(KINDS).index(kind)}"
-                label = f"{KINDS[kind]}: {ARM_NAMES[arm]}"
-                axes.errorbar(
-                    [table.divergence(name)],
-                    [cell.mean],
-                    yerr=[[cell.mean - cell.low], [cell.high - cell.mean]],
-                    fmt=mark,
-                    color=colour,
-                    markerfacecolor="none" if arm == "independent" else colour,
-                    elinewidth=0.7,
-                    label=None if label in drawn else label,
-                )
-                drawn.add(label)
-        axes.set(xscale="log", xlabel="KL to the base, nats a token", title=way)
-        axes.spines[["top", "right"]].set_visible(False)
-    if not drawn:
-        pyplot.close(figure)
+    points = [
+        (axes, arm, name, table.divergence(name), cell)
+        for axes, table in enumerate(Table(document, metric) for metric in _WAYS)
+        for arm in _ONES
+        for name in document["targets"]
+        if name != "base" and (cell := table.cell([name], arm)) is not None
+    ]
+    if not points:
         return None
-    panels[0].set_ylabel("accepted of a block")
-    figure.tight_layout()
-    figure.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    try:
-        write_whole(
-            path, lambda to: figure.savefig(to, format="png", dpi=110, bbox_inches="tight")
-        )
-    finally:
-        pyplot.close(figure)
+    with picture(path) as plt:
+        # The legend stands beside the panels.
+        plt.rcParams.update({"savefig.bbox": "tight", "savefig.dpi": 110})
+        figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.6), sharey=True)
+        drawn = set()
+        for at, arm, name, divergence, cell in points:
+            kind = _kind(document["targets"][name])
+            colour = f"C{list(KINDS).index(kind)}"
+            label = f"{KINDS[kind]}: {ARM_NAMES[arm]}"
+            panels[at].errorbar(
+                [divergence],
+                [cell.mean],
+                yerr=[[cell.mean - cell.low], [cell.high - cell.mean]],
+                fmt=_ONES[arm],
+                color=colour,
+                markerfacecolor="none" if arm == "independent" else colour,
+                elinewidth=0.7,
+                label=None if label in drawn else label,
+            )
+            drawn.add(label)
+        for axes, way in zip(panels, _WAYS.values()):
+            axes.set(xscale="log", xlabel="KL to the base, nats a token", title=way)
+        panels[0].set_ylabel("accepted of a block")
+        figure.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return path

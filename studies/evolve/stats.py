@@ -17,6 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
+SCHEMA = "draftwire.evolve/1"  # of the documents
 _DRAWS = 2000
 # 97.5 % points of Student's t, by seeds less one; from there on the last is wide enough.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -80,28 +81,26 @@ class Table:
     def difference(self, targets: Sequence[str], one: str, other: str) -> Cell | None:
         """Return the mean of one arm less another."""
         places = self._places(targets)
-        first, second = self._means(places, one), self._means(places, other)
-        if first is None or second is None:
-            return None
-        return self._interval(lambda s, drawn: first(s, drawn) - second(s, drawn))
+        return self._pair(self._means(places, one), np.subtract, self._means(places, other))
 
     def retention(self, target: str, arm: str) -> Cell | None:
         """Return acceptance against a target over that against the base, same text."""
         places = self._places([target])
         later = self._means(places, arm)
         before = self._means([("base", text, w) for _, text, w in places], arm)
-        if later is None or before is None:
-            return None
-        return self._interval(
-            lambda s, drawn: later(s, drawn) / np.maximum(1e-9, before(s, drawn))
-        )
+        return self._pair(later, lambda a, b: a / np.maximum(1e-9, b), before)
 
     def between(self, one: str, other: str, arm: str) -> Cell | None:
         """Return an arm's acceptance against one target less that against another."""
         first, second = (self._means(self._places([t]), arm) for t in (one, other))
-        if first is None or second is None:
+        return self._pair(first, np.subtract, second)
+
+    def _pair(
+        self, one: Means | None, how: Callable[..., Any], other: Means | None
+    ) -> Cell | None:
+        if one is None or other is None:
             return None
-        return self._interval(lambda s, drawn: first(s, drawn) - second(s, drawn))
+        return self._interval(lambda s, drawn: how(one(s, drawn), other(s, drawn)))
 
     def _places(self, targets: Sequence[str]) -> list[Place]:
         found = []
@@ -140,10 +139,7 @@ class Table:
         if len(seeds) > 1:
             spread = float(np.std([means(s, False)[0] for s in seeds], ddof=1))
             wide = _T[min(len(seeds) - 1, len(_T)) - 1] * spread / len(seeds) ** 0.5
-        below, above = (
-            np.hypot(max(0.0, mean - low), wide),
-            np.hypot(max(0.0, high - mean), wide),
-        )
+        below, above = (np.hypot(max(0.0, x), wide) for x in (mean - low, high - mean))
         return Cell(mean, float(mean - below), float(mean + above))
 
 

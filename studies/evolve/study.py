@@ -28,15 +28,14 @@ from draftwire.bench.machine import machine
 from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
 from draftwire.export.training.base import read_base
+from studies.command import Say
 from studies.evolve.measure import Probe, Spoken, distance, measure, speak
 from studies.evolve.models import Budget, Packaged, Version, Workshop
-from studies.evolve.stats import KINDS
+from studies.evolve.stats import KINDS, SCHEMA
 from studies.evolve.text import Domain, Texts, make_texts
 
-SCHEMA = "draftwire.evolve/1"
 ARMS = ("frozen", "suffix", "independent", "long", "stale", "given", "retrained")
 _MERGED = ("mean", "sum")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
     began = time.process_time()
     study.work.mkdir(parents=True, exist_ok=True)
     base = read_base(study.base)
-    texts = make_texts(base, study.domains, study.corpus, study.work, seed=1, say=say)
+    texts = make_texts(base, study.domains, study.corpus, study.work, say)
     known = set(texts.tokens)
     for version in study.versions:
         if unknown := set(version.domains) - known:
@@ -124,14 +123,13 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
                 hint=f"there are {', '.join(sorted(known))}",
             )
     shop = Workshop(base, texts, study.budget, study.work, say, versions)
-    bench = _Bench(study, shop, texts, say)
+    bench = _Bench(study, shop)
     bench.run()
     document = bench.document
     if "bytes" not in document and "frozen" in study.arms:
         document["bytes"] = shop.sizes(study.base)
-    document["cpu_seconds"] = round(
-        document.get("cpu_seconds", 0.0) + time.process_time() - began, 1
-    )
+    spent_s = document.get("cpu_seconds", 0.0) + time.process_time() - began
+    document["cpu_seconds"] = round(spent_s, 1)
     bench.save()
     return document
 
@@ -144,36 +142,37 @@ def _check(study: Study) -> None:
             hint=f"choose from {', '.join(ARMS)}",
         )
     names = [v.name for v in study.versions]
-    if not names or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise ConfigError(
             "a study needs versions of the target, each once",
             hint="--version coffee:40 --version coffee:40:free",
         )
     if ("given" in study.arms) != (study.draft is not None):
         raise ConfigError("the arm given is a package", hint="--draft NAME.draft")
-    if not study.budget.seeds:
-        raise ConfigError("a study needs at least one seed")
 
 
 class _Bench:
     """The order of work, and the document that grows."""
 
-    def __init__(self, study: Study, shop: Workshop, texts: Texts, say: Say) -> None:
-        self.study, self.shop, self.texts, self.say = study, shop, texts, say
+    def __init__(self, study: Study, shop: Workshop) -> None:
+        self.study, self.shop = study, shop
+        settings = _settings(study, shop.texts)
         self.path = study.work / "results.json"
         self.document: dict[str, Any] = {}
         if self.path.exists():
             self.document = json.loads(self.path.read_text())
-            if self.document.get("settings") != _settings(study, texts):
+            if self.document.get("settings") != settings:
                 raise ConfigError(
                     f"{self.path} holds the results of other settings",
                     hint="give another --work folder, or the settings it was begun with",
                 )
-        self.document.setdefault("schema", SCHEMA)
-        self.document.setdefault("settings", _settings(study, texts))
-        self.document.setdefault("machine", {**machine(), "torch": torch.__version__})
-        self.document["machine"].setdefault("date", time.strftime("%Y-%m-%d"))
-        self.document.setdefault("targets", {})
+        else:
+            self.document.update(
+                schema=SCHEMA,
+                settings=settings,
+                machine={**machine(), "torch": torch.__version__},
+                targets={},
+            )
         self._spoken: dict[tuple[str, str], Spoken] = {}
 
     def run(self) -> None:
@@ -181,7 +180,7 @@ class _Bench:
         arms, seeds = self.study.arms, self.study.budget.seeds
         times = self.study.budget.long
         read = {text for version in self.study.versions for text in version.domains}
-        base = Version("base", tuple(t for t in self.texts.shares if t in read))
+        base = Version("base", tuple(t for t in self.shop.texts.shares if t in read))
         for version in (base, *self.study.versions):
             target = self.shop.target(version.name)
             entry = self.document["targets"].setdefault(
@@ -190,17 +189,11 @@ class _Bench:
             )
             for domain in version.domains:
                 if domain not in entry["domains"]:
-                    stream = self.texts.stream(domain, "val")
-                    entry["domains"][domain] = {
-                        **distance(
-                            self.shop.base.model,
-                            target,
-                            stream,
-                            length=self.study.budget.length,
-                        ),
-                        **self.spoken(version.name, domain).facts(),
-                        "arms": {},
-                    }
+                    stream = self.shop.texts.stream(domain, "val")
+                    length = self.study.budget.length
+                    far = distance(self.shop.base.model, target, stream, length=length)
+                    spoken = self.spoken(version.name, domain).facts()
+                    entry["domains"][domain] = {**far, **spoken, "arms": {}}
             self.save()
         if "stale" in arms:
             self.measured("stale", 0, lambda: self.shop.base.model)
@@ -209,13 +202,13 @@ class _Bench:
         for seed in seeds:
             for arm in ("frozen", "suffix"):
                 if arm in arms:
-                    self.measured(arm, seed, partial(self.shop.frozen, seed))
+                    self.measured(arm, seed, partial(self.shop.shared, seed))
             if "independent" in arms:
                 make = partial(self.shop.independent, seed, times=1.0)
                 self.measured("independent", seed, make)
         for seed in seeds:
             for version in self.study.versions if "retrained" in arms else ():
-                make = partial(self.shop.retrained, version, seed)
+                make = partial(self.shop.shared, seed, version)
                 self.measured("retrained", seed, make, only=version.name)
         for seed in seeds if "long" in arms else ():
             make = partial(self.shop.independent, seed, times=times)
@@ -238,23 +231,20 @@ class _Bench:
                 row = measure(draft, spoken, suffix=arm == "suffix")
                 arms.setdefault(arm, {})[str(seed)] = row
         if draft is not None:
-            self.say(f"measured {arm} {only} {seed}")
+            self.shop.say(f"measured {arm} {only} {seed}")
             self.save()
 
     def spoken(self, name: str, domain: str) -> Spoken:
         """Return what a target says to the prompts of a domain."""
         key = (name, domain)
         if key not in self._spoken:
-            target, stream = self.shop.target(name), self.texts.stream(domain, "val")
+            target, stream = self.shop.target(name), self.shop.texts.stream(domain, "val")
             self._spoken[key] = speak(target, stream, self.study.probe)
         return self._spoken[key]
 
     def save(self) -> None:
         """Write the document as it is now."""
-        self.document["trainings"] = {
-            **self.document.get("trainings", {}),
-            **self.shop.made,
-        }
+        self.document.setdefault("trainings", {}).update(self.shop.made)
         write_json(self.document, str(self.path))
 
 

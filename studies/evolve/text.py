@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from draftwire.export.sources.documents import encode, read_documents
 from draftwire.export.training.base import Base
 from draftwire.export.training.text import split_documents
 from draftwire.tokenizer import load_tokenizer
+from studies.command import Say
 
+_SEED = 1  # of the splits; the reference corpora keep their own
 # What the drafts read, what the evolved targets read, what everything is measured on.
 PARTS = ("seen", "unseen", "val")
 _SHARES = {"val": 0.08, "seen": 0.46, "unseen": 0.46}
@@ -31,7 +33,6 @@ class Domain:
     name: str  # short, for tables
     path: Path  # its file
     new: bool = False  # the base and the drafts never see it
-    share: float = 1.0  # of the drafts' training text
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ def make_texts(
     domains: Sequence[Domain],
     corpus: Path | None,
     work: Path,
-    *,
-    seed: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Texts:
     """Encode the texts with the base's tokenizer, unless that was done.
 
@@ -70,7 +69,6 @@ def make_texts(
         corpus: Folder of the reference family's corpora, split as for its base, so
             that the base has not seen what the targets evolve on; or None.
         work: The study's folder.
-        seed: Of the splits; the reference corpora keep their own.
         say: Gets lines of progress.
 
     Raises:
@@ -84,7 +82,12 @@ def make_texts(
         )
     folder = work / "texts"
     note = folder / "texts.json"
-    asked = _asked(base, domains, corpus, seed)
+    asked = {
+        "tokenizer": hashlib.sha256(base.tokenizer.read_bytes()).hexdigest(),
+        "domains": [[d.name, d.path.name, d.new, 1.0] for d in domains],
+        "corpus": corpus is not None,
+        "seed": _SEED,
+    }
     if note.exists():
         known: dict[str, Any] = json.loads(note.read_text())
         if known["asked"] != asked:
@@ -101,9 +104,9 @@ def make_texts(
     for domain in domains:
         documents = read_documents(domain.path)
         cut = _NEW_SHARES if domain.new else _SHARES
-        parts[domain.name] = split_documents(documents, cut, seed=seed)
+        parts[domain.name] = split_documents(documents, cut, seed=_SEED)
         if not domain.new:
-            shares[domain.name] = domain.share
+            shares[domain.name] = 1.0
     tokens: dict[str, dict[str, int]] = {}
     for name, pieces in parts.items():
         tokens[name] = {}
@@ -125,17 +128,6 @@ def make_texts(
         json.dumps({"asked": asked, "shares": shares, "tokens": tokens}, indent=1)
     )
     return Texts(folder, shares, tokens)
-
-
-def _asked(
-    base: Base, domains: Sequence[Domain], corpus: Path | None, seed: int
-) -> dict[str, Any]:
-    return {
-        "tokenizer": hashlib.sha256(base.tokenizer.read_bytes()).hexdigest(),
-        "domains": [[d.name, d.path.name, d.new, d.share] for d in domains],
-        "corpus": corpus is not None,
-        "seed": seed,
-    }
 
 
 def _reference(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from studies.command import start
+from studies.command import Say, start
 from studies.family.package import make_family
 from studies.family.parallel import make_parallel
 from studies.family.recipe import FamilySettings
@@ -25,18 +25,16 @@ FLAGS = """
 """
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train what is missing, package it, and return what was made."""
+    places = args.corpus, args.work, args.out
     if args.parallel:
-        places = Path(args.corpus), Path(args.work), Path(args.out)
-        out = make_parallel(*places, Path("models"), args.steps, say)
-        return {"schema": "draftwire.family/1", "packages": [str(out)]}
-    settings = FamilySettings().longer(args.steps)
-    if args.workers:
-        settings = replace(settings, workers=args.workers)
-    made = make_family(
-        args.corpus, args.work, args.out, settings=settings, replace=args.replace, say=say
-    )
+        made = [make_parallel(*places, Path("models"), args.steps, say)]
+    else:
+        settings = FamilySettings().longer(args.steps)
+        if args.workers:
+            settings = replace(settings, workers=args.workers)
+        made = make_family(*places, settings, say, replace=args.replace)
     return {"schema": "draftwire.family/1", "packages": [str(path) for path in made]}
 
 
@@ -44,14 +42,11 @@ def _render(made: dict[str, Any]) -> str:
     return "\n".join(made["packages"])
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the recipe."""
-    question = (
-        "Train, evaluate and package the reference family: a base target, a frozen draft "
-        "and evolved targets. Hours on two cores, minutes on a GPU; goes on where it was."
-    )
-    return start("studies.family", question, FLAGS, study, _render, words)
-
+QUESTION = (
+    "Train, evaluate and package the reference family: a base target, a frozen draft "
+    "and evolved targets. Hours on two cores, minutes on a GPU; goes on where it was."
+)
+main = partial(start, "studies.family", QUESTION, FLAGS, study, _render)
 
 if __name__ == "__main__":
     sys.exit(main())

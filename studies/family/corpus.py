@@ -122,14 +122,3 @@ def build_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def encode_parts(
-    tokenizer: Tokenizer, parts: dict[str, list[str]]
-) -> dict[str, np.ndarray]:
-    """Encode each part as one uint16 stream, documents closed by end of text (id 0)."""
-    streams = {}
-    for part, documents in parts.items():
-        rows = [np.array(e.ids + [0], np.uint16) for e in tokenizer.encode_batch(documents)]
-        streams[part] = np.concatenate(rows) if rows else np.zeros(0, np.uint16)
-    return streams

@@ -23,11 +23,12 @@ from draftwire.export.precision.runners import session
 from draftwire.export.settings import ExitSettings
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import read_tensors, target_weights
+from studies.command import Say, markdown
 from studies.family.corpus import DOMAINS
 from studies.family.recipe import FamilySettings
 
-_HEADING = "## Early exits"
 _OWN_FROM = 60  # steps of LoRA from which a target gets exits of its own
+_TURNS = 31  # of a measured forward
 _HELD_OUT = 16_384  # tokens of each kind of text, half to calibrate, half to measure
 
 
@@ -49,14 +50,7 @@ def family_texts(work: Path, version: str, settings: FamilySettings) -> list[Tex
     return texts
 
 
-def add_exits(
-    work: Path,
-    out: Path,
-    settings: FamilySettings,
-    *,
-    exits: ExitSettings | None = None,
-    say: Callable[[str], None] = print,
-) -> None:
+def add_exits(work: Path, out: Path, settings: FamilySettings, say: Say) -> None:
     """Give every target of the family in ``out`` exits, and its card a section about them.
 
     The base's are trained, and those of targets that have moved far from it; the others
@@ -73,38 +67,23 @@ def add_exits(
                 out / f"{version}.target",
                 reuse=reuse,
                 texts=family_texts(work, version, settings),
-                settings=exits or ExitSettings(seed=settings.seed),
+                settings=ExitSettings(seed=settings.seed),
                 replace=True,
                 say=say,
             )
         except ModelError as error:  # of a family that was hardly trained
             say(f"{version} goes without exits: {error}")
-    write_exit_cards(out, settings)
-
-
-def write_exit_cards(out: Path, settings: FamilySettings) -> None:
-    """Write the section about exits of each target's card, in place of an older one."""
-    for version in ("v1", *(e.version for e in settings.evolutions)):
-        package = load_target(out / f"{version}.target")
-        if package.exits is None:
             continue
-        card = out / "cards" / f"{version}.md"
-        lines = card.read_text(encoding="utf-8").split("\n")
-        ends = [i for i, line in enumerate(lines) if line.startswith("## ")]
-        first = next((i for i in ends if lines[i] == _HEADING), None)
-        if first is None:
-            first = last = next((i for i in ends if lines[i] == "## Data"), len(lines))
-        else:
-            last = next((i for i in ends if i > first), len(lines))
-        section = _section(package.raw["exits"], exit_cost(package))
-        lines[first:last] = [_HEADING, "", *section, ""]
-        card.write_text("\n".join(lines), encoding="utf-8")
+        package, card = load_target(out / f"{version}.target"), out / f"cards/{version}.md"
+        before, data, after = card.read_text(encoding="utf-8").partition("## Data")
+        lines = _section(package.raw["exits"], exit_cost(package))
+        section = "\n".join(["## Early exits", "", *lines, "", ""])
+        card.write_text(before + section + data + after, encoding="utf-8")
 
 
-def exit_cost(package: TargetPackage, *, turns: int = 31) -> tuple[float, float]:
-    """Measure what the exits of a target cost: return the medians of so many turns, in
-    seconds, of a forward of 5 tokens on 128 cached ones with one thread, plain and in parts
-    with exits.
+def exit_cost(package: TargetPackage) -> tuple[float, float]:
+    """Measure what the exits of a target cost: return the median seconds of a forward of 5
+    tokens on 128 cached ones with one thread, plain and in parts with exits.
     """
     assert package.exits is not None
     graph = whole_graph(package)
@@ -119,7 +98,7 @@ def exit_cost(package: TargetPackage, *, turns: int = 31) -> tuple[float, float]
         lambda: whole.run(None, feeds),
         lambda: in_parts(parts, feeds),
     )
-    for _ in range(turns):
+    for _ in range(_TURNS):
         for times, run in zip(taken, runs, strict=True):
             begin = time.perf_counter()
             run()
@@ -137,33 +116,37 @@ def _section(section: Mapping[str, Any], cost: tuple[float, float]) -> list[str]
         if "reused" in section["made"]
         else f"trained on {section['made']['tokens']:,} tokens of what the base has read"
     )
-    heads = " | ".join(f"agrees, speaks: after layer {e['layer']}" for e in entries)
-    lines = [
+    rows = [
+        (
+            *(
+                f"after layer {e['layer']}",
+                f"{e['threshold']:.3f}",
+                f"{e['agreement']:.0%}",
+            ),
+            f"{e['measured']:.1%}",
+            f"{e['speaks']:.1%} of {e['positions']:,} positions",
+        )
+        for e in entries
+    ]
+    by_text = []
+    for name in entries[0]["by_text"]:
+        cells = [name]
+        for row in (entry["by_text"][name] for entry in entries):
+            agrees = "-" if row["measured"] is None else f"{row['measured']:.1%}"
+            cells.append(f"{agrees}, {row['speaks']:.1%}")
+        by_text.append(cells)
+    heads = ["exit", "threshold", "calibrated to", "agrees with the final verdict"]
+    of_layers = [f"agrees, speaks: after layer {e['layer']}" for e in entries]
+    return [
         f"A norm and a residual of rank {section['rank']} in front of the frozen head, "
         f"{how}; {size / 1e6:.2f} MB with the graph in parts. An exit speaks where its "
         "most likely token is at least so probable; the threshold was calibrated on "
         "held-out text, every kind of text counting the same, and measured on other "
         "held-out text:",
         "",
-        "| exit | threshold | calibrated to | agrees with the final verdict | speaks at |",
-        "|---|---|---|---|---|",
-        *(
-            f"| after layer {e['layer']} | {e['threshold']:.3f} | {e['agreement']:.0%} "
-            f"| {e['measured']:.1%} | {e['speaks']:.1%} of {e['positions']:,} positions |"
-            for e in entries
-        ),
+        *markdown([*heads, "speaks at"], rows),
         "",
-        f"| text | {heads} |",
-        "|---" * (len(entries) + 1) + "|",
-    ]
-    for name in entries[0]["by_text"]:
-        cells = []
-        for entry in entries:
-            row = entry["by_text"][name]
-            agrees = "-" if row["measured"] is None else f"{row['measured']:.1%}"
-            cells.append(f"{agrees}, {row['speaks']:.1%}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
+        *markdown(["text", *of_layers], by_text),
         "",
         "Agreement is per position: the exit's most likely token is the target's. A hint "
         "about a block rests on several positions.",
@@ -172,4 +155,3 @@ def _section(section: Mapping[str, Any], cost: tuple[float, float]) -> list[str]
         f"{plain:.1f} ms plain, {parts:.1f} ms in parts with exits, on the machine that "
         "wrote this card.",
     ]
-    return lines

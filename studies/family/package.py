@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from draftwire.export.adapter import read_adapter, write_evolved_target
 from draftwire.export.onnx import export_onnx
 from draftwire.export.sources.tokens import copy_tokenizer
 from draftwire.export.training.loop import Plan
+from studies.command import Say, markdown
 from studies.family.corpus import DOMAINS
 from studies.family.exits import add_exits
 from studies.family.recipe import FamilySettings, build_family
@@ -24,13 +25,13 @@ Rows = Mapping[str, Mapping[str, float]]
 
 
 def make_family(
-    corpus: str | Path,
-    work: str | Path,
-    out: str | Path,
+    corpus: Path,
+    work: Path,
+    out: Path,
+    settings: FamilySettings,
+    say: Say,
     *,
-    settings: FamilySettings | None = None,
     replace: bool = False,
-    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Make the reference family of a corpus: train what is missing in ``work``, package it
     in ``out``, write its cards; return the packages' folders.
@@ -38,8 +39,6 @@ def make_family(
     A ConfigError where a corpus is missing, or a package exists and is not to be replaced;
     a ModelError where an exported model differs from its checkpoint.
     """
-    corpus, work, out = Path(corpus), Path(work), Path(out)
-    settings = settings or FamilySettings()
     names = ["reference.draft", "v1.target"]
     names += [f"{e.version}.target" for e in settings.evolutions]
     for name in names:
@@ -48,7 +47,7 @@ def make_family(
                 f"there is a package at {out / name} already",
                 hint="choose another --out, or add --replace",
             )
-    evaluation = build_family(corpus, work, settings, say=say)
+    evaluation = build_family(corpus, work, settings, say)
     for model in ("v1.hf", "draft.hf"):
         # Every text of the family begins with the end of the one before it.
         copy_tokenizer(work / "tokenizer.json", work / model / "tokenizer.json", 0)
@@ -60,20 +59,16 @@ def make_family(
         export_onnx(work / "v1.hf", target, role="target", version="v1", **how),
     ]
     for evolution in settings.evolutions:
-        adapter, scale = read_adapter(work / f"{evolution.version}.adapter")
+        version = evolution.version
+        made = {"by": "python -m studies.family", "rank": settings.rank}
         packages.append(
             write_evolved_target(
-                adapter,
-                scale,
-                out / "v1.target",
-                out / f"{evolution.version}.target",
-                version=evolution.version,
-                made={"by": "python -m studies.family", "rank": settings.rank},
-                replace=replace,
+                *read_adapter(work / f"{version}.adapter"), target,
+                out / f"{version}.target", version=version, made=made, replace=replace,
             )
-        )
-    _write_cards(work, out, settings, evaluation, packages)
-    add_exits(work, out, settings, say=say)
+        )  # fmt: skip
+    _write_cards(work, out, settings, evaluation)
+    add_exits(work, out, settings, say)
     return packages
 
 
@@ -82,16 +77,15 @@ def _write_cards(
     out: Path,
     settings: FamilySettings,
     evaluation: Mapping[str, Rows],
-    packages: list[Path],
 ) -> None:
     cards = out / "cards"
     cards.mkdir(parents=True, exist_ok=True)
     shape = settings.config
     base_plan = Plan(steps=settings.base_steps)
     common = (
-        f"Llama shape, {shape.hidden_size} wide, MLP {shape.intermediate_size}, "
-        f"{shape.num_attention_heads} heads on {shape.num_key_value_heads} key/value "
-        f"heads, vocabulary {shape.vocab_size} (byte-level BPE of the mixture), "
+        f"Llama shape, {shape['hidden_size']} wide, MLP {shape['intermediate_size']}, "
+        f"{shape['num_attention_heads']} heads on {shape['num_key_value_heads']} key/value "
+        f"heads, vocabulary {shape['vocab_size']} (byte-level BPE of the mixture), "
         "embeddings tied to the head."
     )
     mixture = ", ".join(f"{d.name} {d.share:.0%}" for d in DOMAINS)
@@ -100,7 +94,7 @@ def _write_cards(
         "v1": [
             "# v1: the base target",
             "",
-            f"{shape.num_hidden_layers} layers. {common}",
+            f"{shape['num_hidden_layers']} layers. {common}",
             "",
             f"Trained from nothing on {tokens / 1e6:.1f} million tokens "
             f"({settings.base_steps} steps of {base_plan.batch}), mixture: {mixture}. "
@@ -154,22 +148,21 @@ def _training_line(log: Path) -> str:
 
 
 def _table(rows: Rows, *, acceptance: bool) -> list[str]:
-    if acceptance:
-        lines = [
-            "| text | accepted of 4, greedy | agreement, greedy | overlap at T = 1 "
-            "| distinct 4-grams |",
-            "|---|---|---|---|---|",
-        ]
-        return lines + [
-            f"| {domain} | {row['greedy_per_block']:.2f} | {row['greedy']:.3f} "
-            f"| {row['overlap']:.3f} | {row['distinct_4']:.2f} |"
-            for domain, row in rows.items()
-        ]
-    lines = ["| text | nats per token | v1 on the same |", "|---|---|---|"]
-    return lines + [
-        f"| {domain} | {row['loss']:.3f} | {row['base_loss']:.3f} |"
-        for domain, row in rows.items()
-    ]
+    columns = {
+        "accepted of 4, greedy": "{greedy_per_block:.2f}",
+        "agreement, greedy": "{greedy:.3f}",
+        "overlap at T = 1": "{overlap:.3f}",
+        "distinct 4-grams": "{distinct_4:.2f}",
+    }
+    if not acceptance:
+        columns = {"nats per token": "{loss:.3f}", "v1 on the same": "{base_loss:.3f}"}
+    return markdown(
+        ["text", *columns],
+        [
+            [name, *(f.format(**row) for f in columns.values())]
+            for name, row in rows.items()
+        ],
+    )
 
 
 _HOW_MEASURED = (

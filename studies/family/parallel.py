@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from draftwire.export.settings import DraftSettings
+from draftwire.export.sources.documents import encode
 from draftwire.export.training.base import Base, read_base, start_from
 from draftwire.export.training.distil import make_draft
 from draftwire.export.training.draft import build_draft
 from draftwire.export.training.parallel import ParallelTrainer, foretells
 from draftwire.io import write_text
 from draftwire.tokenizer import load_tokenizer
-from studies.family.corpus import DOMAINS, encode_parts, split_documents
+from studies.command import Say
+from studies.family.corpus import DOMAINS, split_documents
 
 # Characters of each domain: most of stories, which are the hardest to foretell.
 _CHARACTERS = {
@@ -31,8 +31,6 @@ _CHARACTERS = {
 _TOKENS = 2_400_000
 _PIECE = 20_000  # characters of a document, of a book at most
 _PROMPTS = {"stories": 24, "coffee": 16, "plans": 24}  # measured on, held out from v1 too
-
-Say = Callable[[str], None]
 
 
 def write_texts(corpus: Path, folder: Path) -> list[Path]:
@@ -95,13 +93,13 @@ def measure(base: Base, source: Path, corpus: Path, say: Say) -> dict[str, Any]:
     draft = make_draft(base.model, anchor_layers=2, trained_layers=2)
     masks = start_from(draft, source, base)
     trainer = ParallelTrainer(base.model, draft, 8, masks=masks)
-    engine = load_tokenizer(base.tokenizer).engine
+    engine, size = load_tokenizer(base.tokenizer).engine, base.architecture.vocab_size
     torch.set_num_threads(1)
     found = {}
     for domain in DOMAINS:
         if domain.name in _PROMPTS:
-            parts = split_documents(domain, corpus, seed=1)
-            stream: np.ndarray = encode_parts(engine, {"val": parts["val"]})["val"]
+            documents = split_documents(domain, corpus, seed=1)["val"]
+            stream = encode(engine, documents, vocab_size=size, end=0)
             prompts = _PROMPTS[domain.name]
             found[domain.name] = row = foretells(trainer, stream, prompts=prompts)
             for kind, values in row.items():

@@ -10,25 +10,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import transformers
+from torch import nn
 
 from draftwire.errors import ConfigError
 from draftwire.export.sources.checkpoint import load_model
+from draftwire.export.sources.documents import encode
 from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
 from draftwire.export.training.measure import acceptance, text_loss, validation_loss
-from studies.family.corpus import DOMAINS, build_tokenizer, encode_parts, split_documents
-from studies.family.model import LlamaConfig, new_llama
+from draftwire.io import write_text
+from studies.command import Say
+from studies.family.corpus import DOMAINS, build_tokenizer, split_documents
 
-Say = Callable[[str], None]
+SHAPE = {  # as Hugging Face's ``config.json`` names it
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Evolution:
 class FamilySettings:
     """Everything that decides the result, apart from the corpora."""
 
-    config: LlamaConfig = LlamaConfig()  # shape of the base target
+    config: Mapping[str, Any] = field(default_factory=lambda: SHAPE)  # of the base target
     anchor_layers: int = 2  # blocks that draft and targets share for good
     trained_layers: int = 2  # of the draft
     base_steps: int = 650  # optimiser steps, of ``Plan.batch`` tokens each
@@ -65,23 +75,16 @@ class FamilySettings:
         """
         if not factor > 0:
             raise ConfigError(f"{factor} times as long is not a training")
-        return replace(
-            self,
-            base_steps=max(1, round(self.base_steps * factor)),
-            draft_steps=max(1, round(self.draft_steps * factor)),
-            evolutions=tuple(
-                replace(e, steps=max(1, round(e.steps * factor))) for e in self.evolutions
-            ),
-        )
+
+        def times(steps: int) -> int:
+            return max(1, round(steps * factor))
+
+        longer = tuple(replace(e, steps=times(e.steps)) for e in self.evolutions)
+        base, draft = times(self.base_steps), times(self.draft_steps)
+        return replace(self, base_steps=base, draft_steps=draft, evolutions=longer)
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _distil_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    assert isinstance(model, DraftTrainer)
-    return model.loss(ids)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _stream_path(work: Path, domain: str, part: str) -> Path:
@@ -102,9 +105,11 @@ def make_streams(corpus: Path, work: Path, settings: FamilySettings, say: Say) -
         text = "\n".join(parts[domain.name]["seen"])
         wanted = int(3_000_000 * domain.share)  # characters, in the base's proportions
         lines += (text * (wanted // len(text) + 1))[:wanted].split("\n")
-    tokenizer = build_tokenizer(lines, settings.config.vocab_size)
+    size = settings.config["vocab_size"]
+    tokenizer = build_tokenizer(lines, size)
     for domain in DOMAINS:
-        for part, stream in encode_parts(tokenizer, parts[domain.name]).items():
+        for part, documents in parts[domain.name].items():
+            stream = encode(tokenizer, documents, vocab_size=size, end=0)
             np.save(_stream_path(work, domain.name, part), stream)
             say(f"{domain.name} {part}: {len(stream):,} tokens")
     tokenizer.save(str(work / "tokenizer.json"))
@@ -117,10 +122,38 @@ def _mixture(work: Path) -> Stream:
     )
 
 
+def fresh_weights_(model: Any, *, seed: int) -> None:
+    """Give a model of Llama or GPT-NeoX shape random first weights, in place.
+
+    Source:
+        Radford et al. 2019, GPT-2: 0.02, and less on the way into the residual stream.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ends = ("o_proj.weight", "down_proj.weight", "dense.weight", "dense_4h_to_h.weight")
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            depth = model.config.num_hidden_layers if name.endswith(ends) else 0.5
+            scale = 0.02 / (2 * depth) ** 0.5
+            nn.init.normal_(weight, std=scale, generator=generator)
+        elif name.endswith(".bias"):
+            nn.init.zeros_(weight)
+
+
 def make_base(work: Path, settings: FamilySettings, say: Say) -> Any:
     """Train the base target, or load it when it is there."""
     if not (work / "v1.hf" / "model.safetensors").exists():
-        model = new_llama(settings.config, seed=settings.seed).to(_device())
+        shape = transformers.LlamaConfig(
+            **settings.config,
+            hidden_act="silu",
+            rms_norm_eps=1e-5,
+            rope_theta=10000.0,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        model = transformers.LlamaForCausalLM(shape).float().eval()
+        fresh_weights_(model, seed=settings.seed)
+        model = model.to(DEVICE)
         plan = Plan(steps=settings.base_steps, seed=settings.seed, workers=settings.workers)
         train(model, _mixture(work), plan, text_loss, work / "v1", say=say)
         model.cpu().save_pretrained(work / "v1.hf")
@@ -130,12 +163,9 @@ def make_base(work: Path, settings: FamilySettings, say: Say) -> Any:
 def make_frozen_draft(work: Path, base: Any, settings: FamilySettings, say: Say) -> Any:
     """Distil the draft, or load it when it is there."""
     if not (work / "draft.hf" / "model.safetensors").exists():
-        draft = make_draft(
-            base,
-            anchor_layers=settings.anchor_layers,
-            trained_layers=settings.trained_layers,
-        )
-        trainer = DraftTrainer(base, draft)
+        anchor, trained = settings.anchor_layers, settings.trained_layers
+        draft = make_draft(base, anchor_layers=anchor, trained_layers=trained)
+        trainer = DraftTrainer(base, draft).to(DEVICE)
         plan = Plan(
             steps=settings.draft_steps,
             seed=settings.seed + 1,
@@ -144,14 +174,8 @@ def make_frozen_draft(work: Path, base: Any, settings: FamilySettings, say: Say)
             lengths=((0.9, 256), (1.0, 1024)),
             workers=settings.workers,
         )
-        train(
-            trainer.to(_device()),
-            _mixture(work),
-            plan,
-            _distil_loss,
-            work / "draft",
-            say=say,
-        )
+
+        train(trainer, _mixture(work), plan, DraftTrainer.loss, work / "draft", say=say)
         draft.cpu().save_pretrained(work / "draft.hf")
     return load_model(work / "draft.hf")
 
@@ -179,7 +203,7 @@ def make_evolved(
         lengths=((1.0, 256),),
         workers=settings.workers,
     )
-    train(model.to(_device()), data, plan, text_loss, work / evolution.version, say=say)
+    train(model.to(DEVICE), data, plan, text_loss, work / evolution.version, say=say)
     part = folder.with_suffix(".part")
     model.cpu().save_pretrained(part, save_embedding_layers=False)
     part.rename(folder)
@@ -191,10 +215,6 @@ def load_evolved(work: Path, version: str) -> Any:
 
     model = load_model(work / "v1.hf")
     return PeftModel.from_pretrained(model, work / f"{version}.adapter").merge_and_unload()
-
-
-def _part_for(version: str, domain: str, settings: FamilySettings) -> bool:
-    return any(domain in e.domains for e in settings.evolutions if e.version == version)
 
 
 def evaluate_family(
@@ -211,32 +231,27 @@ def evaluate_family(
         found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())
         return found
     torch.set_num_threads(1)  # OpenMP barriers on busy cores cost more than they gain
-    targets = {"v1": base}
-    for evolution in settings.evolutions:
-        targets[evolution.version] = load_evolved(work, evolution.version)
+    reads = {"v1": tuple(domain.name for domain in DOMAINS)}
+    reads.update((one.version, one.domains) for one in settings.evolutions)
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for version, target in targets.items():
+    for version, own in reads.items():
+        target = base if version == "v1" else load_evolved(work, version)
         result[version] = {}
-        for domain in DOMAINS:
-            own = version == "v1" or _part_for(version, domain.name, settings)
-            if not own:
-                continue
-            stream = np.load(_stream_path(work, domain.name, "val"))
+        for domain in (one.name for one in DOMAINS if one.name in own):
+            stream = np.load(_stream_path(work, domain, "val"))
             row = {
                 "loss": round(validation_loss(target, stream), 4),
                 "base_loss": round(validation_loss(base, stream), 4),
                 **acceptance(target, draft, stream, seed=settings.seed),
             }
-            result[version][domain.name] = row
-            say(f"{version} {domain.name}: {row}")
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(path)
+            result[version][domain] = row
+            say(f"{version} {domain}: {row}")
+    write_text(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
 def build_family(
-    corpus: Path, work: Path, settings: FamilySettings, *, say: Say = print
+    corpus: Path, work: Path, settings: FamilySettings, say: Say
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Run every stage that has not been run; return the evaluation.
 

@@ -12,12 +12,12 @@ import dataclasses
 import math
 import sys
 from collections import Counter
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
 from draftwire.verifier.gateway.fleet import SPARE, Ring
-from studies.command import start
+from studies.command import Say, markdown, start
 from studies.fleet.machine import MODES, Board, Load, Outcome, Server, simulate
 
 _SIMULATED = 40  # verifiers of a fleet, at most
@@ -66,7 +66,7 @@ def most_devices(mode: str, seconds: float, parts: tuple[Server, Board, Load]) -
     return low
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Make the document of the flags."""
     server = Server()
     board = Board(acceptance=args.acceptance, block=args.block, rtt_s=args.rtt_ms / 1e3)
@@ -116,6 +116,8 @@ def _row(
     # One more, so that the others bear what one leaves that dies.
     cost = server.hour * (verifiers + 1) * seconds / 3600 / tokens * 1e6
     lost = max(shares.values())
+    text_s = load.text * float(np.mean(token_s))
+    running = text_s / (text_s + load.think_s)  # share of devices with a text under way
     row.update(
         verifiers=verifiers,
         per_verifier=most,
@@ -129,41 +131,40 @@ def _row(
         dollars_per_million=cost,
         moved_by_a_death=lost / devices,
         # Texts that run there are read anew elsewhere: prompt and half of the text.
-        reread_tokens=round(lost * _running(load, token_s) * (load.prompt + load.text / 2)),
+        reread_tokens=round(lost * running * (load.prompt + load.text / 2)),
     )
     return row
 
 
-def _running(load: Load, token_s: Any) -> float:
-    """Return the share of devices that have a text under way."""
-    text_s = load.text * float(np.mean(token_s))
-    return text_s / (text_s + load.think_s)
+_COLUMNS = {
+    "way": "{mode}",
+    "devices": "{devices:,}",
+    "verifiers": "{verifiers}",
+    "devices each": "{per_verifier}",
+    "tokens/s": "{tokens_per_s:,.0f}",
+    "a forward": "{tokens_per_forward:.1f}",
+    "forwards/s": "{forwards_per_s:,.0f}",
+    "busy": "{busy:.2f}",
+    "ms a token, median, p95": "{token_ms_median:.1f}, {token_ms_p95:.1f}",
+    "KV, most": "{kv_gb_peak:.1f} GB",
+    "$ a million tokens": "{dollars_per_million:.2f}",
+}
 
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as tables."""
-    lines = [
-        "| way | devices | verifiers | devices each | tokens/s | a forward | forwards/s "
-        "| busy | ms a token, median, p95 | KV, most | $ a million tokens |",
-        "|" + "---|" * 11,
-    ]
+    cells = []
     for row in document["rows"]:
+        forms = list(_COLUMNS.values())
         if row["verifiers"] is None:
-            lines.append(f"| {row['mode']} | {row['devices']:,} | cannot keep the time |")
-            continue
-        times = f"{row['token_ms_median']:.1f}, {row['token_ms_p95']:.1f}"
-        lines.append(
-            f"| {row['mode']} | {row['devices']:,} | {row['verifiers']} "
-            f"| {row['per_verifier']} | {row['tokens_per_s']:,.0f} "
-            f"| {row['tokens_per_forward']:.1f} | {row['forwards_per_s']:,.0f} "
-            f"| {row['busy']:.2f} | {times} "
-            f"| {row['kv_gb_peak']:.1f} GB | {row['dollars_per_million']:.2f} |"
-        )
-    lines += ["", "| verifiers | the fullest, ring alone | with the bound |"]
-    lines.append("|" + "---|" * 3)
-    for row in document["balance"]:
-        lines.append(f"| {row['verifiers']} | {row['ring']:.2f} | {row['bounded']:.2f} |")
-    lines.append("")
+            forms[2:] = ["cannot keep the time"]
+        cells.append([form.format(**row) for form in forms])
+    parts = [
+        (row["verifiers"], f"{row['ring']:.2f}", f"{row['bounded']:.2f}")
+        for row in document["balance"]
+    ]
+    heads = ["verifiers", "the fullest, ring alone", "with the bound"]
+    lines = [*markdown(list(_COLUMNS), cells), "", *markdown(heads, parts), ""]
     most = max(row["devices"] for row in document["rows"])
     for row in document["rows"]:
         if row["verifiers"] is not None and row["devices"] == most:

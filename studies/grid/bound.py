@@ -92,6 +92,46 @@ def clairvoyant_s(
     if most < 1:
         raise ValueError(f"a forward of {most} tokens")
     cost = [forward_s(n) for n in range(1, most + 1)]
+
+    def drafted_s(drafts: _Drafts, place: int) -> float:
+        return drafts[1] + draft_s * -(-(place - drafts[0] + 1) // at_once)
+
+    def end_s(c: int, m: int, free_s: float, drafts: _Drafts) -> float:
+        """Return when the forward ends that takes in ``m`` drafts behind ``c``."""
+        best = math.inf
+        for ours in range(m + 1 if server_s < math.inf else 1):
+            start_s = free_s + (ours * server_s if ours else 0.0)
+            if m > ours:
+                start_s = max(start_s, drafted_s(drafts, c + m - ours - 1) + up_s)
+            best = min(best, start_s + cost[m])
+        return best
+
+    def to_gate(begin: int, gate: int, at_s: float, known_s: float) -> float:
+        """Return when position ``gate`` is committed; ``begin`` is the first that is not.
+
+        The positions ``begin .. gate - 1`` are right. ``gate`` is wrong, or the last of the
+        text: no draft of it is ever needed, because the forward that ends there brings it.
+        """
+        # fronts[c]: when the server is free, and where and when the device's drafts began;
+        # none beaten.
+        fronts: dict[int, list[tuple[float, _Drafts]]] = {begin: [(at_s, (begin, known_s))]}
+        best = math.inf
+        for c in range(begin, gate + 1):
+            for free_s, drafts in fronts.pop(c, ()):
+                for m in range(min(most - 1, gate - c) + 1):
+                    over_s, after = end_s(c, m, free_s, drafts), c + m + 1
+                    if after > gate:
+                        best = min(best, over_s)
+                        continue
+
+                    def when_s(one: _Drafts, after: int = after) -> list[float]:
+                        return [drafted_s(one, after + i) for i in range(at_once)]
+
+                    # They go on, or begin anew behind the news.
+                    for one in (drafts, (after, over_s + down_s)):
+                        _keep(fronts.setdefault(after, []), (over_s, one), when_s)
+        return best
+
     n = len(right)
     begin, at_s = 0, 0.0
     known_s = 0.0  # the prompt is known to the device at the start, not after a trip
@@ -99,61 +139,9 @@ def clairvoyant_s(
         gate = begin
         while gate < n - 1 and right[gate]:
             gate += 1
-        at_s = _to_gate(
-            begin, gate, at_s, known_s, draft_s, cost, up_s, down_s, server_s, at_once
-        )
+        at_s = to_gate(begin, gate, at_s, known_s)
         begin, known_s = gate + 1, at_s + down_s
     return at_s
-
-
-def _to_gate(
-    begin: int,
-    gate: int,
-    at_s: float,
-    known_s: float,
-    draft_s: float,
-    cost: Sequence[float],
-    up_s: float,
-    down_s: float,
-    server_s: float,
-    at_once: int,
-) -> float:
-    """Return when position ``gate`` is committed; ``begin`` is the first that is not.
-
-    The positions ``begin .. gate - 1`` are right. ``gate`` is wrong, or the last of the
-    text: no draft of it is ever needed, because the forward that ends there brings it.
-    """
-
-    def drafted_s(drafts: _Drafts, place: int) -> float:
-        return drafts[1] + draft_s * -(-(place - drafts[0] + 1) // at_once)
-
-    # fronts[c]: when the server is free, and where and when the device's drafts began;
-    # none beaten.
-    fronts: dict[int, list[tuple[float, _Drafts]]] = {begin: [(at_s, (begin, known_s))]}
-    best = math.inf
-    for c in range(begin, gate + 1):
-        for free_s, drafts in fronts.pop(c, ()):
-            for m in range(min(len(cost) - 1, gate - c) + 1):
-                end_s = math.inf
-                for ours in range(m + 1 if server_s < math.inf else 1):
-                    start_s = free_s + (ours * server_s if ours else 0.0)
-                    if m > ours:
-                        came_s = drafted_s(drafts, c + m - ours - 1) + up_s
-                        start_s = max(start_s, came_s)
-                    end_s = min(end_s, start_s + cost[m])
-                after = c + m + 1
-                if after > gate:
-                    best = min(best, end_s)
-                    continue
-                # They go on, or begin anew behind the news.
-                front = fronts.setdefault(after, [])
-
-                def when_s(one: _Drafts, after: int = after) -> list[float]:
-                    return [drafted_s(one, after + i) for i in range(at_once)]
-
-                for one in (drafts, (after, end_s + down_s)):
-                    _keep(front, (end_s, one), when_s)
-    return best
 
 
 def _keep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from draftwire.bench.sim.facts import Claim, Profile
+from draftwire.bench.sim.facts import Claim
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Outcome, Plan, simulate
 
@@ -43,25 +43,24 @@ def check_claims(plan: Plan) -> list[dict[str, Any]]:
     profile's own, the acceptance is given at which the ratio would be met, or None where
     no acceptance meets it with these timings.
     """
-    rows = []
-    for claim in plan.profile.claims:
-        rows.append(
-            {
-                "claim": claim.what,
-                "scheme": claim.scheme,
-                "against": claim.against,
-                "published_ratio": claim.ratio,
-                "ratio": _ratio(plan, claim, plan.profile["text.acceptance"]),
-                "acceptance": plan.profile["text.acceptance"],
-                "acceptance_that_meets_it": _meeting(plan, claim),
-                "source": claim.source,
-            }
-        )
-    return rows
+    acceptance = plan.profile["text.acceptance"]
+    return [
+        {
+            "claim": claim.what,
+            "scheme": claim.scheme,
+            "against": claim.against,
+            "published_ratio": claim.ratio,
+            "ratio": _ratio(plan, claim, acceptance),
+            "acceptance": acceptance,
+            "acceptance_that_meets_it": _meeting(plan, claim),
+            "source": claim.source,
+        }
+        for claim in plan.profile.claims
+    ]
 
 
 def _ratio(plan: Plan, claim: Claim, acceptance: float) -> float:
-    profile = with_acceptance(plan.profile, acceptance)
+    profile = plan.profile.replaced("assumed", "asked for", text__acceptance=acceptance)
 
     def run(name: str) -> Outcome:
         scheme = scheme_named(name)
@@ -77,19 +76,13 @@ def _ratio(plan: Plan, claim: Claim, acceptance: float) -> float:
 def _meeting(plan: Plan, claim: Claim) -> float | None:
     """Return the acceptance that gives the published ratio, to two places."""
     low, high = 0.02, 0.98
-    falls = _ratio(plan, claim, high) < _ratio(plan, claim, low)
     at_low, at_high = _ratio(plan, claim, low), _ratio(plan, claim, high)
     if not min(at_low, at_high) <= claim.ratio <= max(at_low, at_high):
         return None
     while high - low > 0.01:
         middle = (low + high) / 2
-        if (_ratio(plan, claim, middle) > claim.ratio) == falls:
+        if (_ratio(plan, claim, middle) > claim.ratio) == (at_high < at_low):
             low = middle
         else:
             high = middle
     return round((low + high) / 2, 2)
-
-
-def with_acceptance(profile: Profile, acceptance: float) -> Profile:
-    """Return the profile with another acceptance."""
-    return profile.replaced("assumed", "asked for", text__acceptance=acceptance)

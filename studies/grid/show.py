@@ -36,9 +36,7 @@ def render(document: Mapping[str, Any]) -> str:
     """Return a document of the study as text."""
     if document.get("grid"):
         return f"{document['title']}\n\n{_grid(document['grid'], document['judged'])}"
-    parts = [render_schemes(document)]
-    if document.get("bound_ms_per_token") is not None:
-        parts.append(_bound(document))
+    parts = [render_schemes(document), _bound(document)]
     for name, heads in _HEADS.items():
         if document.get(name):
             parts.append(table(heads, document[name]))
@@ -122,7 +120,5 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         if document.get("grid"):
             _draw_grid(plt, document["grid"])
         else:
-            axes = draw(plt, document)
-            if document.get("bound_ms_per_token") is not None:
-                bound = document["bound_ms_per_token"]
-                axes.axvline(bound, color="#333333", linestyle="--")
+            bound = document["bound_ms_per_token"]
+            draw(plt, document).axvline(bound, color="#333333", linestyle="--")

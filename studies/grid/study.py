@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from draftwire.bench.sim.command import SCHEMA, Question, aimed, answer, plan_of
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import schemes_named
+from studies.command import Say
 from studies.grid.grid import PROFILES, SECOND_RIGHT, bound_ms, grid, judge
 from studies.grid.published import beside_published, check_claims
 
@@ -17,7 +17,7 @@ _GRID = "cloud,await,earlyexit,picospec,acespec,pipesd,race,auto,ours,colocated,
 
 def reference_grid(
     question: Question,
-    say: Callable[[str], None],
+    say: Say,
     *,
     at_once: int = 1,
     jobs: int = 1,
@@ -62,39 +62,21 @@ def reference_grid(
     }
 
 
-def with_bound(
-    question: Question, say: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
-    """Return what ``draftwire bench simulate`` says, and the clairvoyant bound.
-
-    Real models have none: nobody knows beforehand what they write; nor have several
-    devices on one verifier.
-
-    Raises:
-        ConfigError: Something in the question is unknown or does not fit.
-    """
-    document = answer(question, say)
-    if question.real is None and question.sessions == 1 and not question.hours:
-        plan = plan_of(question, find(question.profile))
-        document["bound_ms_per_token"] = bound_ms(plan)
-    return document
-
-
-def one_profile(
-    question: Question, name: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Run the schemes of a profile beside the bound and beside what was published.
+def one_profile(question: Question, say: Say) -> dict[str, Any]:
+    """Run the schemes of a profile as ``draftwire bench simulate`` does, beside the bound
+    and beside what was published.
 
     Published numbers need the profile's own link, texts and schemes.
 
     Raises:
         ConfigError: Something in the question is unknown or does not fit.
     """
-    question = replace(question, profile=name, second_right=SECOND_RIGHT)
-    document = {**with_bound(question, say), "command": "studies.grid"}
+    question = replace(question, second_right=SECOND_RIGHT)
+    plan = plan_of(question, find(question.profile))
+    document = {**answer(question, say), "command": "studies.grid"}
+    document["bound_ms_per_token"] = bound_ms(plan)
     changed = (question.schemes, question.link, question.acceptance)
     if all(value is None for value in changed):
-        plan = plan_of(question, find(name))
         document["published"] = beside_published(plan)
         document["claims"] = check_claims(plan)
     return document

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from functools import partial
 from typing import Any
 
+from draftwire.cli._common import fields_of
 from draftwire.errors import ConfigError
 from draftwire.reference import draft_path, target_path
-from studies.command import start
+from studies.command import Say, start
 from studies.sampling import speed, table
 
 FLAGS = """
@@ -33,18 +33,17 @@ speed:
 """
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure."""
     if args.speed:
         if not all(2 <= size < 1 << 24 for size in args.vocab):
             raise ConfigError("--vocab is out of range", hint="2 to 16777215")
         rows = speed.sampling_speed(args.vocab)
         return {"schema": "draftwire.sampling_speed/1", "rows": rows}
-    named = {field.name: getattr(args, field.name) for field in fields(table.Settings)}
     return table.sampling_table(
         args.draft or draft_path(),
         args.target or target_path("v1"),
-        table.Settings(**named),
+        table.Settings(**fields_of(table.Settings, args)),
         text=args.text,
     )
 
@@ -56,11 +55,8 @@ def render(document: dict[str, Any]) -> str:
     return table.render(document)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the study."""
-    question = "What each scheme keeps and sends; with --speed what choosing a token costs."
-    return start("studies.sampling", question, FLAGS, study, render, words)
-
+QUESTION = "What each scheme keeps and sends; with --speed what choosing a token costs."
+main = partial(start, "studies.sampling", QUESTION, FLAGS, study, render)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,21 +11,19 @@ error over prompts is printed beside it, since neighbouring blocks are alike.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Sequence
+from typing import Any, Sequence
 
-import numpy as np
-
-from draftwire.bench.acceptance import PROMPTS, measure
-from draftwire.errors import ConfigError, IncompatibleError
+from draftwire.bench.acceptance import PROMPTS, check_room, load_judge, measure_all
+from draftwire.errors import ConfigError
+from draftwire.io import format_table
+from draftwire.packages import load_draft
+from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SCHEMES, SamplingParams, card_of, loss_of
+from draftwire.tokenizer import load_tokenizer
 from draftwire.transport.codec import MAX_BLOCK
 from draftwire.verifier.backends.base import TargetBackend
-
-if TYPE_CHECKING:
-    from draftwire.runtime.engines.draft_model import DraftModel
 
 
 @dataclass(frozen=True)
@@ -80,33 +78,13 @@ def sampling_table(
         IncompatibleError: Draft and target do not share a tokenizer.
         PackageError: A package is damaged.
     """
-    from draftwire.packages import load_draft
-    from draftwire.runtime.engines.draft_model import DraftModel
-    from draftwire.tokenizer import load_tokenizer
-    from draftwire.verifier.backends.loading import Loader
-
     package = load_draft(draft)
-    backend = Loader(slots=1, threads=1)(target)
-    if package.family.tokenizer != backend.family.tokenizer:
-        raise IncompatibleError(
-            f"the draft {package.name} and the target {backend.name} do not share a "
-            "tokenizer",
-            hint="take two packages of one family",
-        )
+    backend = load_judge(package, target)
     model = DraftModel.load(package, threads=1)
-    tokenizer = load_tokenizer(draft)
-    context = min(model.context, backend.context)
-    prompts = [
-        [backend.bos_id, *ids] if backend.bos_id is not None else ids
-        for ids in _prompts(tokenizer, settings, text)
-    ]
-    longest = max(map(len, prompts)) + settings.tokens + 2 * settings.block + 2
-    if longest > context:
-        raise ConfigError(
-            f"prompts and new tokens need a context of {longest}, the models have "
-            f"{context}",
-            hint="lower --tokens or --prompt-tokens",
-        )
+    first = [] if backend.bos_id is None else [backend.bos_id]
+    prompts = [[*first, *ids] for ids in _prompts(load_tokenizer(draft), settings, text)]
+    size = {"block": settings.block, "tokens": settings.tokens}
+    check_room(prompts, min(model.context, backend.context), **size)
     vocab = min(model.vocab_size, backend.vocab_size)
     rows = []
     for scheme in settings.schemes or tuple(SCHEMES):
@@ -142,27 +120,18 @@ def _row(
     vocab: int,
 ) -> dict[str, Any]:
     temperature = settings.temperature if card_of(scheme).sampled else 0.0
-    counts, params = [], SamplingParams()
-    for i, prompt in enumerate(prompts):
-        params = SamplingParams(
-            scheme, temperature, settings.top_k, settings.top_p, settings.seed + i
-        )
-        counts.append(
-            measure(
-                draft, target, prompt, params, block=settings.block, tokens=settings.tokens
-            )
-        )
-    lost = loss_of(params, vocab)
-    total = {key: sum(asdict(c)[key] for c in counts) for key in asdict(counts[0])}
-    shares = np.array([c.accepted / c.drafted for c in counts])
-    error = float(shares.std(ddof=1)) / math.sqrt(len(counts)) if len(counts) > 1 else None
+    params = [
+        SamplingParams(scheme, temperature, settings.top_k, settings.top_p, seed)
+        for seed in range(settings.seed, settings.seed + len(prompts))
+    ]
+    size = {"block": settings.block, "tokens": settings.tokens}
+    total = measure_all(draft, target, prompts, params, **size)
+    lost = loss_of(params[0], vocab)
     return {
         "exact": lost == "",
         "loss": lost,
         "temperature": temperature,
         **total,
-        "acceptance": total["accepted"] / total["drafted"],
-        "acceptance_error": error,
         "accepted_per_block": total["accepted"] / total["rounds"],
         "tokens_per_block": total["emitted"] / total["rounds"],
         "up_bytes_per_token": total["up_bytes"] / total["emitted"],
@@ -171,57 +140,50 @@ def _row(
 
 
 def _prompts(tokenizer: Any, settings: Settings, text: Path | None) -> list[list[int]]:
+    """Return the built-in prompts, or pieces of a text: evenly spaced, from the starts of
+    words.
+    """
     if text is None:
         return [tokenizer.encode(p) for p in PROMPTS[: settings.prompts]]
     try:
         whole = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read {text}: {exc}") from exc
-    return list(_windows(tokenizer, whole, settings, text))
-
-
-def _windows(
-    tokenizer: Any, whole: str, settings: Settings, text: Path
-) -> Iterator[list[int]]:
-    """Cut prompts out of a text, evenly spaced, from the starts of words."""
     # Some eight characters a token are always enough to fill one.
     size = 8 * settings.prompt_tokens
-    stride = max(size, len(whole) // settings.prompts)
-    found = 0
-    for start in range(0, len(whole), stride):
+    found: list[list[int]] = []
+    for start in range(0, len(whole), max(size, len(whole) // settings.prompts)):
         piece = whole[start : start + size]
         if start:
             piece = piece.partition(" ")[2]
         ids = tokenizer.encode(piece)[: settings.prompt_tokens]
-        if len(ids) == settings.prompt_tokens and found < settings.prompts:
-            found += 1
-            yield ids
+        if len(ids) == settings.prompt_tokens:
+            found.append(ids)
     if not found:
         raise ConfigError(
             f"{text} holds no prompt of {settings.prompt_tokens} tokens",
             hint="give a longer text, or lower --prompt-tokens",
         )
+    return found[: settings.prompts]
 
 
 def render(document: dict[str, Any]) -> str:
     """Return the table as text, what is lossy or refused in words below it."""
-    from draftwire.io import format_table
-
     settings = document["settings"]
     header = ["scheme", "T", "output", "acceptance", "+-", "accepted/block"]
     header += ["tokens/block", "up B/token", "down B/token"]
+    keys = ["accepted_per_block", "tokens_per_block"]
+    keys += ["up_bytes_per_token", "down_bytes_per_token"]
     lines, notes = [], []
     for row in document["rows"]:
         if "refused" in row:
             notes.append(f"{row['scheme']}: left out: {row['refused']}")
             continue
         output = "exact" if row["exact"] else "LOSSY"
-        error = row["acceptance_error"]
-        shares = [f"{row['acceptance']:.3f}", None if error is None else f"{error:.3f}"]
-        keys = ["accepted_per_block", "tokens_per_block"]
-        keys += ["up_bytes_per_token", "down_bytes_per_token"]
-        numbers = [row[key] for key in keys]
-        lines.append([row["scheme"], row["temperature"], output, *shares, *numbers])
+        found = row["acceptance"], row["acceptance_error"]
+        shares = [None if share is None else f"{share:.3f}" for share in found]
+        named = row["scheme"], row["temperature"], output
+        lines.append([*named, *shares, *(row[key] for key in keys)])
         if row["loss"]:
             notes.append(f"{row['scheme']}: {row['loss']}")
     target = document["target"]

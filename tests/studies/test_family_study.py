@@ -15,12 +15,11 @@ from draftwire.errors import ConfigError  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
 from studies.family.__main__ import main  # noqa: E402
 from studies.family.corpus import DOMAINS  # noqa: E402
-from studies.family.model import LlamaConfig  # noqa: E402
 from studies.family.package import make_family  # noqa: E402
-from studies.family.recipe import Evolution, FamilySettings  # noqa: E402
+from studies.family.recipe import SHAPE, Evolution, FamilySettings  # noqa: E402
 
 TINY = FamilySettings(
-    config=LlamaConfig(300, 32, 48, 3, 2, 1, 2048),
+    config=dict(zip(SHAPE, (300, 32, 48, 3, 2, 1, 2048))),
     anchor_layers=1,
     trained_layers=1,
     base_steps=2,
@@ -48,9 +47,7 @@ def corpus(tmp_path):
 @pytest.mark.slow
 def test_a_tiny_family(corpus, tmp_path):
     said = []
-    made = make_family(
-        corpus, tmp_path / "work", tmp_path / "out", settings=TINY, say=said.append
-    )
+    made = make_family(corpus, tmp_path / "work", tmp_path / "out", TINY, said.append)
     assert [p.name for p in made] == ["reference.draft", "v1.target", "v2.target"]
     draft, v1, v2 = load_draft(made[0]), load_target(made[1]), load_target(made[2])
     assert draft.family == v1.family == v2.family
@@ -60,9 +57,7 @@ def test_a_tiny_family(corpus, tmp_path):
     assert "rank 2" in (tmp_path / "out" / "cards" / "v2.md").read_text()
     # Every stage is there: nothing is trained again, and the same packages come out.
     before = len(said)
-    again = make_family(
-        corpus, tmp_path / "work", tmp_path / "again", settings=TINY, say=said.append
-    )
+    again = make_family(corpus, tmp_path / "work", tmp_path / "again", TINY, said.append)
     assert not [line for line in said[before:] if line.startswith("step 2/2 loss")]
     assert [load_draft(again[0]).id, load_target(again[1]).id] == [draft.id, v1.id]
 
@@ -70,7 +65,7 @@ def test_a_tiny_family(corpus, tmp_path):
 def test_what_the_recipe_refuses(corpus, tmp_path, capsys):
     (tmp_path / "out" / "v1.target").mkdir(parents=True)
     with pytest.raises(ConfigError, match="already"):
-        make_family(corpus, tmp_path / "w", tmp_path / "out", settings=TINY)
+        make_family(corpus, tmp_path / "w", tmp_path / "out", TINY, print)
     words = ["--corpus", tmp_path, "--work", tmp_path / "w", "--out", tmp_path / "o"]
     words = [str(word) for word in words]
     assert main(words) == 2
