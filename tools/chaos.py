@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from tools.faults import FaultProxy
 from tools.fleet import options_of, texts_of
@@ -24,7 +25,7 @@ import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError
 from draftwire.reference import draft_path, target_path
-from studies.command import start
+from studies.command import Say, start
 
 FAULTS = ("cut", "reset", "torn", "swallow", "roam", "freeze", "kill")
 
@@ -80,7 +81,7 @@ def run_chaos(
     faults: int = 200,
     tokens: int = 48,
     seed: int = 1,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> ChaosResult:
     """Generate texts of so many tokens under so many faults, whose kinds and moments are of
     ``seed``, and compare them with undisturbed ones.
@@ -179,17 +180,14 @@ FLAGS = """
 """
 
 
-def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def _study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     draft, target = args.draft or draft_path(), args.target or target_path("v1")
     result = run_chaos(draft, target, faults=args.faults, seed=args.seed, say=say)
     return result.report()
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run it from the command line."""
-    asked = "Faults by the hundred, and not a token lost."
-    return start("tools.chaos", asked, FLAGS, _study, render, words)
-
+QUESTION = "Faults by the hundred, and not a token lost."
+main = partial(start, "tools.chaos", QUESTION, FLAGS, _study, render)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,14 +13,16 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Protocol, Sequence
 
 import numpy as np
 from tools.fresh import import_time, memory_over_bare
 
 from draftwire.bench.device_child import preemptions
 from draftwire.bench.machine import machine
+from draftwire.cli._common import fields_of
 from draftwire.errors import ConfigError
 from draftwire.io import format_table
 from draftwire.packages import load_draft
@@ -28,7 +30,7 @@ from draftwire.reference import draft_path
 from draftwire.runtime.engines.draft_model import DraftModel, spec_of
 from draftwire.runtime.engines.onnx import SharedCacheEngine, open_engine
 from draftwire.sampling import SamplingParams, make_proposer
-from studies.command import start
+from studies.command import Say, start
 
 SCHEMA = "draftwire.bench/1"
 STEPS = 16  # tokens a block: long enough for the clock, short enough to take turns
@@ -307,21 +309,14 @@ FLAGS = """
 """
 
 
-def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    how = {n: getattr(args, n) for n in ("precision", "contexts", "threads", "blocks")}
-    spawn, genai = 0 if args.no_spawn else 5, not args.no_genai
-    return bench_draft(
-        Settings(
-            args.draft or draft_path(), spawn=spawn, genai=genai, gguf=args.gguf, **how
-        )
-    )
+def _study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    args.draft = args.draft or draft_path()
+    args.spawn, args.genai = 0 if args.no_spawn else 5, not args.no_genai
+    return bench_draft(Settings(**fields_of(Settings, args)))
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run it from the command line."""
-    asked = "How fast the drafting loop is, beside what no loop can beat."
-    return start("tools.drafting", asked, FLAGS, _study, render, words)
-
+QUESTION = "How fast the drafting loop is, beside what no loop can beat."
+main = partial(start, "tools.drafting", QUESTION, FLAGS, _study, render)
 
 if __name__ == "__main__":
     sys.exit(main())

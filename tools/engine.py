@@ -19,7 +19,7 @@ from draftwire.clock import LoopClock
 from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.attached import AttachedLoader, AttachedTarget
 from draftwire.verifier.backends.streaming import Order, Push, Step
-from studies.command import start
+from studies.command import Say, markdown, start
 
 FLAGS = """
 --engine URL !     the server
@@ -71,7 +71,7 @@ async def write(
     return text[len(prompt) :], asked
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Try all schemes that the server can do."""
     target = AttachedLoader(args.engine, args.engine_model)(args.target)
     rng = random.Random(1)
@@ -114,12 +114,8 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
 def render(document: dict[str, Any]) -> str:
     """Return the document as a table."""
     kinds = list(document["rows"][0]["asked"])
-    lines = ["| scheme | " + " | ".join(kinds) + " | texts that differ |"]
-    lines.append("|" + "---|" * (2 + len(kinds)))
-    for row in document["rows"]:
-        counts = " | ".join(str(row["asked"][kind]) for kind in kinds)
-        lines.append(f"| {row['scheme']} | {counts} | {row['differ']} |")
-    return "\n".join(lines)
+    rows = [[r["scheme"], *r["asked"].values(), r["differ"]] for r in document["rows"]]
+    return "\n".join(markdown(["scheme", *kinds, "texts that differ"], rows))
 
 
 if __name__ == "__main__":

@@ -13,20 +13,23 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 import draftwire
 from draftwire import reference
 from draftwire.bench.child import VerifierProcess
+from draftwire.cli._common import fields_of
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.transport.dial import web
-from studies.command import start
+from studies.command import Say, markdown, start
 
 SCHEMA = "draftwire.fleet/1"
 EVENTS = ("nothing", "killed", "back", "drained", "left out", "added", "gateway killed")
 _TEXTS = 4
+_WAITS = "wait_median_s", "wait_worst_s"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class _Fleet:
             process.kill()
 
 
-def bench_fleet(settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any]:
+def bench_fleet(settings: Settings, say: Say = print) -> dict[str, Any]:
     """Run devices through all events; return texts and tokens, how many texts were wrong
     (0), and for each event how many seconds the devices had to wait for a token around it.
     """
@@ -169,15 +172,13 @@ def render(document: dict[str, Any]) -> str:
         "streams since the gateway's start: "
         + ", ".join(f"{count:.0f}" for count in document["streams"]),
         "",
-        "| event | tokens/s | a device's longest wait, median | worst |",
-        "|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['event']} | {row['tokens_per_s']} | {row['wait_median_s']} s "
-        f"| {row['wait_worst_s']} s |"
+    rows = [
+        (row["event"], row["tokens_per_s"], *(f"{row[key]} s" for key in _WAITS))
         for row in document["events"]
     ]
-    return "\n".join(lines)
+    heads = ["event", "tokens/s", "a device's longest wait, median", "worst"]
+    return "\n".join(lines + markdown(heads, rows))
 
 
 def options_of(number: int, tokens: int) -> dict[str, Any]:
@@ -265,18 +266,14 @@ FLAGS = """
 """
 
 
-def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def _study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if args.verifiers < 2:
         raise ConfigError("--verifiers must be at least 2")
-    names = [one.name for one in fields(Settings)]
-    return bench_fleet(Settings(**{name: getattr(args, name) for name in names}), say)
+    return bench_fleet(Settings(**fields_of(Settings, args)), say)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run it from the command line."""
-    asked = "Verifiers behind a gateway come and go, and no token is lost."
-    return start("tools.fleet", asked, FLAGS, _study, render, words)
-
+QUESTION = "Verifiers behind a gateway come and go, and no token is lost."
+main = partial(start, "tools.fleet", QUESTION, FLAGS, _study, render)
 
 if __name__ == "__main__":
     sys.exit(main())

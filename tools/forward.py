@@ -26,7 +26,7 @@ import numpy as np
 from draftwire.io import format_table
 from draftwire.verifier.backends.base import Form, Frame, SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
-from studies.command import start
+from studies.command import Say, start
 
 
 def measure(
@@ -102,7 +102,7 @@ FLAGS = """
 """
 
 
-def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def _study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     rows = measure(
         args.target,
         sessions=args.sessions,
@@ -119,11 +119,8 @@ def _render(document: dict[str, Any]) -> str:
     return format_table(list(rows[0]), [[str(v) for v in row.values()] for row in rows])
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run it from the command line."""
-    asked = "What a forward of the embedded verifier costs, by sessions and contexts."
-    return start("tools.forward", asked, FLAGS, _study, _render, words)
-
+QUESTION = "What a forward of the embedded verifier costs, by sessions and contexts."
+main = partial(start, "tools.forward", QUESTION, FLAGS, _study, _render)
 
 if __name__ == "__main__":
     sys.exit(main())

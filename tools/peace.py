@@ -18,8 +18,9 @@ import resource
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Iterator, Sequence
+from typing import Any, Awaitable, Iterator, Sequence
 
 from tools.attacker import ATTACKS
 
@@ -29,7 +30,7 @@ from draftwire.errors import TransportError
 from draftwire.io import format_table
 from draftwire.packages import TargetPackage, load_target
 from draftwire.reference import target_path
-from studies.command import start
+from studies.command import Say, start
 
 SCHEMA = "draftwire.bench.peace/1"
 ENOUGH, TIMES = 0.8, 3.0  # of its rounds it keeps; its worst round may take so much longer
@@ -45,7 +46,7 @@ def bench_peace(
     *,
     attack: bool,
     devices: int = 128,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Measure a neighbour's rounds of ``load`` while others do their worst, for its
     ``seconds`` each attack and each quiet: with ``attack`` all of :data:`ATTACKS`, and so
@@ -107,7 +108,7 @@ def _verifier(load: Load, places: int = 64) -> Iterator[tuple[VerifierProcess, P
 
 
 def _measure(
-    load: Load, process: VerifierProcess, names: Sequence[str], say: Callable[[str], None]
+    load: Load, process: VerifierProcess, names: Sequence[str], say: Say
 ) -> list[dict[str, Any]]:
     """Run the attacks, each between two quiets."""
     package = load_target(load.target)
@@ -341,18 +342,15 @@ FLAGS = """
 """
 
 
-def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def _study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     names = ("seconds", "block", "acceptance", "tokens", "threads")
     how = {name: getattr(args, name) for name in names}
     load = Load(args.target or target_path("v1"), **how)
     return bench_peace(load, attack=args.attack, devices=args.devices, say=say)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run it from the command line."""
-    asked = "What a device has of a verifier while another one attacks it."
-    return start("tools.peace", asked, FLAGS, _study, render, words)
-
+QUESTION = "What a device has of a verifier while another one attacks it."
+main = partial(start, "tools.peace", QUESTION, FLAGS, _study, render)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.streaming import Order, Push, Step
 from draftwire.verifier.backends.vllm.engine import VllmTarget
 from draftwire.verifier.backends.vllm.loading import VllmLoader
-from studies.command import start
+from studies.command import Say, markdown, start
 
 FLAGS = """
 --target DIR !     a checkpoint folder
@@ -130,7 +130,7 @@ def _drafter(text: list[int], k: int, right: float, seed: int) -> Callable[..., 
     ]
 
 
-def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure steps of one stream, then several streams at once."""
     streams = [int(n) for n in args.streams.split(",")]
     slots = max(streams)
@@ -210,11 +210,13 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as a table."""
-    lines = ["| against the plain engine | ratio |", "|---|---|"]
-    lines += [f"| a verdict of k = {k} | {r} steps |" for k, r in document["steps"].items()]
-    streams = document["streams"].items()
-    lines += [f"| {n} streams at once | {r} times the tokens/s |" for n, r in streams]
-    return "\n".join([*lines, f"| texts that differ | {document['differ']} |"])
+    steps, streams = document["steps"].items(), document["streams"].items()
+    rows = [
+        *((f"a verdict of k = {k}", f"{ratio} steps") for k, ratio in steps),
+        *((f"{n} streams at once", f"{ratio} times the tokens/s") for n, ratio in streams),
+        ("texts that differ", document["differ"]),
+    ]
+    return "\n".join(markdown(["against the plain engine", "ratio"], rows))
 
 
 if __name__ == "__main__":

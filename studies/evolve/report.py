@@ -156,7 +156,7 @@ def _kinds(table: Table, block: int) -> list[str]:
             if both[0][0] is not None:
                 cells = [_text(cell) for pair in both for cell in pair]
                 rows.append([*head, ARM_NAMES[arm], *cells])
-                head = ["", "", ""]
+                head = [" | | "]  # three empty cells
     return markdown([*heads, "kept of the base's", "first draft accepted", "kept"], rows)
 
 
