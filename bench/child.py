@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from draftwire.boards.child import run_python
 from draftwire.errors import ConfigError, DraftwireError, TransportError
@@ -75,6 +75,25 @@ class Child:
         document: dict[str, Any] = json.loads(answer)
         return document
 
+    def begin(
+        self, wanted: dict[str, Any], timeout_s: float, *own: type[DraftwireError]
+    ) -> dict[str, Any]:
+        """Say what it is to do; return its answer, or end it where that is an error.
+
+        Raises:
+            DraftwireError: Of the given kind, or of that of ``own`` which it tells of.
+        """
+        try:
+            found = self.ask(json.dumps(wanted), timeout_s)
+            if "error" in found:
+                kinds = {kind.__name__: kind for kind in own}
+                said = f"{self._name} did not start: {found['error']}"
+                raise kinds.get(found["kind"], self._error)(said, hint=found["hint"])
+        except BaseException:
+            self.close()
+            raise
+        return found
+
     def close(self, patience_s: float = 10.0) -> None:
         """End it; harmless a second time."""
         for pipe in (self.process.stdin, self.process.stdout):
@@ -87,6 +106,31 @@ class Child:
             self.process.kill()
             self.process.wait()
         self._errors.close()
+
+
+def be_child(work: Callable[[dict[str, Any]], None]) -> int:
+    """Do the ``work`` that the first line on stdin asks for; return the exit code.
+
+    What goes wrong is the answer to that line.
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(0, 65536)
+        if not data:
+            return 1
+        line += data
+    try:
+        work(json.loads(line))
+    except (DraftwireError, OSError) as exc:
+        hint = getattr(exc, "hint", "")
+        answer({"error": str(exc), "hint": hint, "kind": type(exc).__name__})
+        return int(getattr(exc, "exit_code", 3))
+    return 0
+
+
+def answer(document: dict[str, Any]) -> None:
+    """Answer a line as :class:`Child` wants it."""
+    os.write(1, json.dumps(document).encode() + b"\n")
 
 
 def run_child(code: str, *args: str) -> str:

@@ -21,7 +21,7 @@ from draftwire.bench.link.emulate import emulate
 from draftwire.bench.sim.cloud import TextBackend
 from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile, measured
-from draftwire.bench.sim.run import Plan, RealJob
+from draftwire.bench.sim.run import Plan, real_job
 from draftwire.bench.sim.schemes import Scheme, carried_sizes
 from draftwire.bench.sim.simulate import simulate, tuned
 from draftwire.bench.sim.texts import PlayedDraft, Text, played_texts
@@ -49,31 +49,19 @@ _HERE = measured(
 )
 
 
-def run_live(
-    settings: Settings,
-    used: Sequence[Scheme],
-    profile: Profile | None,
-    links: Sequence[LinkSpec],
-    say: Callable[[str], None],
-) -> Found:
-    """Run every row over every link, in the time of ``profile`` or of the models
-    themselves.
+class LiveRun:
+    """One live comparison: what is written, by whom, and in whose time.
 
-    A ConfigError where there is nothing to continue, a TransportError where the verifier
-    does not start, a BoardError where the link cannot be emulated.
+    Args:
+        settings: What is compared.
+        used: The rows.
+        profile: Whose time the models take; None leaves them their own.
+        links: Each row runs over each of them.
+        say: Told of progress.
+
+    Raises:
+        ConfigError: There is nothing to continue.
     """
-    run = _Run(settings, used, profile, links, say)
-    reports, about = run.all()
-    for report in reports:
-        report["bench"].update(simulated=False, pace=settings.profile)
-    known = None
-    if run.texts is not None:
-        known = {i: text.tokens for i, text in enumerate(run.texts)}
-    return Found(reports, about, run.about, known)
-
-
-class _Run:
-    """One live comparison: what is written, by whom, and in whose time."""
 
     def __init__(
         self,
@@ -129,8 +117,12 @@ class _Run:
                 self.best = best_blocks(settings, profile, links, used, say)
         self.near: Plan | None = None
 
-    def all(self) -> tuple[list[Report], list[dict[str, Any]]]:
-        """Return the reports of all runs, and what each link was."""
+    def found(self) -> Found:
+        """Run every row over every link.
+
+        A TransportError where the verifier does not start, a BoardError where the link
+        cannot be emulated.
+        """
         settings = self.settings
         reports, about = [], []
         sizes = carried_sizes(self.used, settings.temperature, self.vocabulary)
@@ -153,14 +145,14 @@ class _Run:
                         session = self._session(url, verifier.token)
                         sessions[drafts] = stack.enter_context(session)
                         paced.append(self._pace(session))
-                    found: dict[str, Any] = {
+                    told: dict[str, Any] = {
                         "name": link.name,
                         "method": running.method,
                         "notes": running.notes,
                         "scheduling": running.scheduling,
                         "spec": link.to_dict(),
                     }
-                    about.append(found)
+                    about.append(told)
                     for repeat in range(settings.repeats):
                         self.say(f"{link.name}, repeat {repeat + 1} of {settings.repeats}")
                         for report in self._turn(sessions, link):
@@ -171,8 +163,13 @@ class _Run:
                         ("draft_forwards", [pacer.count for pacer in pacers]),
                         ("draft_forwards_late", [pacer.missed for pacer in pacers]),
                     ):
-                        found[key] = sum(counts) if counts else None
-        return reports, about
+                        told[key] = sum(counts) if counts else None
+        for report in reports:
+            report["bench"].update(simulated=False, pace=settings.profile)
+        known = None
+        if self.texts is not None:
+            known = {i: text.tokens for i, text in enumerate(self.texts)}
+        return Found(reports, about, self.about, known)
 
     def _verifier(self, sizes: Sequence[int], *, drafts: bool) -> PacedVerifier:
         profile = self.settings.profile
@@ -323,7 +320,7 @@ class _Run:
             link=LinkSpec("at once", 0.0, 0.0),
             streams=len(self.prompts),
             tokens=self.settings.tokens,
-            job=lambda index: RealJob(draft, self.prompts[index], stops),
+            job=lambda index: real_job(draft, self.prompts[index], stops),
             backend=target,
             vocabulary=self.vocab_size,
             draft_context=self.draft.context,

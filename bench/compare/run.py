@@ -154,9 +154,9 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     if settings.simulated:
         found = run_simulated(settings, used, profile, links, say)
     else:
-        from draftwire.bench.compare.live import run_live
+        from draftwire.bench.compare.live import LiveRun
 
-        found = run_live(settings, used, profile, links, say)
+        found = LiveRun(settings, used, profile, links, say).found()
     kinds = {os.SCHED_FIFO: "fifo", os.SCHED_RR: "rr", os.SCHED_OTHER: "normal"}
     scheduling = kinds.get(os.sched_getscheduler(0), "other")
     return {

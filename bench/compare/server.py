@@ -8,7 +8,6 @@ token.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from draftwire.bench.child import Child
+from draftwire.bench.child import Child, answer, be_child
 from draftwire.bench.compare.carried import carrying
 from draftwire.bench.compare.pace import PacedDraft, paced
 from draftwire.bench.sim.cloud import EXIT_LAYERS, ForwardCost, TextBackend
@@ -26,7 +25,7 @@ from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.run import cloud_step_s
 from draftwire.bench.sim.texts import PlayedDraft, Text, TextTarget
-from draftwire.errors import DraftwireError, TransportError
+from draftwire.errors import TransportError
 from draftwire.packages import load_draft, load_target
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.verifier.backends.loading import Loader
@@ -37,7 +36,6 @@ from draftwire.verifier.serving.process import Options, serve
 
 if TYPE_CHECKING:
     from draftwire.verifier.backends.base import TargetBackend
-    from draftwire.verifier.serving.service import VerifierService
 
 _START_S = 90.0
 _MAX_BLOCK = 255
@@ -67,41 +65,27 @@ class PacedLoader(Loader):
         return paced(backend, ForwardCost.of(profile), layers)
 
 
-def main() -> int:
+def _work(wanted: dict[str, Any]) -> None:
     """Serve until stdin ends."""
-    raw = sys.stdin.buffer.readline()
-    if not raw:
-        return 1
-    wanted: dict[str, Any] = json.loads(raw)
     # The line was short of nothing: whatever follows on stdin is its end.
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        texts = wanted["texts"]
-        loader = PacedLoader(
-            threads=wanted["threads"],
-            profile=None if wanted["profile"] is None else find(wanted["profile"]),
-            targets=None if texts is None else played(texts),
-        )
-        options = Options(
-            targets=(Path(wanted["target"]),),
-            loader=loader,
-            port=0,
-            accounts=(parse_account(wanted["token"], "the bench"),),
-            limits=Limits(block=_MAX_BLOCK),
-            draft=_draft(wanted["draft"], loader),
-            drain_s=0.5,
-        )
-
-        def listening(service: VerifierService) -> None:
-            _say({"url": service.url})
-
-        with carrying(wanted["carried"]):
-            serve(options, listening)
-    except (DraftwireError, OSError) as exc:
-        hint = getattr(exc, "hint", "")
-        _say({"error": str(exc), "hint": hint})
-        return int(getattr(exc, "exit_code", 3))
-    return 0
+    texts = wanted["texts"]
+    loader = PacedLoader(
+        threads=wanted["threads"],
+        profile=None if wanted["profile"] is None else find(wanted["profile"]),
+        targets=None if texts is None else played(texts),
+    )
+    options = Options(
+        targets=(Path(wanted["target"]),),
+        loader=loader,
+        port=0,
+        accounts=(parse_account(wanted["token"], "the bench"),),
+        limits=Limits(block=_MAX_BLOCK),
+        draft=_draft(wanted["draft"], loader),
+        drain_s=0.5,
+    )
+    with carrying(wanted["carried"]):
+        serve(options, lambda service: answer({"url": service.url}))
 
 
 def played(texts: Sequence[Any]) -> list[TextTarget]:
@@ -127,10 +111,6 @@ def _draft(path: str | None, loader: PacedLoader) -> Callable[[Any], Drafts] | N
         return PacedDraft(model, StepCost(cloud_step_s(loader.profile)))
 
     return lambda backend: Drafts(make, package.vocab_size, package.context)
-
-
-def _say(document: dict[str, Any]) -> None:
-    os.write(1, json.dumps(document).encode() + b"\n")
 
 
 def _end_with_stdin() -> None:
@@ -181,16 +161,8 @@ class PacedVerifier:
             "draft": None if draft is None else str(draft),
             "token": self.token,
         }
-        try:
-            answer = self._child.ask(json.dumps(wanted), _START_S)
-            if "error" in answer:
-                raise TransportError(
-                    f"the verifier did not start: {answer['error']}", hint=answer["hint"]
-                )
-        except BaseException:
-            self.close()
-            raise
-        self.port = int(str(answer["url"]).rpartition(":")[2].rstrip("/"))
+        url = self._child.begin(wanted, _START_S)["url"]
+        self.port = int(str(url).rpartition(":")[2].rstrip("/"))
 
     def __enter__(self) -> PacedVerifier:
         return self
@@ -204,4 +176,4 @@ class PacedVerifier:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(be_child(_work))

@@ -8,13 +8,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from draftwire.bench.child import Child
 from draftwire.bench.link.model import LinkModel
 from draftwire.bench.link.netem import why_no_netem, why_not_netem
-from draftwire.bench.link.spec import LinkSpec
+from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 from draftwire.errors import BoardError, ConfigError
 
 METHODS = ("auto", "proxy", "netem")
@@ -50,7 +49,11 @@ def choose_method(spec: LinkSpec, method: str = "auto") -> tuple[str, list[str]]
 
 
 class Emulator:
-    """A running link; made by `emulate`.
+    """A link, or its text form, in front of a server; a context manager.
+
+    The link is a process of its own, so that it keeps time while this one works, and it
+    ends with this one however that ends. With ``calibrate`` what the detour costs is
+    measured first and taken off the delay.
 
     Attributes:
         spec: What it is like.
@@ -60,37 +63,35 @@ class Emulator:
             taken off the delay; None when it was not measured.
         scheduling: ``"fifo"``, ``"normal"`` or ``"kernel"``.
         notes: Why not a better method, and what this one cannot do.
+
+    Raises:
+        ConfigError: The link, the method or a trace is wrong.
+        BoardError: The method is not to be had here, or the port is taken.
     """
 
     def __init__(
         self,
-        spec: LinkSpec,
-        target: tuple[str, int],
-        method: str,
+        spec: LinkSpec | str,
+        target_port: int,
+        method: str = "auto",
         *,
-        listen_port: int,
-        calibrate: bool,
+        target_host: str = "127.0.0.1",
+        listen_port: int = 0,
+        calibrate: bool = True,
     ) -> None:
-        self.spec = spec
-        self.method, self.notes = choose_method(spec, method)
-        for way in ("up", "down"):  # read the traces where an error has somebody to hear it
-            LinkModel(spec, way)
+        self.spec = LinkSpec.parse(spec) if isinstance(spec, str) else spec
+        self.method, self.notes = choose_method(self.spec, method)
+        for way in DIRECTIONS:  # read the traces where an error has somebody to hear it
+            LinkModel(self.spec, way)
         self._child = Child("draftwire.bench.link.worker", "the link", BoardError)
         wanted = {
-            "spec": spec.to_dict(),
-            "target": target,
+            "spec": self.spec.to_dict(),
+            "target": (target_host, target_port),
             "listen": listen_port,
             "method": self.method,
             "calibrate": calibrate,
         }
-        try:
-            first = self._child.ask(json.dumps(wanted), _START_S)
-            if "error" in first:
-                kind = ConfigError if first.get("kind") == "ConfigError" else BoardError
-                raise kind(f"the link did not start: {first['error']}", hint=first["hint"])
-        except BaseException:
-            self.close()
-            raise
+        first = self._child.begin(wanted, _START_S, ConfigError)
         self.url_port = int(first["port"])
         self.detour_us: float | None = first["detour_us"]
         self.scheduling = str(first["scheduling"])
@@ -124,23 +125,4 @@ class Emulator:
         self._child.close(5)
 
 
-def emulate(
-    spec: LinkSpec | str,
-    target_port: int,
-    method: str = "auto",
-    *,
-    target_host: str = "127.0.0.1",
-    listen_port: int = 0,
-    calibrate: bool = True,
-) -> Emulator:
-    """Put a link, or its text form, in front of a server; a context manager.
-
-    The link is a process of its own, so that it keeps time while this one works, and it
-    ends with this one however that ends. Connect to ``127.0.0.1:link.url_port``; with
-    ``calibrate`` what the detour costs is measured first and taken off the delay. A
-    ConfigError where the link, the method or a trace is wrong, a BoardError where the
-    method is not to be had here or the port is taken.
-    """
-    link = LinkSpec.parse(spec) if isinstance(spec, str) else spec
-    target = (target_host, target_port)
-    return Emulator(link, target, method, listen_port=listen_port, calibrate=calibrate)
+emulate = Emulator  # as it is read: `with emulate(...) as link`

@@ -1,7 +1,7 @@
 """When things arrive over a link, in virtual time: no sockets, no clocks, no sleeping.
 
-``LinkModel`` is one direction of packets: a drop-tail queue in front of a link with a
-rate or a trace, outages, loss, a delay and jitter.  ``StreamLink`` is a reliable ordered
+``LinkModel`` is one direction of packets: a queue in front of a link with a rate or a
+trace, outages, loss, a delay and jitter.  ``StreamLink`` is a reliable ordered
 stream (TCP, websocket) on top.  The emulators ask them when to deliver; the simulator
 asks them instead of waiting.  Everything random comes from the seed.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections import deque
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -29,8 +28,8 @@ class Delivery(NamedTuple):
     """What became of a packet."""
 
     arrival_s: float | None  # when its last bit arrives, or None when it never does
-    departure_s: float  # when its last bit left the queue; `now` when it was not let in
-    lost: str = ""  # ``""``, ``"queue"`` (dropped: full), ``"loss"`` or ``"outage"``
+    departure_s: float  # when its last bit left the queue
+    lost: str = ""  # ``""``, ``"loss"`` or ``"outage"``
 
 
 class OutagePlan:
@@ -76,9 +75,6 @@ class LinkModel:
         direction: ``"up"`` or ``"down"``.
         seed: Instead of the spec's own.
         outages: Shared with the other direction; made from the seed when left out.
-        trace: Instead of the spec's file.
-        drop_tail: Whether the queue's limit counts; a stream's own window keeps it
-            from overflowing.
     """
 
     def __init__(
@@ -88,8 +84,6 @@ class LinkModel:
         seed: int | None = None,
         *,
         outages: OutagePlan | None = None,
-        trace: Trace | None = None,
-        drop_tail: bool = True,
     ) -> None:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r} is neither up nor down")
@@ -98,17 +92,10 @@ class LinkModel:
         self.direction = direction
         self.delay_s = spec.delay_s(direction)
         self.outages = OutagePlan(spec.outages, seed) if outages is None else outages
-        self._trace = trace
-        self._steady: float | None = None
-        path, rate = spec.trace(direction), spec.bit_s(direction)
-        if trace is None and path is not None:
-            self._trace = read_trace(path)
-        elif trace is None and rate is not None:
-            self._trace, self._steady = Trace.constant(rate), rate
-        self._limit = spec.queue_bytes if drop_tail else None
-        self._queues = drop_tail  # each packet that waits is noted
-        self._waiting: deque[tuple[float, int]] = deque()  # departure, bytes
-        self._waiting_bytes = 0
+        path, self._steady = spec.trace(direction), spec.bit_s(direction)
+        self._trace = None if path is None else read_trace(path)
+        if self._steady is not None:
+            self._trace = Trace.constant(self._steady)
         self._now_s = 0.0
         self._free_s = 0.0
         self._last_arrival_s = 0.0
@@ -132,10 +119,6 @@ class LinkModel:
             raise ValueError(f"sent at {now_s}, after {self._now_s}")
         if nbytes < 1:
             raise ValueError(f"a packet of {nbytes} bytes")
-        if self._queues:
-            waiting = self.queued_bytes(now_s)
-            if self._limit is not None and waiting and waiting + nbytes > self._limit:
-                return Delivery(None, now_s, "queue")
         self._now_s = now_s
         start = max(now_s, self._free_s)
         if self._trace is None:
@@ -145,9 +128,6 @@ class LinkModel:
         else:
             departure = self._trace.finish(start, nbytes)
         self._free_s = departure
-        if self._queues and departure > now_s:
-            self._waiting.append((departure, nbytes))
-            self._waiting_bytes += nbytes
         lost = self._lost(departure)
         if lost:
             return Delivery(None, departure, lost)
@@ -168,16 +148,13 @@ class LinkModel:
         return Delivery(None if lost else departure + self.delay_s, departure, lost)
 
     def queued_bytes(self, now_s: float) -> int:
-        """Return the bytes that wait for the link, or are on it, at ``now_s``."""
-        self._now_s = max(now_s, self._now_s)
-        if not self._queues:  # not noted one by one: what the rate lets through until then
-            if self._trace is None or self._free_s <= now_s:
-                return 0
-            until, since = map(self._trace.bits_until, (self._free_s, now_s))
-            return round((until - since) / 8)
-        while self._waiting and self._waiting[0][0] <= now_s:
-            self._waiting_bytes -= self._waiting.popleft()[1]
-        return self._waiting_bytes
+        """Return the bytes that wait for the link, or are on it, at ``now_s``: what the
+        rate lets through until it is free.
+        """
+        if self._trace is None or self._free_s <= now_s:
+            return 0
+        until, since = map(self._trace.bits_until, (self._free_s, now_s))
+        return round((until - since) / 8)
 
     def free_s(self) -> float:
         """Return when the queue will be empty if nothing more is sent."""
@@ -304,7 +281,7 @@ class StreamLink:
         model: LinkModel | None = None,
         outages: OutagePlan | None = None,
     ) -> None:
-        self.model = model or LinkModel(spec, direction, outages=outages, drop_tail=False)
+        self.model = model or LinkModel(spec, direction, outages=outages)
         self._client = direction == "up"
         self._rtt_s = spec.rtt_s
         # Where nothing is random a message is as good as its segments, and cheaper.

@@ -52,10 +52,7 @@ class LinkProxy:
         }
         self.counts["connections"] = 0
         outages = OutagePlan(spec.outages, spec.seed)
-        self.models = {
-            way: LinkModel(spec, way, outages=outages, drop_tail=False)
-            for way in DIRECTIONS
-        }
+        self.models = {way: LinkModel(spec, way, outages=outages) for way in DIRECTIONS}
         self.start_s = 0.0
         self._server: asyncio.AbstractServer | None = None
         self.sides: set[_Side] = set()

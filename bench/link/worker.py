@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 from typing import Any
 
+from draftwire.bench.child import answer, be_child
 from draftwire.bench.link.clock import fine_loop, go_realtime
 from draftwire.bench.link.netem import NetemLink
 from draftwire.bench.link.probe import Server, round_trips
 from draftwire.bench.link.proxy import LinkProxy
 from draftwire.bench.link.spec import LinkSpec
-from draftwire.errors import DraftwireError
 
 _PINGS = 150
 _MOST_S = 10.0
-
-
-def _say(document: dict[str, Any]) -> None:
-    os.write(1, json.dumps(document).encode() + b"\n")
 
 
 def _detour_s(echo_port: int, port: int) -> float:
@@ -51,7 +46,7 @@ async def _serve(wanted: dict[str, Any], scheduling: str) -> None:
     link.compensation_s = (detour_s or 0.0) / 2
     port = await link.start(wanted["listen"])
     detour = None if detour_s is None else round(detour_s * 1e6, 1)
-    _say({"port": port, "detour_us": detour, "scheduling": scheduling})
+    answer({"port": port, "detour_us": detour, "scheduling": scheduling})
     over, said = asyncio.Event(), b""
 
     def hear() -> None:
@@ -59,7 +54,7 @@ async def _serve(wanted: dict[str, Any], scheduling: str) -> None:
         data = os.read(0, 65536)
         *lines, said = (said + data).split(b"\n")
         for _ in filter(b"stats".__eq__, lines):
-            _say(link.report())
+            answer(link.report())
         if not data:
             over.set()
 
@@ -68,15 +63,7 @@ async def _serve(wanted: dict[str, Any], scheduling: str) -> None:
     await link.stop()
 
 
-def main() -> int:
-    """Read what to do, and do it."""
-    line = b""
-    while not line.endswith(b"\n"):
-        data = os.read(0, 65536)
-        if not data:
-            return 1
-        line += data
-    wanted = json.loads(line)
+def _work(wanted: dict[str, Any]) -> None:
     if wanted["method"] == "netem":
         # The relay alone: the kernel keeps the time.
         scheduling = "kernel"
@@ -84,14 +71,8 @@ def main() -> int:
             os.setpriority(os.PRIO_PROCESS, 0, -20)
     else:
         scheduling = go_realtime()
-    try:
-        fine_loop().run_until_complete(_serve(wanted, scheduling))
-    except (DraftwireError, OSError) as exc:
-        hint = getattr(exc, "hint", "")
-        _say({"error": str(exc), "hint": hint, "kind": type(exc).__name__})
-        return getattr(exc, "exit_code", 3)
-    return 0
+    fine_loop().run_until_complete(_serve(wanted, scheduling))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(be_child(_work))

@@ -178,6 +178,8 @@ class SimVerifier:
         helps: What it does beside judging drafts, see :class:`~.schemes.Scheme`; a draft
             beside the target plays the backend's texts.
         draft_s: Of a forward of that.
+        fractions: When each exit of a real model speaks, as a share of its forward;
+            without them it has none here.
 
     Attributes:
         backend: The target.
@@ -194,11 +196,14 @@ class SimVerifier:
         chunk: int = 128,
         helps: Collection[str] = (),
         draft_s: float = 0.0,
+        fractions: Sequence[float] = (),
     ) -> None:
         self.backend = backend
+        if isinstance(backend, TextBackend):
+            fractions = [fact.fraction for fact in backend.facts]
+        self._exits = bool(fractions)
         if executor is None:
             assert cost is not None
-            fractions = [fact.fraction for fact in getattr(backend, "facts", ())]
             executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
             executor.draft_s = draft_s
         patient = "patience" in helps
@@ -229,8 +234,7 @@ class SimVerifier:
         return Dialogue(self.kept, self._greet, peer)
 
     def _greet(self, hello: Hello) -> Terms:
-        if not isinstance(self.backend, TextBackend):
-            # Nobody says when in a forward the exits of real models would speak.
+        if not self._exits:
             known = tuple(c for c in hello.capabilities if c != "exits")
             hello = replace(hello, capabilities=known)
         beside = self.served.drafts is not None

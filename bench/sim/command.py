@@ -10,7 +10,7 @@ from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find, profiles
 from draftwire.bench.sim.recording import read_recording, record
 from draftwire.bench.sim.replay import Replay, merged, read_replay
-from draftwire.bench.sim.run import Plan, RealJob
+from draftwire.bench.sim.run import Job, Plan, real_job
 from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
 from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, simulate, tuned
 from draftwire.bench.sim.texts import Synthetic, parse_luck
@@ -211,8 +211,8 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
     if question.real is not None:
         draft, target, prompts = _models(question.real)
 
-        def job(index: int) -> RealJob:
-            return RealJob(draft, prompts[index % len(prompts)], target.eos_ids)
+        def job(index: int) -> Job:
+            return real_job(draft, prompts[index % len(prompts)], target.eos_ids)
 
         vocabulary = min(draft.vocab_size, target.vocab_size)
         return replace(plan, job=job, backend=target, vocabulary=vocabulary)

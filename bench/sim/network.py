@@ -15,6 +15,7 @@ from typing import Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec, StreamLink
 from draftwire.bench.link.model import LinkModel, OutagePlan
+from draftwire.bench.link.spec import DIRECTIONS
 from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.runtime.ports import WireEvents
@@ -54,14 +55,11 @@ class TwoWays:
     def __init__(self, spec: LinkSpec, seed: int) -> None:
         self._spec, self._seed = spec, seed
         plan = OutagePlan(spec.outages, seed)
-        self.models = [
-            LinkModel(spec, way, seed, outages=plan, drop_tail=False)
-            for way in ("up", "down")
-        ]
+        self.models = [LinkModel(spec, way, seed, outages=plan) for way in DIRECTIONS]
 
     def connection(self) -> list[StreamLink]:
         """Return a fresh reliable stream in each direction."""
-        ways = zip(("up", "down"), self.models)
+        ways = zip(DIRECTIONS, self.models)
         return [StreamLink(self._spec, way, model=model) for way, model in ways]
 
 
@@ -135,7 +133,9 @@ class VirtualWire:
 
     def ping(self) -> int:
         """Ask for a sign of life; the verifier's end answers whatever it is at."""
-        return self._raw(_UP, _PING[_UP], self._raw, _DOWN, _PING[_DOWN], self._alive)
+        return self._raw(
+            _UP, _PING[_UP], self._raw, _DOWN, _PING[_DOWN], self._events.alive
+        )
 
     def close(self) -> None:
         """End the connection at once; the verifier hears of it when a segment comes."""
@@ -177,9 +177,6 @@ class VirtualWire:
     def _unless_over(self, then: Callable[..., Any], args: Sequence[object]) -> None:
         if not self._over:
             then(*args)
-
-    def _alive(self) -> None:
-        self._events.alive()
 
     def _late(self, timeout_s: float) -> None:
         self._end(TransportError(f"no answer from the verifier within {timeout_s:g} s"))

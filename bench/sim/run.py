@@ -11,7 +11,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Callable, Mapping, Protocol, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.cloud import SimVerifier
@@ -19,7 +19,7 @@ from draftwire.bench.sim.device import StepCost, VirtualEngine
 from draftwire.bench.sim.facts import Profile
 from draftwire.bench.sim.network import TwoWays, VirtualNetwork
 from draftwire.bench.sim.schemes import Scheme
-from draftwire.bench.sim.texts import Source, Synthetic, Text, TextDraft, parse_luck
+from draftwire.bench.sim.texts import Source, Synthetic, Text, parse_luck
 from draftwire.clock import VirtualClock
 from draftwire.energy.account.account import Account, ModelSource
 from draftwire.errors import ConfigError, DraftwireError
@@ -41,51 +41,24 @@ GREEDY = SamplingParams("greedy", 0.0)
 _PATIENCE_S = 3600.0  # traces have holes, and what is measured must come to its end
 
 
-class Job(Protocol):
+@dataclass(frozen=True)
+class Job:
     """What a stream is about: a prompt and its draft; the backend has the target."""
 
-    @property
-    def prompt(self) -> Sequence[int]:
-        """Token ids, at least one."""
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """Ids that end the text."""
-
-    def draft(self) -> Model:
-        """Return the draft's model, with an empty cache."""
-
-
-@dataclass(frozen=True)
-class TextJob:
-    """A stream whose text is known beforehand."""
-
-    text: Text  # what is written
-    at_once: int = 1  # tokens of a forward of the draft
-    stop_ids: Sequence[int] = ()
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        """The prompt's ids."""
-        return self.text.prompt
-
-    def draft(self) -> Model:
-        """Return the draft's model."""
-        return TextDraft(self.text, self.at_once)
-
-
-@dataclass(frozen=True)
-class RealJob:
-    """A stream of a real draft."""
-
-    model: Model  # shared by all streams of the device, one after another
-    prompt: Sequence[int]  # token ids
+    prompt: Sequence[int]  # token ids, at least one
+    draft: Callable[[], Model]  # returns the draft's model, its cache empty
     stop_ids: Sequence[int] = ()  # ids that end the text
+    text: Text | None = None  # what is written, where that is known beforehand
 
-    def draft(self) -> Model:
-        """Return the draft, its cache empty."""
-        self.model.rewind(0)
-        return self.model
+
+def real_job(model: Model, prompt: Sequence[int], stop_ids: Sequence[int] = ()) -> Job:
+    """Return a stream of a model that all streams share, one after another."""
+
+    def draft() -> Model:
+        model.rewind(0)
+        return model
+
+    return Job(prompt, draft, stop_ids)
 
 
 @dataclass(frozen=True)

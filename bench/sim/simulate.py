@@ -18,12 +18,11 @@ from draftwire.bench.sim.run import (
     Job,
     Plan,
     StreamResult,
-    TextJob,
     cloud_step_s,
     synthetic_of,
 )
 from draftwire.bench.sim.table import row
-from draftwire.bench.sim.texts import TextTarget
+from draftwire.bench.sim.texts import TextDraft, TextTarget
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
@@ -176,7 +175,7 @@ def simulate(
             return plan.job(number)
         text = source.text(number, plan.tokens)
         texts.targets.append(TextTarget(text, plan.seed + number))
-        return TextJob(text, plan.at_once)
+        return Job(text.prompt, partial(TextDraft, text, plan.at_once), text=text)
 
     devices = []
     for number in range(plan.sessions):
@@ -244,13 +243,10 @@ def price(outcome: Outcome, objective: str) -> float:
     raise ConfigError(f"no objective {objective!r}", hint=", ".join(OBJECTIVES))
 
 
-def tuned(
-    plan: Plan, blocks: Sequence[int] = BLOCKS, objective: str = "latency"
-) -> Outcome:
+def tuned(plan: Plan, objective: str = "latency") -> Outcome:
     """Run a plan with the best block length.
 
-    Looks at every length when there are few; else at every other one, and then at the
-    neighbours of the best.
+    Looks at every third one, and then at the neighbours of the best.
     """
     if not plan.scheme.tunable or plan.controller is not None:
         return simulate(plan)
@@ -258,16 +254,11 @@ def tuned(
 
     def best(lengths: Iterable[int]) -> int:
         for k in lengths:
-            if k in blocks and k not in found:
+            if k in BLOCKS and k not in found:
                 found[k] = simulate(replace(plan, block=k))
         return min(found, key=lambda k: price(found[k], objective))
 
-    if len(blocks) <= 4:
-        return found[best(blocks)]
-    at = best(list(blocks)[1::3])
-    for _ in range(len(blocks)):
-        nearer = best((at - 1, at + 1))
-        if nearer == at:
-            break
+    at = best(BLOCKS[1::3])
+    while (nearer := best((at - 1, at + 1))) != at:
         at = nearer
     return found[at]

@@ -45,11 +45,8 @@ class Text:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Text:
         """Return the text of plain data, as ``dataclasses.asdict`` gives it."""
-        columns: dict[str, Any] = {**data}
-        columns.update(
-            (k, tuple(v)) for k, v in data.items() if isinstance(v, (list, tuple))
-        )
-        return cls(**columns)
+        lists = {key: tuple(value) for key, value in data.items() if key != "width"}
+        return cls(**{**data, **lists})
 
     def shifted(self, up: int) -> Text:
         """Return the text with all its ids ``up`` higher."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import find
-from draftwire.bench.sim.run import Device, TextJob
+from draftwire.bench.sim.run import Device
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.simulate import Outcome, Plan, simulate
 from draftwire.bench.sim.texts import Source
@@ -119,7 +119,7 @@ class Oracle(Controller):
 
     def limit(self) -> int:
         job, running = self.board.job, self.board.running
-        assert isinstance(job, TextJob)
+        assert job is not None and job.text is not None
         at = 0
         if running is not None:  # else it is being opened
             at = len(running.machine.committed) + len(running.machine._lines.main)

@@ -15,6 +15,7 @@ from draftwire.bench.compare import run as compare_module
 from draftwire.bench.compare.server import PacedVerifier
 from draftwire.cli import main
 from draftwire.errors import TransportError
+from draftwire.io import environment
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DRAFT, TARGET = FIXTURES / "tiny.draft", FIXTURES / "tiny.target"
@@ -201,16 +202,9 @@ def test_the_paced_verifier_ends_with_its_owner_and_says_why_it_does_not_start(t
     assert process.returncode == 0
     done = subprocess.run(
         [sys.executable, "-m", "draftwire.bench.compare.server"],
-        env=_environment(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         check=False,
         timeout=30,
     )
     assert done.returncode == 1  # nobody said what to serve
-
-
-def _environment():
-    import os
-
-    home = Path(compare_module.__file__).absolute().parents[2]
-    return {**os.environ, "PYTHONPATH": str(home)}

@@ -13,7 +13,7 @@ from draftwire.bench.compare.pace import PacedDraft, paced
 from draftwire.bench.compare.server import played
 from draftwire.bench.sim.cloud import ForwardCost, TextBackend
 from draftwire.bench.sim.facts import Exit, find
-from draftwire.bench.sim.run import Plan, RealJob
+from draftwire.bench.sim.run import Plan, real_job
 from draftwire.bench.sim.schemes import ROWS, carried_sizes, schemes_named
 from draftwire.bench.sim.show import render_compared
 from draftwire.bench.sim.simulate import simulate
@@ -237,7 +237,7 @@ def test_co_located_rows_leave_their_slots(texts, own_pace):
     for block in (1, 3, 5):
         plan = Plan(
             profile, ROWS["colocated"], block=block, streams=2, tokens=8, vocabulary=500,
-            job=lambda index: RealJob(draft, texts[index].prompt), backend=backend,
+            job=lambda index: real_job(draft, texts[index].prompt), backend=backend,
             real_time=True, own_pace=own_pace, draft_context=2000,
         )  # fmt: skip
         outcome = simulate(plan)

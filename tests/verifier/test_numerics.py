@@ -223,7 +223,7 @@ def test_a_close_target_counts_near_ties(targets):
     target = targets("onnx", "close")
     assert target.logit_error > 0
     prompts = numerics._Prompts(target, random.Random(1))
-    job = numerics._Job(prompts.of(12), (), target.vocab_size)
+    job = numerics._job(prompts.of(12), (), target.vocab_size)
     target.logit_error, error = 1.0, target.logit_error
     try:
         greedy = SamplingParams("greedy", 0.0)
@@ -240,10 +240,10 @@ def test_numbers_that_are_none_end_one_stream(targets, kind, how, monkeypatch, c
     target = targets(kind, how)
     prompts = numerics._Prompts(target, random.Random(2))
     greedy = [SamplingParams("greedy", 0.0)] * 4
-    jobs = [numerics._Job(prompts.of(20), (), target.vocab_size) for _ in range(4)]
+    jobs = [numerics._job(prompts.of(20), (), target.vocab_size) for _ in range(4)]
     alone = [numerics._write(target, [job], greedy, 24, None) for job in jobs]
     texts = [found[0] for found, _ in alone]
-    jobs = [numerics._Job(j.prompt, t, target.vocab_size) for j, t in zip(jobs, texts)]
+    jobs = [numerics._job(j.prompt, t, target.vocab_size) for j, t in zip(jobs, texts)]
     honest, count = type(target).run, itertools.count()
 
     def poison(self, frame, tell=None):
