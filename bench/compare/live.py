@@ -18,8 +18,7 @@ from draftwire.bench.compare.run import VANILLA_BLOCK, Found, Settings, best_blo
 from draftwire.bench.compare.server import PacedVerifier, played
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
-from draftwire.bench.sim.cloud import TextBackend
-from draftwire.bench.sim.device import StepCost
+from draftwire.bench.sim.cloud import ForwardCost, TextBackend
 from draftwire.bench.sim.facts import Profile, measured
 from draftwire.bench.sim.run import Plan, real_job
 from draftwire.bench.sim.schemes import Scheme, carried_sizes
@@ -208,7 +207,7 @@ class LiveRun:
         model = drafter._model
         if self.profile is None or model is None:
             return None
-        drafter._model = paced = PacedDraft(model, StepCost.of(self.profile))
+        drafter._model = paced = PacedDraft(model, ForwardCost.of_draft(self.profile))
         return paced
 
     def _turn(self, sessions: Mapping[bool, Session], link: LinkSpec) -> list[Report]:

@@ -21,7 +21,6 @@ from draftwire.bench.child import Child, answer, be_child
 from draftwire.bench.compare.carried import carrying
 from draftwire.bench.compare.pace import PacedDraft, paced
 from draftwire.bench.sim.cloud import EXIT_LAYERS, ForwardCost, TextBackend
-from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.run import cloud_step_s
 from draftwire.bench.sim.texts import PlayedDraft, Text, TextTarget
@@ -108,7 +107,7 @@ def _draft(path: str | None, loader: PacedLoader) -> Callable[[Any], Drafts] | N
             model = PlayedDraft(loader.targets)
         if loader.profile is None:
             return model
-        return PacedDraft(model, StepCost(cloud_step_s(loader.profile)))
+        return PacedDraft(model, ForwardCost(cloud_step_s(loader.profile)))
 
     return lambda backend: Drafts(make, package.vocab_size, package.context)
 

@@ -35,7 +35,7 @@ _LIMITS = Limits(block=255, waiting=255, resume_s=math.inf, prefixes=0)
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """What a forward of the target takes."""
+    """What a forward takes, of the target or of a draft."""
 
     base_s: float  # a forward over few tokens of one session
     free: int = 17  # so many tokens (drafts and the one before them) cost no more
@@ -54,8 +54,17 @@ class ForwardCost:
             profile.seconds("cloud.read_ms_per_token"),
         )
 
+    @classmethod
+    def of_draft(cls, profile: Profile) -> ForwardCost:
+        """Return the costs of a profile's board."""
+        return cls(
+            profile.seconds("draft.step_ms"),
+            int(profile["draft.step_tokens"]),
+            profile.seconds("draft.read_ms_per_token"),
+        )
+
     def __call__(self, tokens: int, sessions: int = 1) -> float:
-        """Return the seconds of a forward that judges.
+        """Return the seconds of a forward that judges or drafts.
 
         Args:
             tokens: Of all sessions together.

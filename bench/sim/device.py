@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
-from draftwire.bench.sim.facts import Profile
 from draftwire.clock import Clock
 from draftwire.runtime.drafter import Drafter, Step
 
 if TYPE_CHECKING:
     from draftwire.runtime.driver import Driver
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """What a forward of the draft takes."""
-
-    step_s: float  # a forward of few tokens
-    few: int = 16  # so many tokens cost no more than one
-    read_s: float = 0.0  # each token beyond
-
-    @classmethod
-    def of(cls, profile: Profile) -> StepCost:
-        """Return the costs of a profile's board."""
-        return cls(
-            profile.seconds("draft.step_ms"),
-            int(profile["draft.step_tokens"]),
-            profile.seconds("draft.read_ms_per_token"),
-        )
-
-    def __call__(self, tokens: int) -> float:
-        """Return the seconds of a forward of ``tokens``."""
-        return self.step_s + self.read_s * max(0, tokens - self.few)
 
 
 class VirtualEngine:

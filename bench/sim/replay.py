@@ -28,7 +28,7 @@ import numpy as np
 
 from draftwire.bench.link.spec import Jitter, LinkSpec, Outages
 from draftwire.bench.sim.facts import Profile, measured
-from draftwire.bench.sim.recording import renamed
+from draftwire.bench.sim.recording import Recording, renamed
 from draftwire.bench.sim.run import Plan
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.simulate import Outcome
@@ -200,7 +200,7 @@ class Replay:
                     if t >= stream.began_s and s > _CUT_S
                 )
                 link = replace(link, outages=Outages(fixed=gaps), seed=number)
-            one = _OneText(self.name, text)
+            one = Recording(self.name, [text], self.vocabulary)
             found.append(
                 replace(
                     plan, link=link, source=one, streams=1, tokens=len(text.tokens),
@@ -236,15 +236,6 @@ class Replay:
             "down_bytes_per_token": sum(s.down for s in streams) / tokens,
             "joules_per_token": None,
         }
-
-
-@dataclass(frozen=True)
-class _OneText:
-    name: str
-    only: Text
-
-    def text(self, index: int, tokens: int) -> Text:
-        return self.only
 
 
 def read_replay(path: Path, seed: int = 1) -> Replay:

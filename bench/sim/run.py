@@ -14,8 +14,8 @@ from functools import cached_property, partial
 from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.cloud import SimVerifier
-from draftwire.bench.sim.device import StepCost, VirtualEngine
+from draftwire.bench.sim.cloud import ForwardCost, SimVerifier
+from draftwire.bench.sim.device import VirtualEngine
 from draftwire.bench.sim.facts import Profile
 from draftwire.bench.sim.network import TwoWays, VirtualNetwork
 from draftwire.bench.sim.schemes import Scheme
@@ -352,11 +352,11 @@ class Device:
         )
         drafter = Drafter(None, vocabulary)
         self.watts = {} if plan.own_pace else profile.watts()
-        step: StepCost | None = None if plan.own_pace else StepCost.of(profile)
+        step = None if plan.own_pace else ForwardCost.of_draft(profile)
         if not self._near:  # the board only waits
             watts = self.watts
             self.watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
-            step = step and StepCost(cloud_step_s(profile))
+            step = step and ForwardCost(cloud_step_s(profile))
         engine = VirtualEngine(clock, drafter, step)
         helps = plan.helps
         named = {"leaves": "leaves" in helps, "beside": "draft" in helps}

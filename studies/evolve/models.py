@@ -33,8 +33,7 @@ from draftwire.export.training.measure import logits_of, text_loss
 from draftwire.packages import load_draft, load_target, tokenizer_fingerprint
 from draftwire.packages.exits import torch_stack
 from studies.command import Say
-from studies.evolve.preference import make_pairs, preference_loss
-from studies.evolve.rows import TeacherRows, make_rows
+from studies.evolve.sources import TeacherRows, make_pairs, make_rows, preference_loss
 from studies.evolve.text import Texts
 from studies.family.recipe import fresh_weights_
 

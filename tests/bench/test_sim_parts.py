@@ -11,7 +11,7 @@ import pytest
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.spec import Outages
 from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TextBackend
-from draftwire.bench.sim.device import StepCost, VirtualEngine
+from draftwire.bench.sim.device import VirtualEngine
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.recording import SCHEMA, read_recording, record
 from draftwire.bench.sim.schemes import scheme_named
@@ -73,7 +73,7 @@ class Board:
 
 def test_a_draft_takes_a_step_a_token_and_reading_takes_what_it_takes():
     text = a_text(prompt=600)
-    board = Board(text, StepCost(0.010, few=16, read_s=0.001))
+    board = Board(text, ForwardCost(0.010, free=16, token_s=0.001))
     board.order(1, 0, text.prompt, 3)
     board.clock.run()
     # 600 tokens in pieces of 256, 256 and 88; all but 16 of each are paid for.
@@ -119,7 +119,7 @@ def test_an_engine_that_fails_says_so_and_goes_on():
             raise RuntimeError("no memory")
 
     text = a_text()
-    board = Board(text, StepCost(0.010))
+    board = Board(text, ForwardCost(0.010))
     board.drafter.begin(1, make_proposer(GREEDY, text.width), None, Broken(text))
     board.order(1, 0, text.prompt, 1)
     board.clock.run()
@@ -148,7 +148,7 @@ def test_it_does_what_the_engine_thread_does(seed):
     """The same orders at the same moments: the same proposals with the same tags."""
     rng = random.Random(seed)
     text = a_text(60, "0.7", prompt=300)
-    board = Board(text, StepCost(0.010))
+    board = Board(text, ForwardCost(0.010))
     model, real = Gated(text), []
     drafter = Drafter(model, text.width)
     drafter.begin(1, make_proposer(GREEDY, text.width))

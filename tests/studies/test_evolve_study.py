@@ -27,12 +27,12 @@ from studies.evolve.measure import (  # noqa: E402
     suffix_choices,
 )
 from studies.evolve.models import flops_per_token, merged  # noqa: E402
-from studies.evolve.preference import (  # noqa: E402
+from studies.evolve.report import render, write_markdown  # noqa: E402
+from studies.evolve.sources import (  # noqa: E402
     log_chances,
     make_pairs,
     preference_loss,
 )
-from studies.evolve.report import render, write_markdown  # noqa: E402
 from studies.evolve.stats import Table  # noqa: E402
 from studies.evolve.study import parse_version  # noqa: E402
 
