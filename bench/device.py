@@ -28,7 +28,7 @@ SCHEMA = "draftwire.bench/1"
 _CODE = "import sys, draftwire.bench.device_child as child; child.main(sys.argv[1])"
 # What a board installs, by the engine that needs it; draftwire itself is counted apart.
 _COMMON = ("numpy", "websockets", "tokenizers")
-_OWN = {
+PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "litert": ("ai-edge-litert", "tflite-runtime"),
 }
@@ -154,9 +154,9 @@ def install_size(package: DraftPackage, engine: str) -> dict[str, Any]:
     sizes: dict[str, float | None] = {"draftwire": _own_size(Path(draftwire.__file__))}
     older = () if sys.version_info >= (3, 11) else ("tomli",)
     sizes.update({name: _distribution_mb(name) for name in (*_COMMON, *older)})
-    own = {name: _distribution_mb(name) for name in _OWN[engine]}
+    own = {name: _distribution_mb(name) for name in PACKAGES[engine]}
     found = {name: size for name, size in own.items() if size is not None}
-    sizes.update(found if found else dict.fromkeys(_OWN[engine][:1]))
+    sizes.update(found if found else dict.fromkeys(PACKAGES[engine][:1]))
     models = [f for f in package.files.values() if f.precision and f.engine == engine]
     sizes["draft"] = None
     if models:

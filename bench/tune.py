@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.bench.acceptance import check_room, load_judge, measure_all
-from draftwire.bench.device import SCHEMA, Settings, bench_device, thread_counts
+from draftwire.bench.device import PACKAGES, SCHEMA, Settings, bench_device, thread_counts
 from draftwire.boards.profiles import Profile, find_profile
 from draftwire.errors import ConfigError
 from draftwire.export.precision.tune import Candidate, choose, write_acceptance, write_hint
@@ -24,11 +24,6 @@ from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams
 from draftwire.tokenizer import load_tokenizer
-
-_PACKAGES = {  # of a board, by engine
-    "onnxruntime": {"onnxruntime"},
-    "litert": {"ai-edge-litert", "tflite-runtime"},
-}
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ def _for_board(board: Profile, settings: Settings) -> Settings:
     packages = {*board.raw.get("engines", {}).get("packages", ())}
     files = load_draft(settings.draft).files.values()
     has = {file.engine for file in files if file.precision}
-    engines = [name for name, own in _PACKAGES.items() if packages & own and name in has]
+    engines = [name for name, own in PACKAGES.items() if packages & {*own} and name in has]
     cores = sum(int(one.get("count", 0)) for one in board.raw.get("cores", ()))
     threads = tuple(thread_counts(cores)) if cores else ()
     return replace(settings, engines=engines, threads=threads)

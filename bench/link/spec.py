@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError
@@ -170,10 +170,6 @@ class LinkSpec:
     def trace(self, direction: str) -> str | None:
         """Return the trace file of a direction, or None."""
         return self.trace_up if direction == "up" else self.trace_down
-
-    def with_seed(self, seed: int) -> LinkSpec:
-        """Return the same link with other dice."""
-        return replace(self, seed=seed)
 
     @classmethod
     def parse(cls, text: str) -> LinkSpec:

@@ -336,7 +336,7 @@ class Device:
         profile, scheme, vocabulary = plan.profile, plan.scheme, plan.ids
         self._bits = id_bits(vocabulary)
         seed, link = plan.seed * 1009 + number, plan.the_link
-        self.ways = TwoWays(link.with_seed(link.seed + number) if number else link, seed)
+        self.ways = TwoWays(replace(link, seed=link.seed + number), seed)
         self._near = scheme.place == "device"
         self._text = None if self._near else self.ways.connection()
         dense = int(profile["text.vocabulary"])

@@ -89,11 +89,6 @@ class Outcome:
         return math.nan if known is None else float(known)
 
     @property
-    def forwards_per_token(self) -> float:
-        """Target forwards for each token of text."""
-        return float(self.row["forwards_per_token"])
-
-    @property
     def joules_per_token(self) -> float | None:
         """Modelled joules of the board for each token, or None without watts."""
         known = self.row["joules_per_token"]

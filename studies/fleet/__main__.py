@@ -18,7 +18,7 @@ import numpy as np
 
 from draftwire.verifier.gateway.fleet import SPARE, Ring
 from studies.command import Say, markdown, start
-from studies.fleet.machine import MODES, Board, Load, Outcome, Server, simulate
+from studies.fleet.machine import MODES, Board, Load, World, simulate
 
 _SIMULATED = 40  # verifiers of a fleet, at most
 _MARGIN = 0.8  # of the time that texts may take: near its limit a queue grows by chance
@@ -44,18 +44,13 @@ def spread(verifiers: int, devices: int, *, bounded: bool) -> Counter[str]:
     return found
 
 
-def _fits(out: Outcome, server: Server, load: Load) -> bool:
-    in_time = out.slow_token_s() <= _MARGIN * load.slow_s
-    return in_time and out.peak_kv_bytes <= server.kv_bytes
-
-
-def most_devices(mode: str, seconds: float, parts: tuple[Server, Board, Load]) -> int:
+def most_devices(world: World, mode: str) -> int:
     """Return how many devices one verifier bears, to within 3 %; 0: not even one."""
-    server, _, load = parts
 
     def bears(devices: int) -> bool:
-        rng = np.random.default_rng(devices)
-        return _fits(simulate(mode, devices, seconds, rng, *parts), server, load)
+        out = simulate(world, mode, devices, devices)
+        in_time = out.slow_token_s() <= _MARGIN * world.load.slow_s
+        return in_time and out.peak_kv_bytes <= world.server.kv_bytes
 
     low, high = 0, 64
     while bears(high):
@@ -68,15 +63,14 @@ def most_devices(mode: str, seconds: float, parts: tuple[Server, Board, Load]) -
 
 def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Make the document of the flags."""
-    server = Server()
     board = Board(acceptance=args.acceptance, block=args.block, rtt_s=args.rtt_ms / 1e3)
     load = Load(slow_s=args.token_ms / 1e3)
-    parts = server, board, load
+    world = World(board=board, load=load, seconds=args.seconds)
     rows = []
     for mode in MODES:
-        most = most_devices(mode, args.seconds, parts)
+        most = most_devices(world, mode)
         say(f"{mode}: {most} devices a verifier")
-        rows += [_row(mode, devices, most, args.seconds, parts) for devices in args.devices]
+        rows += [_row(world, mode, devices, most) for devices in args.devices]
     balance = []
     for verifiers in (10, 100, 1000):
         plain, bound = (
@@ -85,15 +79,14 @@ def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         )
         balance.append({"verifiers": verifiers, "ring": plain, "bounded": bound})
         say(f"{verifiers} verifiers: the fullest has {plain:.2f}, {bound:.2f} of the mean")
-    assumed = {type(part).__name__.lower(): dataclasses.asdict(part) for part in parts}
+    assumed = dataclasses.asdict(world)
+    del assumed["seconds"]
     return {"schema": SCHEMA, "assumed": assumed, "rows": rows, "balance": balance}
 
 
-def _row(
-    mode: str, devices: int, most: int, seconds: float, parts: tuple[Server, Board, Load]
-) -> dict[str, Any]:
+def _row(world: World, mode: str, devices: int, most: int) -> dict[str, Any]:
     """Simulate a whole fleet: each verifier with the devices that the ring gives it."""
-    server, board, load = parts
+    server, load, seconds = world.server, world.load, world.seconds
     row: dict[str, Any] = {"mode": mode, "devices": devices, "verifiers": None}
     if not most:
         return row
@@ -105,10 +98,7 @@ def _row(
         verifiers = max(verifiers + 1, math.ceil(verifiers * 1.05))
     # Of a large fleet every so many, the fullest among them: they differ by their share.
     sizes = sorted(shares.values(), reverse=True)[:: math.ceil(verifiers / _SIMULATED)]
-    outcomes = [
-        simulate(mode, n, seconds, np.random.default_rng(i), *parts)
-        for i, n in enumerate(sizes)
-    ]
+    outcomes = [simulate(world, mode, n, seed) for seed, n in enumerate(sizes)]
     of_all = devices / sum(sizes)
     tokens = of_all * sum(out.tokens for out in outcomes)
     forwards = of_all * sum(out.forwards for out in outcomes)

@@ -78,28 +78,25 @@ class Outcome:
         return float(np.quantile(self.token_s, 0.95)) if self.token_s else math.inf
 
 
-def simulate(
-    mode: str,
-    devices: int,
-    seconds: float,
-    rng: np.random.Generator,
-    server: Server,
-    board: Board,
-    load: Load,
-) -> Outcome:
-    """Run one verifier with its devices, from a steady start.
+@dataclass(frozen=True)
+class World:
+    """All that is assumed."""
 
-    Args:
-        mode: ``"edge"``: the board drafts while its block is away, and waits for verdicts
-            (objective ``cost``); ``"streaming"``: a token a forward; ``"colocated"``: a
-            draft beside the target.
-        devices: Of this verifier.
-        seconds: Of virtual time.
-        rng: Of all chance.
-        server: The machine.
-        board: The devices.
-        load: What they want.
+    server: Server = Server()  # each verifier
+    board: Board = Board()  # each device
+    load: Load = Load()  # what they want
+    seconds: float = 30.0  # of virtual time
+
+
+def simulate(world: World, mode: str, devices: int, seed: int) -> Outcome:
+    """Run one verifier with so many devices, from a steady start.
+
+    ``mode`` is ``"edge"``: the board drafts while its block is away, and waits for verdicts
+    (objective ``cost``); ``"streaming"``: a token a forward; or ``"colocated"``: a draft
+    beside the target. All chance is of ``seed``.
     """
+    server, board, load, seconds = world.server, world.board, world.load, world.seconds
+    rng = np.random.default_rng(seed)
     out = Outcome(seconds=seconds)
     rtt = board.rtt_s * rng.lognormal(0.0, np.log(1.5), devices)
     ready = rng.exponential(load.think_s, devices)

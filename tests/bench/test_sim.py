@@ -105,7 +105,7 @@ def test_leaves_save_the_forwards_that_arithmetic_says():
 def test_streaming_takes_a_forward_a_token():
     outcome = simulate(plan(cell(25, 10, 150, 0.6), "cloud"))
     assert outcome.ms_per_token == pytest.approx(25, abs=1e-6)
-    assert outcome.forwards_per_token == 1
+    assert outcome.row["forwards_per_token"] == 1
     assert outcome.streams[0].counts.proposed == 0
 
 

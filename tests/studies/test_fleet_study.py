@@ -4,45 +4,41 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from draftwire.cli._leaf import add_flags
 from studies.fleet.__main__ import FLAGS, most_devices, render, spread, study
-from studies.fleet.machine import MODES, Board, Load, Server, simulate
+from studies.fleet.machine import MODES, Board, Load, World, simulate
 
 STEADY = Load(think_s=1e-9, prompt=1, text=400.0)
 
 
 def test_one_device_takes_the_times_that_its_parts_take():
-    server, board = Server(), Board(acceptance=1.0, rtt_s=0.1)
-    rng = np.random.default_rng(1)
-    plain = simulate("streaming", 1, 30.0, rng, server, board, STEADY)
-    step = server.forward(1, 0)
+    world = World(board=Board(acceptance=1.0, rtt_s=0.1), load=STEADY)
+    plain = simulate(world, "streaming", 1, 1)
+    step = world.server.forward(1, 0)
     assert np.median(plain.token_s) == pytest.approx(step, rel=0.1)
     # Every draft right: five tokens a round trip and a forward, the drafting hidden in it.
-    edge = simulate("edge", 1, 300.0, np.random.default_rng(1), server, board, STEADY)
+    edge = simulate(replace(world, seconds=300.0), "edge", 1, 1)
     rtt = 0.1 * np.random.default_rng(1).lognormal(0.0, np.log(1.5))
     assert edge.seconds / edge.tokens == pytest.approx((rtt + step) / 5, rel=0.1)
     assert edge.tokens / edge.forwards == pytest.approx(5, rel=0.15)
 
 
 def test_drafts_that_are_never_right_bring_a_token_a_forward():
-    wrong = Board(acceptance=0.0)
+    wrong = World(board=Board(acceptance=0.0), load=STEADY)
     for mode in ("edge", "colocated"):
-        rng = np.random.default_rng(2)
-        out = simulate(mode, 1, 30.0, rng, Server(), wrong, STEADY)
+        out = simulate(wrong, mode, 1, 2)
         assert out.tokens == pytest.approx(out.forwards, rel=0.02)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_device_more_than_a_verifier_bears_is_too_many(mode):
-    parts = Server(), Board(), Load()
-    most = most_devices(mode, 10.0, parts)
-    assert most > 64
-    tight = most_devices(mode, 10.0, (Server(), Board(), Load(slow_s=0.001)))
-    assert tight == 0
+    assert most_devices(World(seconds=10.0), mode) > 64
+    assert most_devices(World(load=Load(slow_s=0.001), seconds=10.0), mode) == 0
 
 
 def test_the_gateways_rule_bounds_what_the_ring_gives():
