@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Mapping, Sequence
 import draftwire
 from draftwire.bench.compare.carried import carrying
 from draftwire.bench.compare.pace import PacedDraft
-from draftwire.bench.compare.run import VANILLA_BLOCK, Found, Settings, best_blocks
+from draftwire.bench.compare.run import VANILLA_BLOCK, Found, Settings
 from draftwire.bench.compare.server import PacedVerifier, played
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
@@ -113,8 +113,22 @@ class LiveRun:
                 wait = watts["wait"]
                 self.watts = {"transmit": wait, "idle": wait, **watts}
             if settings.block is None:
-                self.best = best_blocks(settings, profile, links, used, say)
+                self.best = self._best(settings.plan(profile))
         self.near: Plan | None = None
+
+    def _best(self, plan: Plan) -> dict[tuple[str, str], int]:
+        """Return each row's best length over each link, on these texts in virtual time."""
+        found: dict[tuple[str, str], int] = {}
+        for link in self.links:
+            for entry in self.used:
+                if self.settings.chosen(entry) and entry.place == "device":
+                    best = tuned(replace(plan, scheme=entry, link=link)).block
+                    assert best is not None
+                    self.say(
+                        f"{link.name}: the best block of {entry.name} has {best} tokens"
+                    )
+                    found[link.name, entry.name] = best
+        return found
 
     def found(self) -> Found:
         """Run every row over every link.

@@ -23,8 +23,6 @@ from draftwire.bench.sim.simulate import Plan, simulate, tuned
 from draftwire.bench.sim.table import different_texts, rows_of
 from draftwire.errors import ConfigError
 
-__all__ = ["SCHEMA", "Found", "Settings", "best_blocks", "compare"]
-
 SCHEMA = "draftwire.bench.compare/1"
 LINKS = ("lan", "wan", "poor")
 TRACE_RTT = "40ms"  # traces tell a rate alone
@@ -215,26 +213,6 @@ def _why_not(entry: Scheme, settings: Settings, profile: Profile | None) -> str:
     if why_not(entry, None, False) and load_target(settings.target).exits is None:
         return "the target has no early exits (draftwire export exits)"
     return why_not(entry, profile, True)
-
-
-def best_blocks(
-    settings: Settings,
-    profile: Profile,
-    links: Sequence[LinkSpec],
-    used: Sequence[Scheme],
-    say: Callable[[str], None],
-) -> dict[tuple[str, str], int]:
-    """Return each row's best length over each link, on the same texts in virtual time."""
-    found: dict[tuple[str, str], int] = {}
-    plan = settings.plan(profile)
-    for link in links:
-        for entry in used:
-            if settings.chosen(entry) and entry.place == "device":
-                best = tuned(replace(plan, scheme=entry, link=link)).block
-                assert best is not None
-                say(f"{link.name}: the best block of {entry.name} has {best} tokens")
-                found[link.name, entry.name] = best
-    return found
 
 
 def run_simulated(
