@@ -149,6 +149,8 @@ def run_child(code: str, *args: str) -> str:
 class VerifierProcess:
     """A verifier in a process of its own that can be killed, frozen and restarted.
 
+    A ``with`` starts it, and kills it at its end.
+
     Args:
         targets: Target packages.
         flags: More words for ``draftwire verifier serve``.
@@ -173,6 +175,13 @@ class VerifierProcess:
             self._words += ["--target", str(target)]
         self._words += ["--port", str(self.port), *flags]
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> VerifierProcess:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def start(self) -> None:
         """Start it and wait until it listens (TransportError: it does not)."""

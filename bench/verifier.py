@@ -135,12 +135,8 @@ def bench_verifier(
         flags += ["--context", str(min(package.context, load.tokens + 64)), "-q"]
         flags += [] if load.threads is None else ["--threads", str(load.threads)]
         flags += [] if max_batch is None else ["--max-batch", str(max_batch)]
-        process = VerifierProcess([load.target], flags=flags)
-        process.start()
-        try:
+        with VerifierProcess([load.target], flags=flags) as process:
             found, texts = asyncio.run(_run(load, package, process.port, texts))
-        finally:
-            process.kill()
         runs.append({"max_batch": max_batch, **found})
     return {
         "schema": SCHEMA,

@@ -99,12 +99,8 @@ def _verifier(load: Load, places: int = 64) -> Iterator[tuple[VerifierProcess, P
         flags = ["--token-file", str(tokens), "--ping-seconds", "2", "--slots", "16"]
         flags += ["--max-sessions", str(places), "-q"]
         flags += [] if load.threads is None else ["--threads", str(load.threads)]
-        process = VerifierProcess([load.target], flags=flags, log=log)
-        process.start()
-        try:
+        with VerifierProcess([load.target], flags=flags, log=log) as process:
             yield process, log
-        finally:
-            process.kill()
 
 
 def _measure(

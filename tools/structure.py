@@ -74,11 +74,9 @@ def main() -> None:
     for name, schema, text in TEXTS:
         total, forced = share(package, schema, text)
         print(f"| {name} | {total} | {forced / total:.0%} |")
-    verifier = VerifierProcess([args.target])
-    verifier.start()
     print("\n| schema | forced | tokens | share | forwards | drafted | bytes up | s |")
     print("|---|---|---|---|---|---|---|---|")
-    try:
+    with VerifierProcess([args.target]) as verifier:
         url = f"ws://127.0.0.1:{verifier.port}"
         with draftwire.connect(url, draft=args.draft) as session:
             list(session.generate(PROMPT, schema={"type": "boolean"}))
@@ -87,8 +85,6 @@ def main() -> None:
                     list(session.generate(PROMPT, schema=schema, max_new_tokens=1))
                     found = row(session, schema, args.seeds, force=force)
                     print(f"| {name} | {'yes' if force else 'no'} | {found} |", flush=True)
-    finally:
-        verifier.kill()
 
 
 def share(package: DraftPackage, schema: Any, text: str) -> tuple[int, int]:

@@ -343,9 +343,7 @@ def one(name, python):
     with open(os.path.join(current, "manifest.json")) as file:
         manifest = json.load(file)
     modules = manifest["modules"] + manifest["system_modules"]
-    verifier = VerifierProcess([Path(ROOT, "models", "v1.target")])
-    verifier.start()
-    try:
+    with VerifierProcess([Path(ROOT, "models", "v1.target")]) as verifier:
         job = {"url": verifier.url, "drafts": drafts, "prompts": PROMPTS}
         ours = {**job, "modules": [], "python": None, "fake": None}
         host = run_job(python, "host", ours, os.path.join(ROOT, "src"))
@@ -353,8 +351,6 @@ def one(name, python):
         theirs["fake"] = fake_orin(python, root)
         site = os.path.join(os.path.realpath(current), "site")
         board = run_job(board_python, name, theirs, site)
-    finally:
-        verifier.kill()
     check_board(name, board)
     line = compare(name, board, host)
     libc = " ".join(board["libc"])

@@ -16,6 +16,7 @@ told by their fastest too, since what else a machine does only ever adds to them
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -79,33 +80,30 @@ def main() -> int:
     parser.add_argument("--draft", type=Path, default=draft_path())
     parser.add_argument("--target", type=Path, default=target_path("v1"))
     args = parser.parse_args()
-    verifier = VerifierProcess([args.target])
-    verifier.start()
     rows: dict[int, list[dict[str, float]]] = defaultdict(list)
     reading, rng = Reading(), random.Random(7)
     how: dict[str, Any] = {"max_new_tokens": args.tokens, "temperature": args.temperature}
-    try:
-        with emulate(args.link, verifier.port) as link:
-            url = f"ws://127.0.0.1:{link.url_port}"
-            with draftwire.connect(url, draft=args.draft) as session:
-                bits = (session.welcome.vocab_size - 1).bit_length()
-                encode = load_tokenizer(load_draft(args.draft).path).encode
-                for _ in range(args.conversations):
-                    ids: list[int] = []
-                    while len(ids) < args.system:
-                        ids += encode(rng.choice(RULES) + "\n")
-                    ids = ids[: args.system]
-                    said = rng.sample(USER * -(-args.turns // len(USER)), args.turns)
-                    for turn, words in enumerate(said, 1):
-                        ids += encode(f"\nUser: {words}\nAgent:")
-                        reading.of(len(ids))
-                        stream = session.generate(ids, **how)
-                        text = [token.id for chunk in stream for token in chunk.tokens]
-                        row = _row(stream.report, len(text), bits, reading.read)
-                        rows[turn].append(row)
-                        ids += text
-    finally:
-        verifier.kill()
+    with contextlib.ExitStack() as stack:
+        verifier = stack.enter_context(VerifierProcess([args.target]))
+        link = stack.enter_context(emulate(args.link, verifier.port))
+        url = f"ws://127.0.0.1:{link.url_port}"
+        session = stack.enter_context(draftwire.connect(url, draft=args.draft))
+        bits = (session.welcome.vocab_size - 1).bit_length()
+        encode = load_tokenizer(load_draft(args.draft).path).encode
+        for _ in range(args.conversations):
+            ids: list[int] = []
+            while len(ids) < args.system:
+                ids += encode(rng.choice(RULES) + "\n")
+            ids = ids[: args.system]
+            said = rng.sample(USER * -(-args.turns // len(USER)), args.turns)
+            for turn, words in enumerate(said, 1):
+                ids += encode(f"\nUser: {words}\nAgent:")
+                reading.of(len(ids))
+                stream = session.generate(ids, **how)
+                text = [token.id for chunk in stream for token in chunk.tokens]
+                row = _row(stream.report, len(text), bits, reading.read)
+                rows[turn].append(row)
+                ids += text
     return _show(rows, args.turns)
 
 
