@@ -12,9 +12,7 @@ import random
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, Sequence
 
 import numpy as np
@@ -22,7 +20,6 @@ from tools.fresh import import_time, memory_over_bare
 
 from draftwire.bench.device_child import preemptions
 from draftwire.bench.machine import machine
-from draftwire.cli._common import fields_of
 from draftwire.errors import ConfigError
 from draftwire.io import format_table
 from draftwire.packages import load_draft
@@ -39,20 +36,7 @@ STEPS = 16  # tokens a block: long enough for the clock, short enough to take tu
 _MOST_TRIES = 6
 _FEWEST_CLEAN = 8
 _FIRST = 1  # the token every block starts from
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to measure."""
-
-    draft: Path  # a draft package
-    precision: str | None = None  # which of its models, by default the package's choice
-    contexts: Sequence[int] = (32, 256, 1024)  # tokens in the KV cache before each block
-    threads: int = 1  # threads inside one operator
-    blocks: int = 60  # undisturbed rounds of ``STEPS`` tokens for each context
-    spawn: int = 5  # fresh processes for the import time (0 leaves import and memory out)
-    genai: bool = True  # try onnxruntime-genai
-    gguf: Path | None = None  # the same model for llama.cpp, or None
+_SPAWN = 5  # fresh processes for the import time
 
 
 class Contestant(Protocol):
@@ -145,7 +129,7 @@ class Bare:
         return token
 
 
-def bench_draft(settings: Settings) -> dict[str, Any]:
+def _study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure, and return the document that ``--json`` writes.
 
     Raises:
@@ -153,23 +137,22 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         ModelError: The draft does not load.
     """
     about = machine()  # before the load is ours
-    package = load_draft(settings.draft)
-    for context in settings.contexts:
+    package = load_draft(args.draft or draft_path())
+    for context in args.contexts:
         if not 1 <= context <= package.context - STEPS:
             raise ConfigError(
                 f"context {context} and {STEPS} steps do not fit in the draft's "
                 f"{package.context} tokens",
                 hint=f"--contexts from 1 to {package.context - STEPS}",
             )
-    file = package.model_file(settings.precision)
+    file, threads = package.model_file(args.precision), args.threads
     spec = spec_of(package, file, capacity=package.context)
-    engine = open_engine(file.path, spec, threads=settings.threads)
+    engine = open_engine(file.path, spec, threads=threads)
     if not isinstance(engine, SharedCacheEngine):
         raise ConfigError(
             f"{file.path.name} has the form {file.graph!r}; the bare loop has gqa",
             hint="choose another --precision, or export with --graph gqa",
         )
-    threads = settings.threads
     model = DraftModel(
         engine,
         vocab_size=package.vocab_size,
@@ -179,23 +162,23 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
     )
     contestants: list[Contestant] = [Ours(model), Bare(engine, package.vocab_size)]
     why_no_genai: str | None = "left out (--no-genai)"
-    if settings.genai:
+    if not args.no_genai:
         from tools.genai import open_genai
 
-        genai, why_no_genai = open_genai(package, settings.precision, settings.threads)
+        genai, why_no_genai = open_genai(package, args.precision, threads)
         if genai is not None:
             contestants.append(genai)
     why_no_llamacpp = None
-    if settings.gguf is not None:
+    if args.gguf is not None:
         from tools.llamacpp import open_llamacpp
 
         other, why_no_llamacpp = open_llamacpp(
-            settings.gguf, package.context, package.vocab_size, threads
+            args.gguf, package.context, package.vocab_size, threads
         )
         if other is not None:
             contestants.append(other)
-    rates = [_measure(contestants, c, settings.blocks) for c in settings.contexts]
-    fresh = settings.spawn > 0
+    rates = [_measure(contestants, c, args.blocks) for c in args.contexts]
+    fresh = not args.no_spawn
     return {
         "schema": SCHEMA,
         "bench": "draft",
@@ -206,14 +189,14 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
             "engine": model.engine,
             "precision": model.precision,
         },
-        "threads": settings.threads,
+        "threads": threads,
         "steps_per_block": STEPS,
-        "blocks": settings.blocks,
+        "blocks": args.blocks,
         "rates": rates,
         "why_no_genai": why_no_genai,
         "why_no_llamacpp": why_no_llamacpp,
-        "import": import_time(settings.spawn) if fresh else None,
-        "memory": memory_over_bare(package, settings.precision, threads) if fresh else None,
+        "import": import_time(_SPAWN) if fresh else None,
+        "memory": memory_over_bare(package, args.precision, threads) if fresh else None,
     }
 
 
@@ -307,12 +290,6 @@ FLAGS = """
 --gguf FILE              the same model for llama.cpp, a contestant too
 --no-spawn               leave import time and memory out
 """
-
-
-def _study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    args.draft = args.draft or draft_path()
-    args.spawn, args.genai = 0 if args.no_spawn else 5, not args.no_genai
-    return bench_draft(Settings(**fields_of(Settings, args)))
 
 
 QUESTION = "How fast the drafting loop is, beside what no loop can beat."
