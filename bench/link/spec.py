@@ -127,7 +127,8 @@ class LinkSpec:
     down_bit_s: float | None = None  # bits a second to the device
     loss: float = 0.0  # share of packets lost, each direction, independently
     bursts: Bursts | None = None  # loss in bursts beside it
-    # bytes that wait in front of the slow link before packets are dropped; None: no limit
+    # bytes that wait in front of the slow link before netem drops packets, or the proxy
+    # holds the writer back; None leaves that to them
     queue_bytes: int | None = None
     trace_up: str | None = None  # file with the rate from the device; instead of `up_bit_s`
     trace_down: str | None = None  # file with the rate to the device

@@ -6,7 +6,7 @@ Parts are separated by ``/`` or ``,``; a file name goes up to the next comma::
     up=2mbit down=8mbit  rates               delay_up=30ms      one-way delay
     jitter=5ms:uniform   or normal, pareto   correlation=0.6    of jitter 100 ms apart
     loss=1%              each direction      burst=1%:25%:100%  enter, leave, lost in it
-    queue=64kb           drop-tail           outage=10s+3s      at 10 s, for 3 s
+    queue=64kb           that may wait       outage=10s+3s      at 10 s, for 3 s
     outages=30s:2s       random, mean        seed=7
     trace:FILE           rate, both          trace-up:FILE,trace-down:FILE
 """
