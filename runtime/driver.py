@@ -110,6 +110,8 @@ class StreamSpec:
 class Sink(Protocol):
     """Where the text of a stream goes; called in the driver's thread."""
 
+    @property
+    def stopped(self) -> bool: ...  # a stop string was met, be it in guesses
     # Show text, or take some back; return why to end the stream now, or None.
     def take(self, action: Emit | Revise) -> str | None: ...
     def explain(self, line: str) -> None: ...  # why a block left
@@ -758,9 +760,10 @@ class Driver:
         if run.over or machine.state is not State.LOST:
             return
         # One that waits for the draft model says nothing yet, and shall say something.
-        if machine.guessed_all:
+        reason = "stop" if run.sink.stopped else machine.guessed_all
+        if reason is not None:
             self._warn_alone(run)
-            self.stop(run.number, "length")
+            self.stop(run.number, reason)
 
     @staticmethod
     def _warn_alone(run: StreamRun) -> None:
