@@ -358,7 +358,7 @@ class Driver:
             elif run is not None:
                 self._verdict(run, message, stream)
             if stream not in self._wires:
-                self._admit()
+                self._admit(freed=not isinstance(message, Error))
 
     def link_lost(self, link: Link, error: DraftwireError) -> None:
         """The connection is gone, or a try failed."""
@@ -423,11 +423,14 @@ class Driver:
         prompt = run.spec.prompt
         texts: list[Sequence[int]] = [*self._texts]
         if "brief" in welcome.capabilities:  # it takes those of running streams as well
-            there = [one for one in self._wires.values() if one and one.machine.opened]
-            texts += [one.spec.prompt for one in there if one is not run]
+            texts += [one.spec.prompt for one in self._opened() if one is not run]
         most = max((common(text, prompt) for text in texts), default=0)
         most = min(most, len(prompt) - 1)
         return most if most * id_bits(welcome.vocab_size) >= 8 * _WORTH else 0
+
+    def _opened(self) -> list[StreamRun]:
+        """Return the streams that the verifier has at work."""
+        return [one for one in self._wires.values() if one and one.machine.opened]
 
     def _free(self, number: int) -> None:
         """A number is free again; the stream that had it may still run."""
@@ -438,11 +441,15 @@ class Driver:
         if run is not None:
             run.own, run.wire = run.own.plus(share), None
 
-    def _admit(self) -> None:
-        """Let every stream that has no number go on, as far as there are some."""
+    def _admit(self, *, freed: bool = False) -> None:
+        """Let every stream that has no number go on, as far as there are some; one that was
+        told that there is no room, too, where a neighbour has just ``freed`` some."""
         for run in list(self.streams.values()):
             if not self.link.up or self._closed:
                 return
+            if freed and run.held is not None:
+                run.held.cancel()
+                run.held = None
             if run.wire is None and run.held is None and not run.over:
                 self._go_on(run)
 
@@ -652,8 +659,9 @@ class Driver:
         waiting = machine.waiting
         run.spec.account.settle(drafting=machine.drafting, waiting=waiting)
         self._owe(run.number, waiting)
-        # One that waits for a number waits for its neighbours, and not for the verifier.
-        queued = link.up and run.wire is None and run.held is None
+        # One that waits for a number or a slot waits for its neighbours that have one, and
+        # not for the verifier.
+        queued = link.up and run.wire is None and (run.held is None or self._opened())
         if waiting or (machine.state is State.LOST and not queued):
             if run.free_since is not None:
                 run.free_s += self._clock.now() - run.free_since
