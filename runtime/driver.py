@@ -170,6 +170,12 @@ class StreamRun:
             self.warnings.append(sentence)
 
 
+def closed() -> ConfigError:
+    """Return what who asks a closed session is told."""
+    hint = "open another one; one from before a fork stays with the parent"
+    return ConfigError("this session is closed", hint=hint)
+
+
 def named(error: BaseException, what: str) -> DraftwireError:
     """Return ``error`` as one of ours: its own, or one that says what failed."""
     if isinstance(error, DraftwireError):
@@ -223,7 +229,7 @@ class Driver:
         """Begin a stream; return its number. A DraftwireError where the link is not up and
         the stream would not wait for it, or the session is closed."""
         if self._closed:
-            raise ConfigError("this session is closed")
+            raise closed()
         link = self.link
         hopeless = spec.offline == "error" or (link.failed and spec.offline != "draft")
         if hopeless and not link.up and link.error is not None:
@@ -289,7 +295,7 @@ class Driver:
         self.link.close()
         self._engine.close()
         if self._first is not None:
-            self._tell_first(ConfigError("this session is closed"))
+            self._tell_first(closed())
 
     # ---- events of the engine
 

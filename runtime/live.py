@@ -30,7 +30,10 @@ class LoopThread:
         self._thread.start()
 
     def call(self, what: Callable[..., Any], *args: Any) -> bool:
-        """Have ``what(*args)`` called in the loop's thread; False when it has ended."""
+        """Have ``what(*args)`` called in the loop's thread; False when it has ended, or
+        stayed behind at a fork."""
+        if not self._thread.is_alive():
+            return False
         try:
             self.clock.post(what, *args)
         except RuntimeError:

@@ -79,8 +79,7 @@ def _document(path: Path, number: int, line: str, template: Template | None) -> 
             asks = messages[-1]["role"] == "user"
             said = template.render(messages, add_generation_prompt=asks)
         except ConfigError as exc:
-            hint = exc.hint or 'as {"role": "user", "content": "Hello"}'
-            raise ConfigError(f"{where}: {exc}", hint=hint) from exc
+            raise ConfigError(f"{where}: {exc}", hint=exc.hint) from exc
         return Asking(said) if asks else said
     for field in _FIELDS:
         value: Any = found.get(field) if isinstance(found, dict) else None

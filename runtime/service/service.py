@@ -345,10 +345,9 @@ def _port(told: ServiceOptions) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((host, int(number)), family=family)
     except OSError as exc:
-        raise ConfigError(
-            f"{told.http} cannot be listened on: {exc.strerror or exc}",
-            hint="choose another port with --http",
-        ) from exc
+        why = (exc.strerror or str(exc)).partition(" (while")[0]
+        what = f"{told.http} cannot be listened on: {why}"
+        raise ConfigError(what, hint="choose another port with --http") from exc
     with listener:
         yield listener
 

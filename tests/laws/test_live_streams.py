@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import weakref
@@ -17,7 +18,7 @@ from live import DRAFT, TARGET, connect, ids_of, serving
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
-from draftwire.errors import DraftwireError, ModelError, TransportError
+from draftwire.errors import ConfigError, DraftwireError, ModelError, TransportError
 from draftwire.packages import load_draft
 
 PROMPTS = [[5, 17, 3, 99, 41], [7, 8, 9], [120, 4], [33, 2, 61, 10]]
@@ -354,6 +355,19 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
                 ask(session, 0, scheme="no-such-scheme")
     finally:
         verifier.kill()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_at_a_fork_a_session_stays_with_the_parent(session, expected):
+    child = os.fork()
+    if not child:
+        try:
+            ask(session, 0)
+        except ConfigError as error:
+            os._exit(7 if "fork" in error.hint else 1)
+        os._exit(2)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
+    assert ids_of(ask(session, 0)) == expected[0]
 
 
 def test_the_next_question_on_a_full_verifier_waits_for_the_slot_of_the_last(expected):

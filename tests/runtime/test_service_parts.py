@@ -160,6 +160,9 @@ def test_it_tries_for_ever_and_again_after_a_refusal() -> None:
             await until(lambda: supervisor.session is second)
             await until(lambda: said[-1] == "connected to target sand")
             second.link.state = "reconnecting"
+            await asyncio.sleep(0.1)
+            assert said[-1] == "connected to target sand", "it may be back at once"
+            second.link.down_s = 9.0
             await until(lambda: "link lost, reconnecting" in said[-1])
             assert not task.done()
         await second.closed.wait()

@@ -226,6 +226,7 @@ class VllmEngine:
     def _stop_llm(self) -> None:
         for call in self._calls:
             call.cancel()
+        self._outbox = {}
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
