@@ -351,13 +351,13 @@ def test_a_full_or_read_only_state_folder_is_borne(tmp_path: Path) -> None:
 
 def test_words_for_systemd(tmp_path: Path) -> None:
     quiet = Notifier({})
-    quiet.ready()
+    quiet.say("READY=1")
     assert quiet.watchdog_s is None
     assert Notifier({"WATCHDOG_USEC": "3000000"}).watchdog_s == 3.0
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_s is None
     for odd in ("", "x", "0", "-5"):
         assert Notifier({"WATCHDOG_USEC": odd}).watchdog_s is None
-    Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).alive()
+    Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).say("WATCHDOG=1")
     name = f"\0draftwire-test-{time.monotonic_ns()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name)
@@ -365,6 +365,6 @@ def test_words_for_systemd(tmp_path: Path) -> None:
         talker = Notifier({"NOTIFY_SOCKET": "@" + name[1:]})
         talker.status("one\ntwo")
         talker.status("one\ntwo")  # said already
-        talker.stopping()
+        talker.say("STOPPING=1")
         assert manager.recv(99) == b"STATUS=one two"
         assert manager.recv(99) == b"STOPPING=1"
