@@ -97,4 +97,4 @@ def main(url: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:]) if len(sys.argv) == 3 else sys.exit(__doc__)

@@ -70,7 +70,8 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise ConfigError(f"{place} cannot be written: {exc}") from exc
+        what = f"{place} cannot be written: {exc.strerror or exc}"
+        raise ConfigError(what, hint="free some space, or name another place") from exc
 
 
 def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list[str]:

@@ -110,6 +110,8 @@ class StreamSpec:
 class Sink(Protocol):
     """Where the text of a stream goes; called in the driver's thread."""
 
+    @property
+    def stopped(self) -> bool: ...  # a stop string was met, be it in guesses
     # Show text, or take some back; return why to end the stream now, or None.
     def take(self, action: Emit | Revise) -> str | None: ...
     def explain(self, line: str) -> None: ...  # why a block left
@@ -168,6 +170,12 @@ class StreamRun:
             self.warnings.append(sentence)
 
 
+def closed() -> ConfigError:
+    """Return what who asks a closed session is told."""
+    hint = "open another one; one from before a fork stays with the parent"
+    return ConfigError("this session is closed", hint=hint)
+
+
 def named(error: BaseException, what: str) -> DraftwireError:
     """Return ``error`` as one of ours: its own, or one that says what failed."""
     if isinstance(error, DraftwireError):
@@ -221,7 +229,7 @@ class Driver:
         """Begin a stream; return its number. A DraftwireError where the link is not up and
         the stream would not wait for it, or the session is closed."""
         if self._closed:
-            raise ConfigError("this session is closed")
+            raise closed()
         link = self.link
         hopeless = spec.offline == "error" or (link.failed and spec.offline != "draft")
         if hopeless and not link.up and link.error is not None:
@@ -287,7 +295,7 @@ class Driver:
         self.link.close()
         self._engine.close()
         if self._first is not None:
-            self._tell_first(ConfigError("this session is closed"))
+            self._tell_first(closed())
 
     # ---- events of the engine
 
@@ -356,7 +364,7 @@ class Driver:
             elif run is not None:
                 self._verdict(run, message, stream)
             if stream not in self._wires:
-                self._admit()
+                self._admit(freed=not isinstance(message, Error))
 
     def link_lost(self, link: Link, error: DraftwireError) -> None:
         """The connection is gone, or a try failed."""
@@ -421,11 +429,14 @@ class Driver:
         prompt = run.spec.prompt
         texts: list[Sequence[int]] = [*self._texts]
         if "brief" in welcome.capabilities:  # it takes those of running streams as well
-            there = [one for one in self._wires.values() if one and one.machine.opened]
-            texts += [one.spec.prompt for one in there if one is not run]
+            texts += [one.spec.prompt for one in self._opened() if one is not run]
         most = max((common(text, prompt) for text in texts), default=0)
         most = min(most, len(prompt) - 1)
         return most if most * id_bits(welcome.vocab_size) >= 8 * _WORTH else 0
+
+    def _opened(self) -> list[StreamRun]:
+        """Return the streams that the verifier has at work."""
+        return [one for one in self._wires.values() if one and one.machine.opened]
 
     def _free(self, number: int) -> None:
         """A number is free again; the stream that had it may still run."""
@@ -436,11 +447,15 @@ class Driver:
         if run is not None:
             run.own, run.wire = run.own.plus(share), None
 
-    def _admit(self) -> None:
-        """Let every stream that has no number go on, as far as there are some."""
+    def _admit(self, *, freed: bool = False) -> None:
+        """Let every stream that has no number go on, as far as there are some; one that was
+        told that there is no room, too, where a neighbour has just ``freed`` some."""
         for run in list(self.streams.values()):
             if not self.link.up or self._closed:
                 return
+            if freed and run.held is not None:
+                run.held.cancel()
+                run.held = None
             if run.wire is None and run.held is None and not run.over:
                 self._go_on(run)
 
@@ -650,8 +665,9 @@ class Driver:
         waiting = machine.waiting
         run.spec.account.settle(drafting=machine.drafting, waiting=waiting)
         self._owe(run.number, waiting)
-        # One that waits for a number waits for its neighbours, and not for the verifier.
-        queued = link.up and run.wire is None and run.held is None
+        # One that waits for a number or a slot waits for its neighbours that have one, and
+        # not for the verifier.
+        queued = link.up and run.wire is None and (run.held is None or self._opened())
         if waiting or (machine.state is State.LOST and not queued):
             if run.free_since is not None:
                 run.free_s += self._clock.now() - run.free_since
@@ -758,9 +774,10 @@ class Driver:
         if run.over or machine.state is not State.LOST:
             return
         # One that waits for the draft model says nothing yet, and shall say something.
-        if machine.guessed_all:
+        reason = "stop" if run.sink.stopped else machine.guessed_all
+        if reason is not None:
             self._warn_alone(run)
-            self.stop(run.number, "length")
+            self.stop(run.number, reason)
 
     @staticmethod
     def _warn_alone(run: StreamRun) -> None:

@@ -268,8 +268,9 @@ class Link:
         self.error = error
         if self._lost_at is None:
             self._lost_at = now
-        if was_up:
-            log.warning("link lost: %s", error)
+        if was_up:  # an idle device is shown out now and then, and nobody misses it
+            level = logging.WARNING if self._owner.streams else logging.INFO
+            log.log(level, "link lost: %s", error)
             self.channel.lost(now)
         else:
             log.info("no link: %s", error)

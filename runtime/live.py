@@ -25,24 +25,15 @@ class LoopThread:
         self.clock = LoopClock(loop)
         self._loop = loop
         self._thread = threading.Thread(
-            target=self._run, name="draftwire-driver", daemon=True
+            target=self.clock.run, name="draftwire-driver", daemon=True
         )
         self._thread.start()
 
-    def _run(self) -> None:
-        loop = self._loop
-        asyncio.set_event_loop(loop)
-        loop.run_forever()
-        left = asyncio.all_tasks(loop)  # a connection may be in the making
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        for _ in range(3):  # transports close a turn after they were told to
-            loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
-
     def call(self, what: Callable[..., Any], *args: Any) -> bool:
-        """Have ``what(*args)`` called in the loop's thread; False when it has ended."""
+        """Have ``what(*args)`` called in the loop's thread; False when it has ended, or
+        stayed behind at a fork."""
+        if not self._thread.is_alive():
+            return False
         try:
             self.clock.post(what, *args)
         except RuntimeError:

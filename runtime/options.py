@@ -216,10 +216,12 @@ def encode_prompt(
         text = ids
         ids = guarded(lambda: tokenizer.encode(text, bos_id=bos_id), "the tokenizer")
     if not ids:
-        raise ConfigError("the prompt is empty", about="prompt")
+        hint = "give it a word to go on from"
+        raise ConfigError("the prompt is empty", hint=hint, about="prompt")
     if min(ids) < 0 or max(ids) >= welcome.vocab_size:
         what = f"the prompt holds a token id outside 0..{welcome.vocab_size - 1}"
-        raise ConfigError(what, about="prompt")
+        hint = "were they made with another tokenizer?"
+        raise ConfigError(what, hint=hint, about="prompt")
     if len(ids) >= welcome.context:
         raise ConfigError(
             f"the prompt has {len(ids)} tokens, but the target holds {welcome.context} "

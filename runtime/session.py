@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import random
 import secrets
 from collections import deque
@@ -46,7 +47,7 @@ from draftwire.packages import DraftPackage, load_draft, load_tokenizer
 from draftwire.runtime.accounting import EnergyChoice, PowerMeter
 from draftwire.runtime.conversation import Conversation, Prompt
 from draftwire.runtime.drafter import Drafter
-from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
+from draftwire.runtime.driver import Driver, StreamRun, StreamSpec, closed
 from draftwire.runtime.edge.actions import Token
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.runtime.greeting import (
@@ -288,7 +289,8 @@ class SessionBase(Generic[_S]):
         """
         given = with_defaults(options, "samples")
         if type(n) is not int or not 1 <= n <= _SAMPLES:
-            raise ConfigError(f"n is {n!r:.40}, not a whole number, 1 to {_SAMPLES}")
+            hint = f"it must be a whole number, 1 to {_SAMPLES}"
+            raise ConfigError(f"n is {n!r:.40}", hint=hint)
         whole: Any = prompt
         if not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt):
             messages: Any = prompt
@@ -390,7 +392,7 @@ class SessionBase(Generic[_S]):
     ) -> _S:
         driver, memory = self._driver, self._memory
         if self._closed or memory is None:
-            raise ConfigError("this session is closed")
+            raise closed()
         sampling, limits = Sampling.pick(given), Limits.pick(given)
         structure = Structure.pick(given)
         words, explain = given["controller"], given["explain"]
@@ -464,12 +466,12 @@ class SessionBase(Generic[_S]):
 
         def next_one() -> None:
             if not self._thread.call(begin):
-                stream.refused(ConfigError("this session is closed"))
+                stream.refused(closed())
 
         self._settle_reports()
         first = begin if behind is None else partial(behind.then, next_one)
         if not self._thread.call(first):
-            raise ConfigError("this session is closed")
+            raise closed()
         return stream
 
     # What a stream asks of its session.
@@ -616,5 +618,7 @@ def parts_of(
     values = {**given, "energy": energy if own is None else "off"}
     limits = Limits(offline=given["offline"])
     groups = Connect.pick(values), Draft.pick(values), Measure.pick(values)
+    if not isinstance(draft, (str, os.PathLike, DraftPackage)):
+        raise ConfigError(f"draft is {draft!r:.60}", hint="the folder of a draft package")
     package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
     return Parts(package, *groups, own, limits.offline or "wait")

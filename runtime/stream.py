@@ -136,6 +136,10 @@ class StreamBase:
             what()
         self._next.clear()
 
+    @property
+    def stopped(self) -> bool:
+        return self._screen.met
+
     def take(self, action: Emit | Revise) -> str | None:
         """Show text, or take some back; return why the text is to end, if it is."""
         screen, now = self._screen, self._elapsed_s()
@@ -162,7 +166,7 @@ class StreamBase:
 
     def finished(self, run: StreamRun, error: DraftwireError | None) -> None:
         screen = self._screen
-        rest = screen.flush() if error is None and not screen.stopped else ""
+        rest = screen.flush() if error is None else ""
         self.error, self.finish, self._run = error, run.finish, run
         now = self._elapsed_s()
         if self._owner is not None:

@@ -279,10 +279,15 @@ class Screen:
         return len(self.tokens) - self._verified
 
     @property
+    def met(self) -> bool:
+        """True when a stop string was met, be it in guesses."""
+        return self._stream.stopped is not None
+
+    @property
     def stopped(self) -> bool:
         """True when a stop string was met in the verified part of the text."""
-        if self._stream.stopped is None or not self.unverified:
-            return self._stream.stopped is not None
+        if not self.met or not self.unverified:
+            return self.met
         verified = self._new()
         verified.push([token.id for token in self.tokens[: self._verified]])
         return verified.stopped is not None
@@ -321,6 +326,9 @@ class Screen:
         self.text = self._stream.push([token.id for token in self.tokens])
 
     def flush(self) -> str:
+        """End the text, guesses and all; return what of it was held back."""
         rest = self._stream.flush()
         self.text += rest
+        if self.met:
+            self._cut()
         return rest

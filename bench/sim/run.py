@@ -194,6 +194,8 @@ class StreamResult:
         self.error: DraftwireError | None = None
         self._text = [0, 0, 0, 0]  # bytes that its text took, where only that is carried
 
+    stopped = False  # nobody asks for stop strings
+
     def take(self, action: Emit | Revise) -> str | None:
         """Show text; guesses are not asked for, so nothing is ever taken back."""
         assert isinstance(action, Emit) and self._device is not None

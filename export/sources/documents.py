@@ -20,6 +20,7 @@ from draftwire.tokenizer import load_tokenizer
 # a piece still has sentences that belong together.
 _PIECE = 2000
 _FIELDS = ("text", "turns", "prompt", "content")
+_EACH = f"each line is an object with one of {', '.join(_FIELDS)}, messages"
 
 
 class Asking(str):
@@ -57,7 +58,7 @@ def read_documents(path: str | Path, template: Template | None = None) -> list[s
                     documents.append("")
                 documents[-1] += paragraph.strip("\n") + "\n\n"
     if not any(documents):
-        raise ConfigError(f"{path} holds no text")
+        raise ConfigError(f"{path} holds no text", hint="give another file")
     return documents
 
 
@@ -66,7 +67,7 @@ def _document(path: Path, number: int, line: str, template: Template | None) -> 
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"{where} is not JSON") from exc
+        raise ConfigError(f"{where} is not JSON", hint=_EACH) from exc
     if isinstance(found, dict) and "messages" in found:
         if template is None or template.text is None:
             raise ConfigError(
@@ -78,7 +79,7 @@ def _document(path: Path, number: int, line: str, template: Template | None) -> 
             asks = messages[-1]["role"] == "user"
             said = template.render(messages, add_generation_prompt=asks)
         except ConfigError as exc:
-            raise ConfigError(f"{where}: {exc}") from exc
+            raise ConfigError(f"{where}: {exc}", hint=exc.hint) from exc
         return Asking(said) if asks else said
     for field in _FIELDS:
         value: Any = found.get(field) if isinstance(found, dict) else None
@@ -86,10 +87,7 @@ def _document(path: Path, number: int, line: str, template: Template | None) -> 
             value = "\n".join(map(str, value))
         if isinstance(value, str):
             return value
-    raise ConfigError(
-        f"{where} has no text",
-        hint=f"each line is an object with one of {', '.join(_FIELDS)}, messages",
-    )
+    raise ConfigError(f"{where} has no text", hint=_EACH)
 
 
 def count_ids(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, DraftwireError
 from draftwire.export.settings import TrainingSettings
 from draftwire.export.sources.checkpoint import made_of
 from draftwire.export.training.base import Base
@@ -92,8 +93,14 @@ def begin(
         "shape": [base.architecture.layers, base.architecture.hidden],
         **({} if start is None else {"start": Path(start).name}),
     }
-    check_work(work, asked, data)
-    return asked, prepare_text(base, data, work, seed=settings.seed, say=say)
+    found = work.exists()
+    try:
+        check_work(work, asked, data)
+        return asked, prepare_text(base, data, work, seed=settings.seed, say=say)
+    except DraftwireError:  # what shall not begin leaves nothing to go on with
+        if not found:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def plan_of(

@@ -241,10 +241,12 @@ class EdgeSession:
         return tuple(self._guesses.ids)
 
     @property
-    def guessed_all(self) -> bool:
-        """True when the draft alone has reached the end of the text."""
+    def guessed_all(self) -> str | None:
+        """Why the text is over, when the draft alone has reached its end; else None."""
         main = self._lines.main
-        return main.ends(self._stop_ids) or not self._draftable(main)
+        if main.ends(self._stop_ids) and len(main) <= self._limit - len(self._committed):
+            return "stop"
+        return None if self._draftable(main) else "length"
 
     @property
     def _believed_alone(self) -> bool:

@@ -240,7 +240,7 @@ class SuffixCache:
                 data = handle.read(limit + 1)
         except OSError as exc:
             what = f"cannot use the suffix cache {target}: {exc.strerror}"
-            raise ConfigError(what) from exc
+            raise ConfigError(what, hint="name another file") from exc
         try:
             found = json.loads(data if len(data) <= limit else b"")
             whose = found["tokenizer"], found["vocab_size"]

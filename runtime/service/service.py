@@ -119,13 +119,13 @@ class Service:
             await self._http.listen(gate, sock=port, ssl=told.tls)
         work = (self._supervisor.run(), stop.wait(), self._watchdog(), self._save())
         supervisor, stopped, *others = map(asyncio.ensure_future, work)
-        self._notifier.ready()
+        self._notifier.say("READY=1")
         also = f" and {self._address}" if self._address else ""
         _LOG.warning("serving local programs at %s%s", told.socket, also)
         try:
             await asyncio.wait({stopped, supervisor}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._notifier.stopping()
+            self._notifier.say("STOPPING=1")
             self._http.shut()
             self._streams.close()
             await self._http.close()
@@ -141,7 +141,7 @@ class Service:
         wanted = self._notifier.watchdog_s
         while wanted is not None:
             if self._streams.healthy:
-                self._notifier.alive()
+                self._notifier.say("WATCHDOG=1")
             else:  # systemd will kill and start us: the one cure for what hangs
                 _LOG.error("a stream hangs; the watchdog is no longer told that we live")
             await asyncio.sleep(wanted / 3)
@@ -187,15 +187,17 @@ class Service:
             raise HttpError(500, f"this is a bug: {type(exc).__name__}: {exc}") from exc
 
     async def _routed(self, request: Request, reply: Reply) -> None:
-        path, get = request.path.rstrip("/"), request.method == "GET"
+        path = request.path.rstrip("/")
         model = path[len("/v1/models/") :] if path.startswith("/v1/models/") else None
         if not (path in ("/status", "/v1/models") or path in _ASKS or model):
             known = ", ".join([*_ASKS, "/v1/models", "/status"])
-            raise HttpError(404, f"there is nothing at {path[:80]}; there is {known}")
+            raise HttpError(
+                404, f"there is nothing at {path[:80] or '/'}; there is {known}"
+            )
         if request.method == "OPTIONS":
             return await reply.json(None, 204)
-        if get != (path not in _ASKS):
-            allowed = "POST" if path in _ASKS else "GET"
+        allowed = "POST" if path in _ASKS else "GET"
+        if request.method != allowed:
             raise HttpError(405, f"{path} takes {allowed}", headers={"Allow": allowed})
         if path == "/status":
             return await reply.json(self.status())
@@ -345,10 +347,9 @@ def _port(told: ServiceOptions) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((host, int(number)), family=family)
     except OSError as exc:
-        raise ConfigError(
-            f"{told.http} cannot be listened on: {exc.strerror or exc}",
-            hint="choose another port with --http",
-        ) from exc
+        why = (exc.strerror or str(exc)).partition(" (while")[0]
+        what = f"{told.http} cannot be listened on: {why}"
+        raise ConfigError(what, hint="choose another port with --http") from exc
     with listener:
         yield listener
 

@@ -38,6 +38,7 @@ MAX_WAITING = 8  # for their turn
 SLACK_S = 120.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _LOOK_S = 0.25
+_BLIP_S = 2.0  # a link that is back within this is not spoken of
 _CLOCK_IS_SET = 1_700_000_000  # 2023: no board that runs this has an earlier time
 
 Begin = Callable[["AsyncSession", Mapping[str, Any]], "AsyncStream"]
@@ -315,7 +316,8 @@ class Supervisor:
                 self._say(f"connected to target {session.welcome.target}")
             elif link.state == "reconnecting":
                 what = "link lost, reconnecting" if self._ever else "no verifier"
-                self._say(f"{what}: {_with_clock(link.error)}")
+                if link.down_s >= _BLIP_S:
+                    self._say(f"{what}: {_with_clock(link.error)}")
             else:
                 _LOG.warning("the verifier refused: %s", link.error)
                 self.error = RefusedError(link.error or "the link ended")

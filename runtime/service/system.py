@@ -31,22 +31,14 @@ class Notifier:
             self.watchdog_s = int(usec) / 1e6  # else it is meant for another process
         self._said = ""
 
-    def ready(self) -> None:
-        self._send("READY=1")
-
-    def alive(self) -> None:
-        self._send("WATCHDOG=1")
-
-    def stopping(self) -> None:
-        self._send("STOPPING=1")
-
     def status(self, sentence: str) -> None:
         """Show a sentence in ``systemctl status``, when it is a new one."""
         if sentence != self._said:
             self._said = sentence
-            self._send("STATUS=" + sentence.replace("\n", " "))
+            self.say("STATUS=" + sentence.replace("\n", " "))
 
-    def _send(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Send a line as it stands: READY=1, WATCHDOG=1, STOPPING=1."""
         if not self._address:
             return
         # An @ stands for the zero byte of an abstract address.

@@ -43,6 +43,21 @@ class LoopClock:
         self.call_at = loop.call_at
         self.post: Callable[..., Any] = loop.call_soon_threadsafe
 
+    def run(self) -> None:
+        """Run the loop in this thread until it is stopped, and end what is left in it."""
+        import asyncio
+
+        loop = self.loop
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)  # a connection may be in the making
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        for _ in range(3):  # transports close a turn after they were told to
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
 
 class _Entry(List[Any]):
     """``[time, number, what, arguments]``: a heap orders it by the first two."""

@@ -479,9 +479,8 @@ def check_prompt(prompt: object) -> str | list[int]:
                 raise TypeError
             found = [operator.index(token) for token in tokens]
         except TypeError:
-            raise ConfigError(
-                "the prompt is neither text nor a list of token ids"
-            ) from None
+            what = "the prompt is neither text nor a list of token ids"
+            raise ConfigError(what, hint="bytes are decoded first") from None
     if not found:
-        raise ConfigError("the prompt is empty")
+        raise ConfigError("the prompt is empty", hint="give it a word to go on from")
     return found

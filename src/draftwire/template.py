@@ -22,6 +22,7 @@ TEMPLATE, TOOL_TEMPLATE = "chat_template.jinja", "chat_template.tool_use.jinja"
 SETTINGS, PLAIN = "tokenizer_config.json", "chat.json"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _MAX_BYTES, _WHAT = 4 << 20, "a chat template"
+_SUCH = '[{"role": "user", "content": "Hello"}]'
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -48,16 +49,14 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
     not.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise ConfigError(
-            "messages must be a list", hint='[{"role": "user", "content": "Hello"}]'
-        )
+        raise ConfigError("messages must be a list", hint=_SUCH)
     if not messages:
-        raise ConfigError("there are no messages")
+        raise ConfigError("there are no messages", hint=_SUCH)
     found = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if not isinstance(message, Mapping):
-            raise ConfigError(f"{where} is no object with role and content")
+            raise ConfigError(f"{where} is no object with role and content", hint=_SUCH)
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             # Templates write roles between special tokens: a free word could spell one.
@@ -75,7 +74,7 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
         elif not isinstance(content, str):
             more = any(message[key] is not None for key in message if key != "role")
             if content is not None or not more:
-                raise ConfigError(f"{where}.content must be text")
+                raise ConfigError(f"{where}.content must be text", hint=_SUCH)
         # As transformers: None counts as absent, and reasoning goes by three names.
         data = {k: plain_data(v, where) for k, v in message.items() if v is not None}
         thoughts = [data[name] for name in _REASONING if name in data]

@@ -354,6 +354,7 @@ def test_wrong_input_is_refused(models, model_copy, tmp_path, text, tokenizer_fi
                 source or models("llama"), place, data, settings=settings, say=quiet
             )
         assert isinstance(found.value, DraftwireError)
+        assert found.value.hint or kind is ModelError
 
     short = tmp_path / "short.txt"
     short.write_text("the robot goes")
@@ -361,6 +362,12 @@ def test_wrong_input_is_refused(models, model_copy, tmp_path, text, tokenizer_fi
     binary.write_bytes(b"\xff\xfe\x00\x80" * 100)
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"text": "the robot"}\n{"id": 7}\n')
+    said = tmp_path / "said.jsonl"
+    said.write_text('{"messages": [{"role": "user"}]}\n')
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "the robot')
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
     refused(ConfigError, "no model directory", source=tmp_path / "nowhere")
     refused(ConfigError, r"called NAME\.draft", place=tmp_path / "d.target")
     refused(ConfigError, "base of 2 layers", layers=2)
@@ -369,22 +376,23 @@ def test_wrong_input_is_refused(models, model_copy, tmp_path, text, tokenizer_fi
     refused(ConfigError, "arithmetic is 'int3'", arithmetic="int3")
     refused(ConfigError, "device is 'tpu'", device="tpu")
     refused(ConfigError, "cannot be read", data=[tmp_path / "missing.txt"])
-    for number, (sentence, data) in enumerate(
-        (
-            ("no text to train on", []),
-            ("text is too small", [short]),
-            ("not UTF-8", [binary]),
-            ("line 2 of .* has no text", [lines]),
-        )
+    for sentence, data in (
+        ("no text to train on", []),
+        ("text is too small", [short]),
+        ("not UTF-8", [binary]),
+        ("holds no text", [empty]),
+        ("line 2 of .* has no text", [lines]),
+        ("line 1 of .* is not JSON", [broken]),
+        ("line 1 of .*messages", [said]),
     ):
-        refused(ConfigError, sentence, data=data, place=tmp_path / f"{number}.draft")
+        refused(ConfigError, sentence, data=data)
     folder = model_copy("llama")
     (folder / "tokenizer.json").unlink()
     refused(ModelError, r"no tokenizer\.json", source=folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
     refused(ModelError, "'mamba' model", source=folder)
-    assert not list(tmp_path.glob("*.draft"))
+    assert not [*tmp_path.glob("*.draft"), *tmp_path.glob("*.work")]
 
 
 def test_documents_are_dealt_once():

@@ -529,6 +529,8 @@ def none_lies_between(machine):
 class Reader:
     """What a user sees, held to law 2 as it comes."""
 
+    stopped = False  # by a stop string
+
     def __init__(self):
         self.shown, self.guessed, self.told, self.completed = [], [], [], []
         self.over = False
@@ -1111,9 +1113,9 @@ def verdict(world, plan, sink):
             assert not sink.guessed and len(sink.shown) == length
         else:
             assert plan.offline == "draft" and not easy
-        ended = bool(plan.stops) and bool(sink.shown) and sink.shown[-1] in plan.stops
-        ended |= complete(plan, sink.shown)
-        assert alone or run.finish == ("stop" if ended else "length")
+        text = [*sink.shown, *sink.guessed]
+        ended = bool(text) and text[-1] in plan.stops
+        assert run.finish == ("stop" if ended or complete(plan, text) else "length")
     elif run.finish == "error":
         assert not easy and explained(sink.error, world.plan), repr(sink.error)
     elif run.finish == "deadline":

@@ -165,6 +165,7 @@ def test_a_wrong_option_of_a_session(name, value):
 def test_a_wrong_prompt(session, prompt, complaint, capsys):
     with pytest.raises(ConfigError, match=complaint) as api:
         session.generate(prompt)
+    assert api.value.hint
     if complaint != "outside 0" and prompt is not None and not isinstance(prompt, bytes):
         assert str(refused("text", {"prompt": prompt})) == str(api.value)
     if isinstance(prompt, str):

@@ -33,3 +33,11 @@ def test_the_textbook_writes_what_draftwire_writes():
     assert f"{report['tokens']} tokens in" in done.stderr
     lines = example.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 100, "a textbook page"
+
+
+def test_the_textbook_without_arguments_says_how_it_is_called():
+    words = [sys.executable, str(ROOT / "examples" / "textbook.py")]
+    how = {"env": environment(), "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(words, **how)
+    assert done.returncode == 1 and "examples/textbook.py ws://" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -73,7 +73,7 @@ def test_a_draft_alone_keeps_to_the_grammar():
     guide = world.rules_of(stream).guide(0)
     guide.follow(text)
     assert guide.length == len(text) and guide.path().ended
-    assert sink.run.finish == "length" and sink.shown, "what is forced is certain"
+    assert sink.run.finish == "stop" and sink.shown, "what is forced is certain"
     assert any("the draft's alone" in w for w in sink.run.warnings)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import world
-from world import Fault, Plan, StreamPlan, one, quiet
+from world import Fault, Plan, StreamPlan, World, one, quiet
 
 from draftwire.errors import BusyError, ProtocolError, VerifierError
 from draftwire.runtime.edge.machine import EdgeSession
@@ -148,6 +148,17 @@ def test_a_full_verifier_is_an_error_within_patience():
     sink, _ = one(Fault(0.0, "full", 500.0), patience_s=4.0)
     assert sink.run.finish == "error" and isinstance(sink.error, BusyError)
     assert sink.run.ended_s == pytest.approx(4.0, abs=0.1)
+
+
+def test_a_stream_bears_neighbours_that_fill_the_verifier_and_takes_their_room_at_once():
+    streams = [StreamPlan(prompt=(n,), count=300, patience_s=2.0) for n in range(8)]
+    streams += [StreamPlan(prompt=(n,), count=9, patience_s=2.0) for n in range(2)]
+    found = World(Plan(tuple(streams)))
+    found.run()
+    runs = [sink.run for sink in found.sinks]
+    assert [run.finish for run in runs] == ["length"] * 10
+    freed = min(run.ended_s for run in runs[:8])
+    assert freed > 5.0 and max(run.ended_s for run in runs[8:]) < freed + 1.0
 
 
 def test_a_verifier_that_falls_silent_is_an_error_within_patience():

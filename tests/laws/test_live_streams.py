@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 import weakref
@@ -17,7 +18,7 @@ from live import DRAFT, TARGET, connect, ids_of, serving
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
-from draftwire.errors import DraftwireError, ModelError, TransportError
+from draftwire.errors import ConfigError, DraftwireError, ModelError, TransportError
 from draftwire.packages import load_draft
 
 PROMPTS = [[5, 17, 3, 99, 41], [7, 8, 9], [120, 4], [33, 2, 61, 10]]
@@ -313,12 +314,22 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
             assert {t.kind for c in chunks for t in c.tokens} == {"unverified"}
             assert not any(c.verified for c in chunks if c.tokens)
             assert any("draft's alone" in w for w in stream.report["warnings"])
+            whole = ask(session, 0, patience_s=0.0)  # int8: read in another chunk, other
+            ids, text = ids_of(whole), whole.text
+            stop = text[len(text) // 2 :][:4]
+            stream = ask(session, 0, patience_s=0.0, stop=[stop])
+            assert len(ids_of(stream)) < len(ids) and stream.finish == "stop"
+            assert stream.text == stream.report["text"] == text[: text.index(stop)]
+            assert stream.report["tokens"] == len(stream.tokens) < len(ids) - 20
             stream = ask(session, 0, deadline_s=0.3)
             assert ids_of(stream) and stream.finish == "deadline"
             assert any("draft's alone" in w for w in stream.report["warnings"])
             four = [ask(session, n, patience_s=0.1) for n in range(4)]
-            for ids in map(ids_of, four):  # one after another; the draft ends some itself
-                assert len(ids) >= TOKENS - 1 or ids[-1] in load_draft(DRAFT).eos_ids
+            for stream in four:  # one after another; the draft ends some itself
+                ids = ids_of(stream)
+                ended = ids[-1] in load_draft(DRAFT).eos_ids
+                assert stream.finish == ("stop" if ended else "length")
+                assert ended or len(ids) >= TOKENS - 1
             with pytest.raises(TransportError, match="cannot reach"):
                 ids_of(ask(session, 0, offline="error"))
             # One that began alone ends with the target's own text.
@@ -344,6 +355,19 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
                 ask(session, 0, scheme="no-such-scheme")
     finally:
         verifier.kill()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_at_a_fork_a_session_stays_with_the_parent(session, expected):
+    child = os.fork()
+    if not child:
+        try:
+            ask(session, 0)
+        except ConfigError as error:
+            os._exit(7 if "fork" in error.hint else 1)
+        os._exit(2)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
+    assert ids_of(ask(session, 0)) == expected[0]
 
 
 def test_the_next_question_on_a_full_verifier_waits_for_the_slot_of_the_last(expected):

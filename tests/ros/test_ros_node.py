@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import math
+import threading
 import time
 from types import SimpleNamespace
 
@@ -128,21 +129,30 @@ def test_an_answer_keeps_to_a_schema_by_a_deadline(graph, verifier):
     assert "schema" in wait(future).response.error and handle.state == "aborted"
 
 
-def test_a_cancel_ends_a_goal_within_a_token_and_touches_no_other(graph, verifier):
-    node = online(graph, verifier)
-    server = response_server(node)
+def test_a_cancel_ends_a_goal_within_a_token_and_touches_no_other(
+    graph, verifier, monkeypatch
+):
+    """Also in a graph that takes feedback so slowly that much of it waits."""
+    server = response_server(online(graph, verifier))
+    publish, free = ros_double.Handle.publish_feedback, threading.Event()
+
+    def slowly(handle, message):
+        publish(handle, message)
+        assert handle.request.max_tokens < 400 or free.wait(60)
+
+    monkeypatch.setattr(ros_double.Handle, "publish_feedback", slowly)
     first, one = server.send(prompt=PROMPT, max_tokens=400)
     second, two = server.send(prompt=PROMPT, max_tokens=24)
+    assert wait(two).response.text == plain_text(verifier, max_new_tokens=24)
+    assert second.state == "succeeded"
     until = time.monotonic() + 30
     while not first.feedback and time.monotonic() < until:
         time.sleep(0.005)
-    shown = len(first.feedback)
     server.cancel(first)
+    free.set()
     result = wait(one)
     assert first.state == "canceled" and result.response.finish == "cancelled"
-    assert len(first.feedback) <= shown + 8 and len(result.response.tokens) < 400
-    assert wait(two).response.text == plain_text(verifier, max_new_tokens=24)
-    assert second.state == "succeeded"
+    assert len(first.feedback) == 1 < len(result.response.tokens) < 400
 
 
 def test_a_goal_that_cannot_be_done_aborts_with_a_sentence(graph, verifier):

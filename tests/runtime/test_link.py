@@ -56,6 +56,8 @@ class Net:
 
 
 class Owner:
+    streams = ()
+
     def __init__(self):
         self.heard = []
 

@@ -315,7 +315,7 @@ def test_a_body_in_chunks_and_one_that_waits(board: Running) -> None:
 
 HOST = b"Host: localhost\r\n"
 GET, POST = b"GET /status HTTP/1.1\r\n" + HOST, b"POST /x HTTP/1.1\r\n" + HOST
-CODED = b"Transfer-Encoding: chunked\r\n"
+CODED, CLOSE = b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"
 
 
 @pytest.mark.parametrize(
@@ -343,10 +343,11 @@ CODED = b"Transfer-Encoding: chunked\r\n"
         (GET.replace(b"localhost", b"localhost.evil.example"), 421),
         (GET + b"Origin: http://x\r\n", 403),
         (GET + b"Origin: null\r\n", 403),
-        (GET.replace(b"status", b"nowhere") + b"Connection: close\r\n", 404),
-        (GET.replace(b"status", b"v1/models/x") + b"Connection: close\r\n", 404),
-        (GET.replace(b"GET", b"PUT") + b"Connection: close\r\n", 405),
-        (GET.replace(b"status", b"v1/completions") + b"Connection: close\r\n", 405),
+        (GET.replace(b"status", b"nowhere") + CLOSE, 404),
+        (GET.replace(b"status", b"v1/models/x") + CLOSE, 404),
+        (GET.replace(b"GET", b"PUT") + CLOSE, 405),
+        (GET.replace(b"status", b"v1/completions") + CLOSE, 405),
+        (GET.replace(b"GET /status", b"DELETE /v1/completions") + CLOSE, 405),
     ],
 )
 def test_what_is_no_request_is_told_so(board: Running, data: bytes, status: int) -> None:

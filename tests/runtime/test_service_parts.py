@@ -160,6 +160,9 @@ def test_it_tries_for_ever_and_again_after_a_refusal() -> None:
             await until(lambda: supervisor.session is second)
             await until(lambda: said[-1] == "connected to target sand")
             second.link.state = "reconnecting"
+            await asyncio.sleep(0.1)
+            assert said[-1] == "connected to target sand", "it may be back at once"
+            second.link.down_s = 9.0
             await until(lambda: "link lost, reconnecting" in said[-1])
             assert not task.done()
         await second.closed.wait()
@@ -348,13 +351,13 @@ def test_a_full_or_read_only_state_folder_is_borne(tmp_path: Path) -> None:
 
 def test_words_for_systemd(tmp_path: Path) -> None:
     quiet = Notifier({})
-    quiet.ready()
+    quiet.say("READY=1")
     assert quiet.watchdog_s is None
     assert Notifier({"WATCHDOG_USEC": "3000000"}).watchdog_s == 3.0
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_s is None
     for odd in ("", "x", "0", "-5"):
         assert Notifier({"WATCHDOG_USEC": odd}).watchdog_s is None
-    Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).alive()
+    Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).say("WATCHDOG=1")
     name = f"\0draftwire-test-{time.monotonic_ns()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name)
@@ -362,6 +365,6 @@ def test_words_for_systemd(tmp_path: Path) -> None:
         talker = Notifier({"NOTIFY_SOCKET": "@" + name[1:]})
         talker.status("one\ntwo")
         talker.status("one\ntwo")  # said already
-        talker.stopping()
+        talker.say("STOPPING=1")
         assert manager.recv(99) == b"STATUS=one two"
         assert manager.recv(99) == b"STOPPING=1"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import importlib
 import json
 import random
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,3 +145,42 @@ def test_nothing_of_vllm_is_loaded_before_it_is_asked_for():
     before = set(sys.modules)
     importlib.import_module("draftwire.verifier.backends.vllm.loading")
     assert not {"vllm", "torch"} & (set(sys.modules) - before)
+
+
+def test_what_waits_for_an_engine_ends_with_it(monkeypatch, caplog):
+    from draftwire.verifier.backends.vllm import engine
+
+    class Sham(engine.VllmEngine):
+        """vLLM's place is taken by one that answers nothing."""
+
+        def _arguments(self, settings):
+            return {}
+
+        async def _start(self):
+            never = lambda *_: asyncio.Event().wait()  # noqa: E731
+            core = SimpleNamespace(call_utility_async=never)
+            self._llm = SimpleNamespace(shutdown=lambda: None, engine_core=core)
+            self._up.set()
+            return SimpleNamespace(max_model_len=64)
+
+    monkeypatch.setattr(engine, "_import", lambda: None)
+    monkeypatch.setattr(engine, "_TRIES", (0.0,))
+    sham = Sham(Path("base"), SimpleNamespace(openai=None), 0)
+    run = SimpleNamespace(name="one", end=lambda *_, **__: None)
+    until = time.monotonic() + 60
+    for deaths in (1, 2):  # what was asked of the first does not hold up the second
+        sham.soon(sham.push, run, ())
+        while not sham._calls and time.monotonic() < until:
+            time.sleep(0.01)
+        (asked,) = sham._calls
+        sham._up.clear()
+        sham.soon(sham.died)
+        while not (asked.done() and sham._up.is_set()) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert asked.cancelled() and sham.deaths == deaths
+    sham.soon(sham.push, run, ())
+    sham.close()
+    sham.join()
+    del asked, sham
+    gc.collect()
+    assert "destroyed" not in caplog.text

@@ -229,6 +229,8 @@ class DraftwireNode(LifecycleNode):
                 if key in self._cancelled:
                     stream.cancel()
             for chunk in stream:
+                if key in self._cancelled:
+                    break  # what waits in a busy graph is old news
                 feedback = kind.Feedback()
                 feedback.partial_response = goals.fill_partial(PartialResponse(), chunk)
                 handle.publish_feedback(feedback)

@@ -203,7 +203,8 @@ def check_output(destination: str | None) -> None:
                 pass
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or exc
-        raise ConfigError(f"cannot write {destination}: {why}") from exc
+        what, hint = f"cannot write {destination}: {why}", "name another place"
+        raise ConfigError(what, hint=hint) from exc
 
 
 def give_json(args: argparse.Namespace, document: object) -> bool:

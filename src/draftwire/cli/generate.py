@@ -109,7 +109,8 @@ def _prompt(given: str | None) -> str | list[int]:
         try:
             given = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as exc:
-            raise ConfigError(f"the prompt on stdin is not UTF-8: {exc}") from exc
+            what = f"the prompt on stdin is not UTF-8: {exc}"
+            raise ConfigError(what, hint="convert it with iconv") from exc
     return check_prompt(given)
 
 

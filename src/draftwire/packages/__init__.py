@@ -310,7 +310,8 @@ def _replacing(folder: Path, kind: str, *, replace: bool) -> Iterator[Path]:
     except OSError as exc:
         if old is not None and old.exists() and not folder.exists():
             os.rename(old, folder)
-        raise ConfigError(f"{folder} cannot be written: {exc}") from exc
+        what = f"{folder} cannot be written: {exc.strerror or exc}"
+        raise ConfigError(what, hint="free some space, or name another place") from exc
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if old is not None and folder.exists():

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Coroutine, Sequence
 
-from draftwire.clock import Clock, Timer
+from draftwire.clock import Clock, LoopClock, Timer
 from draftwire.errors import ConfigError, DraftwireError, IncompatibleError, ModelError
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.sampling import SamplingParams
@@ -106,9 +106,12 @@ class VllmEngine:
         self.closed = self._failed = False
         self._restart: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[Any]] = set()  # of the engine that runs
         self._loop = asyncio.new_event_loop()
         self._up = asyncio.Event()
-        self._thread = threading.Thread(target=self._live, name="draftwire-vllm")
+        self._thread = threading.Thread(
+            target=LoopClock(self._loop).run, name="draftwire-vllm"
+        )
         self._thread.start()
         try:
             self.config = self._do(self._start())
@@ -154,11 +157,6 @@ class VllmEngine:
         }
 
     # ---- its thread
-
-    def _live(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
 
     def _do(self, what: Coroutine[Any, Any, Any]) -> Any:
         """Run ``what`` over there, and wait for it."""
@@ -218,7 +216,17 @@ class VllmEngine:
             raise ConfigError(f"cannot listen for OpenAI's clients on {host}:{port}")
         log.warning("OpenAI's clients: http://%s:%d/v1", host, port)
 
+    def _call(self, what: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Begin to ask the engine for something; it ends with the engine."""
+        task = self._loop.create_task(what)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return task
+
     def _stop_llm(self) -> None:
+        for call in self._calls:
+            call.cancel()
+        self._outbox = {}
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.shutdown()
@@ -275,16 +283,19 @@ class VllmEngine:
         self._loop.create_task(self._begin(run))
 
     async def _begin(self, run: _Run) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         await self._up.wait()
         if run.closed:
             return
         if self._failed or self.closed:
             run.end(ModelError("the target's engine could not be started again"))
             return
-        self._numbers += 1
         self._runs.add(run)
+        self._call(self._ask(run))
+
+    async def _ask(self, run: _Run) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._numbers += 1
         try:
             answers = await self._llm.add_request(
                 f"{KEY}-{self._numbers}",
@@ -311,7 +322,7 @@ class VllmEngine:
         elif run.wanted is not None:
             self.push(run, run.wanted)
         if self._pulse is None or self._pulse.done():
-            self._pulse = self._loop.create_task(self._tell_of_prompts())
+            self._pulse = self._call(self._tell_of_prompts())
 
     async def _tell_of_prompts(self) -> None:
         """Tell those whose prompts are being read that the engine works."""
@@ -359,7 +370,7 @@ class VllmEngine:
         """Send what a run wants to the scheduler."""
         if run.name and self._llm is not None and self._up.is_set():
             if not self._outbox:  # what comes with it goes with it
-                self._loop.create_task(self._send())
+                self._call(self._send())
             self._outbox[run.name] = tuple(push)
 
     async def _send(self) -> None:
@@ -378,7 +389,7 @@ class VllmEngine:
         """End a run's request."""
         self._runs.discard(run)
         if run.name and self._llm is not None and self._up.is_set():
-            self._loop.create_task(self._abort(run.name))
+            self._call(self._abort(run.name))
 
     async def _abort(self, name: str) -> None:
         try:

@@ -239,7 +239,7 @@ def serve(args: argparse.Namespace) -> int:
     manager = Notifier(os.environ)
 
     def listening(service: VerifierService) -> None:
-        manager.ready()
+        manager.say("READY=1")
         keys = ("name", "version", "id", "context", "numerics")
         backends = [served.backend for served in service.registry.targets]
         targets = [{key: getattr(backend, key) for key in keys} for backend in backends]
