@@ -129,7 +129,7 @@ class _Verifier(SimVerifier):
         return self.dialogues[-1]
 
     def _greet(self, hello: Hello) -> Terms:
-        welcome = welcome_to(hello, self.backend, self.kept.limits)
+        welcome = welcome_to(hello, self.served, self.kept.limits)
         return Terms(self.served, self.usage, welcome)
 
 

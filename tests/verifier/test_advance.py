@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cached_target import CachedTarget
-from opens import asked
+from opens import asked, promised
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import SamplingParams, make_decider
@@ -21,7 +21,7 @@ V = 23
 def session(**changes):
     base = dict(prompt=(1, 2, 3), max_new_tokens=20)
     request = asked(**{**base, **changes})
-    return TargetSession(request, vocab_size=V, context=64, max_block=9, target="t v1")
+    return TargetSession(request, promised(V, max_block=9))
 
 
 def test_rounds_as_complete_has_them():
@@ -184,9 +184,7 @@ def test_evidence_is_no_affair_of_an_engine():
         found.receive(Block(0, 0, (1,), b"abc"))
     request = Open((1, 2), "residual", 1.0, 0, 1.0, 0, 9)
     with pytest.raises(ConfigError, match="cannot do scheme 'residual'"):
-        TargetSession(
-            request, vocab_size=V, context=64, max_block=4, schemes=("greedy", "coupled")
-        )
+        TargetSession(request, promised(V, schemes=("greedy", "coupled")))
 
 
 def test_a_race_tells_how_far_it_may_run_ahead():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from opens import asked
+from opens import asked, promised
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.runtime.edge.machine import TABLE as DEVICE
@@ -97,7 +97,7 @@ V = 9
 def session(**changes):
     base = dict(prompt=(1, 2, 3), max_new_tokens=6)
     request = asked(**{**base, **changes})
-    return TargetSession(request, vocab_size=V, context=64, max_block=4, target="t v1")
+    return TargetSession(request, promised(V, max_block=4))
 
 
 def one_hot(*tokens):
