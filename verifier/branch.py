@@ -12,7 +12,6 @@ from typing import NamedTuple, Sequence
 from draftwire.errors import ProtocolError
 from draftwire.sampling.grammar import Path
 from draftwire.transport.messages import Block
-from draftwire.verifier.tally import StreamCounts
 
 
 class Drafts(NamedTuple):
@@ -32,8 +31,8 @@ class Branch:
     many as ``max_waiting`` may wait, those under judgement among them.
     """
 
-    def __init__(self, max_block: int, max_waiting: int, counts: StreamCounts) -> None:
-        self._max_block, self._max_waiting, self._counts = max_block, max_waiting, counts
+    def __init__(self, max_block: int, max_waiting: int) -> None:
+        self._max_block, self._max_waiting = max_block, max_waiting
         self.epoch = 0  # number of the branch, modulo 256
         self.asks = 0  # the device waits for the text to become at least so long
         # of drafted tokens that came when the text had them already: how many repeated it,
@@ -82,7 +81,6 @@ class Branch:
 
     def clear(self) -> None:
         """Forget what waits; the branch keeps its number."""
-        self._counts.discarded += sum(self._free)
         self._cut(len(self._tokens))
         self._evidence = b""
         self._ready = self._ready_evidence = 0

@@ -36,14 +36,14 @@ from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, ModelError, RefusedError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.backends.streaming import Step, StreamBackend
-from draftwire.verifier.executor import BrokenOff, Executor, Rows
+from draftwire.verifier.executor import Executor, Rows
 from draftwire.verifier.patience import Outlook, Tables, hold_until
 from draftwire.verifier.rows import ForwardPrice
 from draftwire.verifier.tally import Counters
 
 if TYPE_CHECKING:
     from draftwire.clock import Timer
-    from draftwire.verifier.streams import Stream
+    from draftwire.verifier.streams import EngineStream, Stream
 
 # Takes the number of an exit and its logits ``(rows, vocab)``.
 OnExit = Callable[[int, "np.ndarray"], None]
@@ -373,12 +373,8 @@ class Scheduler:
         for request, logits in zip(self._batch, rows):
             # A part of a long block says nothing about the rest of it.
             whole = 0 < len(logits) == request.item.rows
-            if request.on_exit is None or not whole:
-                continue
-            if self.executor.over or not self._waits(request):
-                self.counters.exits_late += 1
-            else:
-                self.counters.exits_heard += 1
+            late = self.executor.over or not self._waits(request)
+            if request.on_exit is not None and whole and not late:
                 request.on_exit(number, logits)
 
     def _ran(self, answer: Rows | BaseException, seconds: float) -> None:
@@ -394,9 +390,7 @@ class Scheduler:
             [len(rows) for rows in answer] != [part.rows for part in parts]
         ):
             answer = ModelError("the backend returned a wrong number of rows")
-        if isinstance(answer, BrokenOff):
-            self.counters.broken_off += 1
-        elif isinstance(answer, BaseException):
+        if isinstance(answer, BaseException):
             if len(batch) > 1:
                 self._repeat.extend(batch)
             elif self._waits(batch[0]):
@@ -437,19 +431,23 @@ class Feeder:
     def __init__(self, backend: StreamBackend, clock: Clock) -> None:
         self.backend, self.clock = backend, clock
         self.counters = Counters()
-        self.running = 0  # streams that the engine has
-        self.waiting = 0  # those whose prompt it has not read yet
+        self.streams: set[EngineStream] = set()  # that the engine has
         self._forward = 0  # number of the last one
-        self._streams = 0  # of it
+        self._shared = 0  # by so many streams
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Streams whose prompt the engine has not read yet."""
+        return sum(stream.unread for stream in self.streams)
 
     def check_room(self) -> None:
         """Raise RefusedError unless the engine may have one more stream."""
         if self._closed:
             raise RefusedError("the verifier is shutting down")
-        if self.running >= self.backend.slots:
+        if len(self.streams) >= self.backend.slots:
             raise RefusedError(
-                f"{self.running} streams run on target {self.backend.name} "
+                f"{len(self.streams)} streams run on target {self.backend.name} "
                 f"{self.backend.version}, that is its limit",
                 hint="try again later, or raise --slots",
             )
@@ -465,10 +463,10 @@ class Feeder:
         counters = self.counters
         counters.tokens += step.drafted + bool(step.tokens)
         if step.forward and step.forward == self._forward:
-            counters.batch_sizes[self._streams] -= 1
-            self._streams += 1
+            counters.batch_sizes[self._shared] -= 1
+            self._shared += 1
         else:
-            self._forward, self._streams = step.forward, 1
+            self._forward, self._shared = step.forward, 1
             counters.forwards += 1
             counters.compute_s += step.compute_s
-        counters.batch_sizes[self._streams] += 1
+        counters.batch_sizes[self._shared] += 1

@@ -505,7 +505,7 @@ class EngineStream(Stream):
         super().__init__(*args)
         self._run: Run | None = None
         self._runs = 0  # so far: what an old one says is void
-        self._unread = 0  # 1 while the engine has yet to read the prompt
+        self.unread = False  # the engine has yet to read the prompt
         self._told = (0, 0, 0, 0)  # what the present one knows
         self._left = False
 
@@ -528,16 +528,12 @@ class EngineStream(Stream):
         self._runs += 1  # what is on its way is of no use
         if run is not None:
             self.served.tally.slots -= 1
-            self._feeder.running -= 1
-            self._read()
+            self._feeder.streams.discard(self)
+            self.unread = False
         return run
 
-    def _read(self) -> None:
-        self._feeder.waiting -= self._unread
-        self._unread = 0
-
     def _withdraw(self) -> int:
-        self._feeder.counters.cancelled += self._unread
+        self._feeder.counters.cancelled += self.unread
         run = self._let_go()
         if run is not None:
             run.close()
@@ -563,10 +559,9 @@ class EngineStream(Stream):
                 partial(self._stepped, self._runs),
                 partial(self._ended, self._runs),
             )
-            self._unread = 1
+            self.unread = True
             self.served.tally.slots += 1
-            feeder.running += 1
-            feeder.waiting += 1
+            feeder.streams.add(self)
         # Within a branch drafts are only added: their end says which there are.
         told = push.epoch, push.base + len(push.drafts), push.asks, push.ahead
         before = self._told
@@ -580,8 +575,7 @@ class EngineStream(Stream):
     def _stepped(self, number: int, step: Step) -> None:
         """Take in what the engine has decided."""
         if number == self._runs:
-            if step.tokens:
-                self._read()
+            self.unread &= not step.tokens
             self._feeder.count(step)
             self._guard(self._advance, step)
 
@@ -626,14 +620,10 @@ class KeptStreams:
     def __len__(self) -> int:
         return len(self._parked)
 
-    def slots(self, served: Served, *, prefixes: bool = True) -> int:
-        """Return the KV slots of a target that are kept for devices to come back.
-
-        ``prefixes``: those of ended texts too.
-        """
+    def slots(self, served: Served) -> int:
+        """Return the KV slots of a target that are kept for devices to come back."""
         parked = self._parked.values()
-        found = sum(s.served is served and s.slot is not None for s in parked)
-        return found + (self.prefixes.slots(served) if prefixes else 0)
+        return sum(s.served is served and s.slot is not None for s in parked)
 
     def knows_any(self) -> bool:
         """Return whether any stream, running or waiting, can be resumed."""

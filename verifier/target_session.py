@@ -164,7 +164,7 @@ class TargetSession:
         self.cached = 0  # how many of the tokens are in the slot for certain
         self.counts = StreamCounts()  # what the stream did so far
         # what has come and waits for judgement
-        self.branch = Branch(welcome.max_block, welcome.room, self.counts)
+        self.branch = Branch(welcome.max_block, welcome.room)
         self._credit = request.credit
         self._heard = 0  # end of the last block that came
         self._hash = TextHash(request.prompt)
@@ -372,7 +372,6 @@ class TargetSession:
         self.racing = block.race
         self._heard = max(self._heard, block.base + len(block.tokens))
         if branch.behind(block.epoch):
-            self.counts.discarded += len(block.tokens)
             return []
         branch.turn(block.epoch)
         if self.state is State.OWED:

@@ -251,7 +251,6 @@ def test_a_block_that_contradicts_the_text_kills_its_branch():
     assert session.poll() is None and session.epoch == 1
     session.receive(Block(0, 3, (5,)))
     assert session.poll() is None
-    assert session.counts.discarded == 3
 
 
 def test_a_block_in_parts_is_judged_when_it_is_whole():

@@ -249,7 +249,7 @@ def test_numbers_that_are_none_end_one_stream(targets, kind, how, monkeypatch, c
         if next(count) == 12:
             slot = max(item.slot for item in frame.items)
             if kind == "onnx":
-                self._caches[slot].data[..., 3, :] = np.nan
+                self._caches[slot][..., 3, :] = np.nan
             else:
                 self._cache.layers[0].values[slot, :, 3] = float("nan")
         return honest(self, frame, tell)
