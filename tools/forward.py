@@ -85,7 +85,7 @@ def measure(
 
 
 def _together(model: OnnxTarget, batch: Sequence[SlotInput]) -> list[Any]:
-    return model.run(Frame(batch, Form()))
+    return model.run(Frame(batch, Form()), None)
 
 
 def _looped(model: OnnxTarget, batch: Sequence[SlotInput]) -> list[Any]:

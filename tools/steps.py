@@ -22,8 +22,7 @@ from typing import Any
 from draftwire.clock import LoopClock
 from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.streaming import Order, Push, Step
-from draftwire.verifier.backends.vllm.engine import VllmTarget
-from draftwire.verifier.backends.vllm.loading import VllmLoader
+from draftwire.verifier.backends.vllm.engine import VllmLoader, VllmTarget
 from studies.command import Say, markdown, start
 
 FLAGS = """

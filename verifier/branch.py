@@ -35,7 +35,6 @@ class Branch:
         self._max_block, self._max_waiting = max_block, max_waiting
         self.epoch = 0  # number of the branch, modulo 256
         self.asks = 0  # the device waits for the text to become at least so long
-        self.discarded = 0  # drafted tokens that died unjudged, so far
         # of drafted tokens that came when the text had them already: how many repeated it,
         # and how often one did not
         self.overtaken = (0, 0)
@@ -82,7 +81,6 @@ class Branch:
 
     def clear(self) -> None:
         """Forget what waits; the branch keeps its number."""
-        self.discarded += sum(self._free)
         self._cut(len(self._tokens))
         self._evidence = b""
         self._ready = self._ready_evidence = 0

@@ -19,8 +19,7 @@ from draftwire.errors import (
 from draftwire.sampling import NOISES
 from draftwire.tracing import tracing
 from draftwire.transport.messages import Error, Hello, Welcome
-from draftwire.verifier.backends.base import TargetBackend
-from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams, schemes_of
+from draftwire.verifier.backends.streaming import keeps_streams, schemes_of
 from draftwire.verifier.registry import Registry, Served
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import Limits
@@ -134,26 +133,27 @@ def choose(hello: Hello, registry: Registry) -> Served:
 
 def welcome_to(
     hello: Hello,  # the device's
-    backend: TargetBackend | StreamBackend,
+    served: Served,  # its target
     limits: Limits,  # of the verifier
     # longest sequence that the device's account allows, or None
     context: int | None = None,
-    *,
-    grammars: bool = False,  # streams may have some
-    beside: bool = False,  # a draft beside the target drafts for them too
 ) -> Welcome:
     """Return the terms of a connection, within what both sides can do."""
-    capabilities = [
-        *(["resume"] if limits.resume_s > 0 else []),
-        *(["exits"] if backend.exits else []),
-        *(["prefix"] if limits.prefixes else []),
-        *("further", "brief"),
-        *(["leaves"] if limits.leaves and getattr(backend, "leaves", False) else []),
-        *([] if keeps_streams(backend) else ["processors", "logprobs"]),
-        *(["grammar"] if grammars and not keeps_streams(backend) else []),
-        *(["beside"] if beside else []),
-        *(["trace"] if tracing() else ()),
-    ]
+    backend = served.backend
+    ours = not keeps_streams(backend)  # each token is decided here
+    has = {
+        "resume": limits.resume_s > 0,
+        "exits": backend.exits,
+        "prefix": limits.prefixes,
+        "further": True,
+        "brief": True,
+        "leaves": limits.leaves and getattr(backend, "leaves", False),
+        "processors": ours,
+        "logprobs": ours,
+        "grammar": ours and served.grammars.offered,
+        "beside": served.drafts is not None,
+        "trace": tracing(),
+    }
     family = backend.family
     same = hello.family == family.name
     if hello.backbone:
@@ -181,7 +181,7 @@ def welcome_to(
         eos_ids=tuple(i for i in backend.eos_ids if i < vocab_size),
         # how well the draft will age, as PROTOCOL.md 4.1 has it
         compatibility="family" if same else "tokenizer",
-        capabilities=tuple(c for c in hello.capabilities if c in capabilities),
+        capabilities=tuple(c for c in hello.capabilities if has.get(c)),
         schemes=tuple(schemes),
         target_id=digest if len(digest) == 32 else b"",
         noise=noise,

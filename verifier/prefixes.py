@@ -87,8 +87,9 @@ class Prefixes:
 
     def take(
         self, usage: Usage, served: Served, prompt: Sequence[int]
-    ) -> tuple[int, int] | None:
-        """Return the slot that holds most of ``prompt``, and how much, if it is worth it.
+    ) -> tuple[int | None, int]:
+        """Return the slot that holds most of ``prompt``, and how much; None where none is
+        worth it.
 
         The slot is the caller's; the last id of the prompt is never counted, since its
         logits are wanted.
@@ -102,7 +103,7 @@ class Prefixes:
             if n > most and 2 * n >= kept.cached:  # else it is worth more to its own
                 best, slot, most = kept, kept.slot, n
         if best is None or slot is None:
-            return None
+            return None, 0
         best.slot = None
         self.found += 1
         tally.prefix_hits += most

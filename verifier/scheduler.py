@@ -26,6 +26,7 @@ us there is how many streams it shall have at once, and what it did (:class:`Fee
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence, Union
 
@@ -35,14 +36,14 @@ from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, ModelError, RefusedError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.backends.streaming import Step, StreamBackend
-from draftwire.verifier.executor import BrokenOff, Executor, Rows
+from draftwire.verifier.executor import Executor, Rows
 from draftwire.verifier.patience import Outlook, Tables, hold_until
 from draftwire.verifier.rows import ForwardPrice
 from draftwire.verifier.tally import Counters
 
 if TYPE_CHECKING:
     from draftwire.clock import Timer
-    from draftwire.verifier.streams import Stream
+    from draftwire.verifier.streams import EngineStream, Stream
 
 # Takes the number of an exit and its logits ``(rows, vocab)``.
 OnExit = Callable[[int, "np.ndarray"], None]
@@ -59,38 +60,35 @@ class Verified(NamedTuple):
 OnDone = Callable[[Union[Verified, DraftwireError]], None]
 
 
+@dataclass(eq=False)
 class Request:
     """One submitted input on its way through one or more forwards."""
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        slot: int,
-        item: SlotInput | Stream,
-        prefill: bool,
-        on_exit: OnExit | None,
-        done: OnDone,
-    ) -> None:
-        self.slot = slot
-        # settled when its forward begins; until then, whose drafts it stands for
-        self.item: SlotInput | None = item if isinstance(item, SlotInput) else None
-        self.source: Stream | None = None if isinstance(item, SlotInput) else item
-        self.prefill = prefill  # it may be cut, and yields to blocks
-        self.forwards = 0  # that were begun with it
-        self.on_exit = on_exit
-        self._scheduler = scheduler
-        self._done: OnDone | None = done
-        self._since = scheduler.clock.now()
-        self._read = 0  # tokens computed
-        self._rows: list[np.ndarray] = []
-        self.compute_s = 0.0
+    _scheduler: Scheduler
+    slot: int
+    source: Stream | None  # whose drafts it stands for, until its forward begins
+    _item: SlotInput | None  # settled then, or from the beginning
+    prefill: bool  # it may be cut, and yields to blocks
+    on_exit: OnExit | None
+    _done: OnDone | None  # None once it is answered, or withdrawn
+    _since: float  # when it was submitted
+    forwards: int = 0  # that were begun with it
+    compute_s: float = 0.0
+    _read: int = 0  # tokens computed
+    _rows: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def item(self) -> SlotInput:
+        """What it is, once that is settled."""
+        assert self._item is not None
+        return self._item
 
     def make(self) -> bool:
         """Settle what it is; False when it is not wanted any more."""
         if self.source is not None:
-            self.item = self.source.make()
-            self.source = None if self.item is not None else self.source
-        return self.item is not None
+            self._item = self.source.make()
+            self.source = self.source if self._item is None else None
+        return self._item is not None
 
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what it could expect of a later forward; None if it cannot wait."""
@@ -98,12 +96,10 @@ class Request:
 
     def width(self, most: int) -> int:
         """Return how many of its tokens go into a forward, at most ``most``."""
-        assert self.item is not None
         return min(len(self.item) - self._read, most)
 
     def next_part(self, most: int) -> SlotInput:
         """Return what of it goes into a forward."""
-        assert self.item is not None
         return self.item.part(self._read, self._read + self.width(most))
 
     def withdraw(self) -> None:
@@ -115,7 +111,6 @@ class Request:
 
     def advance(self, part: SlotInput, rows: np.ndarray) -> Verified | None:
         """Book a part of it; return the answer when that was the last."""
-        assert self.item is not None
         self._read += len(part)
         if part.rows:
             self._rows.append(rows)
@@ -195,10 +190,12 @@ class Scheduler:
         does not fit its slot. It must not raise.
         """
         # A block too long for one forward would starve the others as a prompt would.
-        if isinstance(item, SlotInput):
-            prefill, slot = prefill or len(item) > self.chunk, item.slot
+        source, settled = (None, item) if isinstance(item, SlotInput) else (item, None)
+        if settled is not None:
+            prefill, slot = prefill or len(settled) > self.chunk, settled.slot
         on_exit = on_exit if self.backend.exits else None
-        request = Request(self, slot, item, prefill, on_exit, done)
+        what = slot, source, settled, prefill, on_exit, done
+        request = Request(self, *what, self.clock.now())
         if self._closed:
             self._refuse(request, "the verifier is shutting down")
         elif self.waiting >= self._max_waiting:
@@ -348,7 +345,6 @@ class Scheduler:
             if not request.make():
                 self.forget(request)
                 continue
-            assert request.item is not None
             if not request.prefill and len(request.item) > self.chunk:
                 request.prefill = True  # it would starve the others as a prompt would
                 continue
@@ -376,13 +372,9 @@ class Scheduler:
     def _heard(self, number: int, rows: Rows) -> None:
         for request, logits in zip(self._batch, rows):
             # A part of a long block says nothing about the rest of it.
-            whole = request.item is not None and 0 < len(logits) == request.item.rows
-            if request.on_exit is None or not whole:
-                continue
-            if self.executor.over or not self._waits(request):
-                self.counters.exits_late += 1
-            else:
-                self.counters.exits_heard += 1
+            whole = 0 < len(logits) == request.item.rows
+            late = self.executor.over or not self._waits(request)
+            if request.on_exit is not None and whole and not late:
                 request.on_exit(number, logits)
 
     def _ran(self, answer: Rows | BaseException, seconds: float) -> None:
@@ -398,9 +390,7 @@ class Scheduler:
             [len(rows) for rows in answer] != [part.rows for part in parts]
         ):
             answer = ModelError("the backend returned a wrong number of rows")
-        if isinstance(answer, BrokenOff):
-            self.counters.broken_off += 1
-        elif isinstance(answer, BaseException):
+        if isinstance(answer, BaseException):
             if len(batch) > 1:
                 self._repeat.extend(batch)
             elif self._waits(batch[0]):
@@ -441,19 +431,23 @@ class Feeder:
     def __init__(self, backend: StreamBackend, clock: Clock) -> None:
         self.backend, self.clock = backend, clock
         self.counters = Counters()
-        self.running = 0  # streams that the engine has
-        self.waiting = 0  # those whose prompt it has not read yet
+        self.streams: set[EngineStream] = set()  # that the engine has
         self._forward = 0  # number of the last one
-        self._streams = 0  # of it
+        self._shared = 0  # by so many streams
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Streams whose prompt the engine has not read yet."""
+        return sum(stream.unread for stream in self.streams)
 
     def check_room(self) -> None:
         """Raise RefusedError unless the engine may have one more stream."""
         if self._closed:
             raise RefusedError("the verifier is shutting down")
-        if self.running >= self.backend.slots:
+        if len(self.streams) >= self.backend.slots:
             raise RefusedError(
-                f"{self.running} streams run on target {self.backend.name} "
+                f"{len(self.streams)} streams run on target {self.backend.name} "
                 f"{self.backend.version}, that is its limit",
                 hint="try again later, or raise --slots",
             )
@@ -469,10 +463,10 @@ class Feeder:
         counters = self.counters
         counters.tokens += step.drafted + bool(step.tokens)
         if step.forward and step.forward == self._forward:
-            counters.batch_sizes[self._streams] -= 1
-            self._streams += 1
+            counters.batch_sizes[self._shared] -= 1
+            self._shared += 1
         else:
-            self._forward, self._streams = step.forward, 1
+            self._forward, self._shared = step.forward, 1
             counters.forwards += 1
             counters.compute_s += step.compute_s
-        counters.batch_sizes[self._streams] += 1
+        counters.batch_sizes[self._shared] += 1

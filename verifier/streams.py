@@ -19,7 +19,7 @@ import time
 import weakref
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.verifier.backends.base import SlotInput
-from draftwire.verifier.backends.streaming import Run, Step, keeps_streams, schemes_of
+from draftwire.verifier.backends.streaming import Run, Step, keeps_streams
 from draftwire.verifier.beside import Beside, Drafting
 from draftwire.verifier.greeting import FatalError, error_of
 from draftwire.verifier.patience import Arrivals, Outlook
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from draftwire.clock import Timer
     from draftwire.verifier.dialogue import Dialogue
 
+T = TypeVar("T")
 _TOKEN_BYTES = 44  # a Python int, its place in a list, and one more to look it up
 _PAIR_BYTES = 112  # a tuple, an int, a float and their place in a list
 _STREAM_BYTES = 4096  # all else of a stream
@@ -255,19 +256,20 @@ class Stream:
 
     # ---- the work
 
-    def _guard(self, step: Callable[..., None], *args: Any) -> None:
+    def _guard(self, step: Callable[..., T], *args: Any) -> T | None:
         """Do ``step``; its failure ends this stream, and no other."""
         try:
-            step(*args)
+            return step(*args)
         except Exception as error:  # noqa: BLE001 - told, and logged where it is a bug
             holder, self._failed = self.holder, True
             self.ended("error")
             self._kept.forget(self)
             if holder is not None:
                 holder.deliver(self, [error_of(error)])
+            return None
 
     def _receive(self, block: Block) -> None:
-        session, before = self.session, self.session.overtaken
+        session, before = self.session, self.session.branch.overtaken
         found = session.receive(block)
         if block.tokens and not session.done:
             now_s, count = self._kept.now(), len(block.tokens)
@@ -276,11 +278,11 @@ class Stream:
         if found:
             self._deliver(found)
         most = self._kept.limits.message_bytes
-        if session.unjudged > most:
+        if session.branch.unjudged > most:
             raise FatalError(
                 "limit",
-                f"{session.unjudged} bytes of evidence wait for judgement, the limit is "
-                f"{most}",
+                f"{session.branch.unjudged} bytes of evidence wait for judgement, the "
+                f"limit is {most}",
                 "wait for verdicts before sending more",
             )
         self._drive()
@@ -290,7 +292,7 @@ class Stream:
 
     def _late(self, before: tuple[int, int]) -> None:
         """Learn from drafts that came when the text had them already."""
-        right, wrong = self.session.overtaken
+        right, wrong = self.session.branch.overtaken
         self._arrivals.judged(right - before[0], wrong - before[1])
 
     def _drive(self) -> None:
@@ -320,18 +322,15 @@ class Stream:
 
     def make(self) -> SlotInput | None:
         """Return what is to be judged, now that a forward begins; None if nothing is."""
-        found: list[SlotInput] = []
-        if self._request is not None:
-            self._guard(self._make, found)
-        return found[0] if found else None
+        return None if self._request is None else self._guard(self._make)
 
-    def _make(self, found: list[SlotInput]) -> None:
+    def _make(self) -> SlotInput | None:
         session, scheduler = self.session, self.served.driven
         assert self.slot is not None
         if not session.judges:  # the device has taken back what it asked for
             self._request = None
             scheduler.clock.post(self._guard, self._drive)
-            return
+            return None
         session.row_price, session.widest = scheduler.price.row, scheduler.chunk
         work = session.poll()
         assert work is not None and not work.prefill
@@ -341,7 +340,7 @@ class Stream:
         # What made it late was not patience: streaming would have waited as well.
         self._due_s = max(self._due_s, scheduler.clock.now())
         leaves = tuple([work.first + place for place, _ in work.leaves])
-        found.append(SlotInput(self.slot, work.start, work.tokens, work.rows, leaves))
+        return SlotInput(self.slot, work.start, work.tokens, work.rows, leaves)
 
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what the stream could expect of a later forward, in a race."""
@@ -399,13 +398,9 @@ class Stream:
         assert work is not None
         threshold = self.served.backend.exits[number].threshold
         job = partial(self.session.foresee, work, rows, threshold)
-        self._judge(job, rows, partial(self._foreseen, work))
+        self._judge(work, job, rows, self._foreseen)
 
-    def _foreseen(self, work: Work, hint: Provisional | Exception | None) -> None:
-        if work is not self._work:
-            return  # the verdict was quicker
-        if isinstance(hint, Exception):
-            raise hint
+    def _foreseen(self, work: Work, hint: Provisional | None) -> None:
         found = self.session.hint(work, hint)
         self._kept.provisionals += len(found)
         self._deliver(found)
@@ -417,25 +412,36 @@ class Stream:
         work = self._work
         assert work is not None
         job = partial(self.session.judge, work, answer.rows)
-        self._judge(job, answer.rows, partial(self._judged, work, answer))
+        self._judge(work, job, answer.rows, self._judged, *answer[1:])
 
     def _judge(
-        self, job: Callable[[], Any], rows: np.ndarray, done: Callable[[Any], None]
+        self,
+        work: Work,
+        job: Callable[[], T],
+        rows: np.ndarray,
+        done: Callable[..., None],
+        *args: float,
     ) -> None:
+        """Do a ``job`` about ``work``; ``done`` gets that, the result and ``args``."""
+
+        def over(found: T | Exception) -> None:
+            if work is not self._work:
+                return  # the link was lost meanwhile, or a verdict came before a hint
+            if isinstance(found, Exception):
+                raise found
+            done(work, found, *args)
+
         # A grammar may take long.
         weight = 1 << 30 if self.session.costly else rows.size
-        self.served.driven.executor.judge(job, weight, partial(self._guard, done))
+        self.served.driven.executor.judge(job, weight, partial(self._guard, over))
 
-    def _judged(self, work: Work, verified: Verified, verdict: Verdict | Exception) -> None:
-        if work is not self._work:
-            return  # the link was lost meanwhile
-        if isinstance(verdict, Exception):
-            raise verdict
+    def _judged(
+        self, work: Work, verdict: Verdict, queue_s: float, compute_s: float
+    ) -> None:
         assert self._request is not None
         forwards = self._request.forwards
         self._work = self._request = None
-        _, queue_s, compute_s = verified
-        before = self.session.overtaken
+        before = self.session.branch.overtaken
         found = self.session.settle(
             work, verdict, queue_s=queue_s, compute_s=compute_s, forwards=forwards
         )
@@ -499,7 +505,7 @@ class EngineStream(Stream):
         super().__init__(*args)
         self._run: Run | None = None
         self._runs = 0  # so far: what an old one says is void
-        self._unread = 0  # 1 while the engine has yet to read the prompt
+        self.unread = False  # the engine has yet to read the prompt
         self._told = (0, 0, 0, 0)  # what the present one knows
         self._left = False
 
@@ -522,16 +528,12 @@ class EngineStream(Stream):
         self._runs += 1  # what is on its way is of no use
         if run is not None:
             self.served.tally.slots -= 1
-            self._feeder.running -= 1
-            self._read()
+            self._feeder.streams.discard(self)
+            self.unread = False
         return run
 
-    def _read(self) -> None:
-        self._feeder.waiting -= self._unread
-        self._unread = 0
-
     def _withdraw(self) -> int:
-        self._feeder.counters.cancelled += self._unread
+        self._feeder.counters.cancelled += self.unread
         run = self._let_go()
         if run is not None:
             run.close()
@@ -557,10 +559,9 @@ class EngineStream(Stream):
                 partial(self._stepped, self._runs),
                 partial(self._ended, self._runs),
             )
-            self._unread = 1
+            self.unread = True
             self.served.tally.slots += 1
-            feeder.running += 1
-            feeder.waiting += 1
+            feeder.streams.add(self)
         # Within a branch drafts are only added: their end says which there are.
         told = push.epoch, push.base + len(push.drafts), push.asks, push.ahead
         before = self._told
@@ -574,8 +575,7 @@ class EngineStream(Stream):
     def _stepped(self, number: int, step: Step) -> None:
         """Take in what the engine has decided."""
         if number == self._runs:
-            if step.tokens:
-                self._read()
+            self.unread &= not step.tokens
             self._feeder.count(step)
             self._guard(self._advance, step)
 
@@ -620,14 +620,10 @@ class KeptStreams:
     def __len__(self) -> int:
         return len(self._parked)
 
-    def slots(self, served: Served, *, prefixes: bool = True) -> int:
-        """Return the KV slots of a target that are kept for devices to come back.
-
-        ``prefixes``: those of ended texts too.
-        """
+    def slots(self, served: Served) -> int:
+        """Return the KV slots of a target that are kept for devices to come back."""
         parked = self._parked.values()
-        found = sum(s.served is served and s.slot is not None for s in parked)
-        return found + (self.prefixes.slots(served) if prefixes else 0)
+        return sum(s.served is served and s.slot is not None for s in parked)
 
     def knows_any(self) -> bool:
         """Return whether any stream, running or waiting, can be resumed."""
@@ -645,43 +641,33 @@ class KeptStreams:
             LimitError: The account has as many streams as it may.
             RefusedError: Every slot is in use.
         """
-        welcome, served, usage = terms.welcome, terms.served, terms.usage
+        served, usage = terms.served, terms.usage
         if request.prefix:
             request = self._whole(request, terms)
         self._check_share(terms)
         # What a request is refused for is said before a slot is looked for.
-        make = partial(
-            self.session_class,
+        session = self.session_class(
             request,
-            vocab_size=welcome.vocab_size,
-            context=welcome.context,
-            max_block=welcome.max_block,
-            max_waiting=welcome.room,
-            noises=welcome.noise,
-            schemes=schemes_of(served.backend),
-            capabilities=welcome.capabilities,
-            target=served.label,
+            terms.welcome,
             logit_error=served.backend.logit_error,
             # A grammar that forces its ids is guessed at less than it is known.
             lookup=None
             if grammar or keeps_streams(served.backend)
             else self.lookup_of(request.prompt, served),
-            further="further" in welcome.capabilities,
             grammar=grammar,
-            leaves=self.limits.leaves if "leaves" in welcome.capabilities else 0,
+            leaves=self.limits.leaves,
         )
-        session = make()
-        found = self.prefixes.take(usage, served, request.prompt)
-        if found is not None:
-            session = make(cached=found[1])
+        slot, reused = self.prefixes.take(usage, served, request.prompt)
+        session.reuse(reused)
         kind = EngineStream if isinstance(served.scheduler, Feeder) else Stream
-        stream = kind(session, None if found is None else found[0], self, terms, request)
+        stream = kind(session, slot, self, terms, request)
         stream.seat()
         if stream.slot is not None:
-            if found is None and (n := self._share(stream, request.prompt)):
-                stream.session, stream.reused = make(cached=n), n
+            if slot is None:
+                stream.reused = self._share(stream, request.prompt)
+                session.reuse(stream.reused)
             self._seated.add(stream)
-        if "resume" in welcome.capabilities:
+        if "resume" in terms.welcome.capabilities:
             while not stream.id or stream.id in self._known:
                 stream.id = terms.key + secrets.token_bytes(8 - len(terms.key))
             stream.secret = secrets.token_bytes(16)

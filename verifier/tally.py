@@ -52,9 +52,6 @@ class Counters:
     compute_s: float = 0.0  # seconds of the executor in forwards
     # how many block forwards had this many streams
     batch_sizes: Counter[int] = field(default_factory=Counter)
-    exits_heard: int = 0  # rows of an exit that were passed on in time
-    exits_late: int = 0  # those that were dropped, because the forward had ended
-    broken_off: int = 0  # forwards ended between two parts, for want of anybody to wait
 
 
 @dataclass
@@ -63,7 +60,6 @@ class StreamCounts:
 
     drafted: int = 0  # drafted tokens that were judged
     accepted: int = 0  # those that were kept
-    discarded: int = 0  # drafted tokens that arrived on a dead branch
     # forwards of the target that ran for it, prompts apart; also those whose verdict nobody
     # heard
     forwards: int = 0

@@ -30,7 +30,6 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import (
-    NOISES,
     SCHEMES,
     Decision,
     SamplingParams,
@@ -51,6 +50,7 @@ from draftwire.transport.messages import (
     Progress,
     Provisional,
     Resumed,
+    Welcome,
 )
 from draftwire.transport.states import after
 from draftwire.transport.text_hash import TextHash
@@ -124,28 +124,17 @@ class TargetSession:
     def __init__(
         self,
         request: Open,
+        welcome: Welcome,  # what was agreed on with its device
         *,
-        vocab_size: int,  # of the connection
-        context: int,  # longest sequence of the target
-        max_block: int,  # most drafted tokens of one block
-        max_waiting: int = 0,  # of them that may wait for judgement; 0: as ``max_block``
-        noises: Sequence[str] = NOISES,  # noise profiles that the connection has
-        schemes: Sequence[str] = tuple(SCHEMES),  # sampling schemes that it has
-        # what else it has
-        capabilities: Sequence[str] = ("processors", "logprobs"),
-        cached: int = 0,  # so many ids of the prompt are in the slot already
-        target: str = "",  # its name, for error messages
         logit_error: float = 0.0,  # how far the target's logits may be off, 0: exact
         # guesses what stands behind the drafts, or drafts it, or None
         lookup: Lookup | None = None,
-        # the device takes commits with more than one token of the target's
-        further: bool = False,
         grammar: Compiled | None = None,  # what the text keeps to, or None
         leaves: int = 0,  # so many second choices of the device's a forward may judge
     ) -> None:
         self._params = params = params_of(request)
-        allowed = context, noises, schemes, capabilities, grammar is not None
-        _check(request, params, *allowed)
+        _check(request, params, welcome, grammar is not None)
+        vocab_size, context = welcome.vocab_size, welcome.context
         self._decider = make_decider(params, vocab_size)
         first = len(request.prompt) - request.text_before
         self._guide = self._scout = None
@@ -162,7 +151,8 @@ class TargetSession:
         self.racing = request.objective == "latency"  # the text goes on without being asked
         if self.racing:
             check_race(request.scheme)
-        self._vocab_size, self._context, self._target = vocab_size, context, target
+        self._vocab_size, self._context = vocab_size, context
+        self._target = f"{welcome.target} {welcome.target_version}"
         # One candidate may be that much too high, the other that much too low.
         stretch = max(params.repetition_penalty, 1 / params.repetition_penalty)
         margin = 2 * logit_error * stretch
@@ -171,8 +161,10 @@ class TargetSession:
         self._tokens = list(request.prompt)
         self._prompt = len(request.prompt)
         self._end = min(context, self._prompt + request.max_new_tokens)
-        self._cached = cached
-        self._branch = Branch(max_block, max_waiting or max_block)
+        self.cached = 0  # how many of the tokens are in the slot for certain
+        self.counts = StreamCounts()  # what the stream did so far
+        # what has come and waits for judgement
+        self.branch = Branch(welcome.max_block, welcome.room)
         self._credit = request.credit
         self._heard = 0  # end of the last block that came
         self._hash = TextHash(request.prompt)
@@ -183,18 +175,18 @@ class TargetSession:
         self._fresh = self._free = False  # it has yet to read the prompt; has just done so
         self._bonus = request.bonus
         # Free words need a scheme that takes tokens from anywhere, and room in a commit.
-        self._free = further and request.bonus and card_of(request.scheme).any_draft
-        self._lookup = lookup if self._free else None
-        self._tells, self._told_wanted = "beside" in capabilities, 0
+        has = welcome.capabilities
+        free = "further" in has and request.bonus and card_of(request.scheme).any_draft
+        self._lookup = lookup if free else None
+        self._tells, self._told_wanted = "beside" in has, 0
         self._pace = 1.0  # tokens a forward, lately
-        by_token = self._free and isinstance(self._decider, ByToken) and grammar is None
-        self.leaves = Leaves(leaves if by_token else 0)
+        by_token = free and isinstance(self._decider, ByToken) and grammar is None
+        self.leaves = Leaves(leaves if by_token and "leaves" in has else 0)
         self.row_price = 0.0  # what a row of a forward costs, as a share of the forward
         self.widest = 64  # most tokens of a forward with second choices
         self._wants = request.logprobs  # pairs for each new token
         self._pairs: list[tuple[int, float]] = []  # of the text so far
         self._hinted: Provisional | None = None
-        self._counts = StreamCounts()
         self._told = self._told_ties = 0  # what the device knows of the counts
         self._tail = 0  # forced ids at the end of the text
         self.finish = Finish.NOT_YET  # why it has ended, if it has
@@ -214,7 +206,7 @@ class TargetSession:
     @property
     def _unread(self) -> int:
         """Tokens before the last that are not in the slot."""
-        return len(self._tokens) - 1 - self._cached
+        return len(self._tokens) - 1 - self.cached
 
     def _rest(self) -> State:
         """Return the state of a stream that nothing is done for."""
@@ -224,11 +216,17 @@ class TargetSession:
     def _append_forced(self, ids: Sequence[int], *, ended: bool) -> None:
         """Make text of what a grammar forces, as far as there is room."""
         kept = list(ids[: self._end - len(self._tokens)])
-        self._counts.emitted += len(kept)
-        self._counts.forced += len(kept)
+        self.counts.emitted += len(kept)
+        self.counts.forced += len(kept)
         self._grow(kept)
         self._tail = len(kept)
         self._check_end(ended=ended and len(kept) == len(ids))
+
+    def reuse(self, count: int) -> None:
+        """Before the first work: so many ids of the prompt are in the slot already."""
+        self.cached = count
+        if not self.done:
+            self.state = self._rest()
 
     def begin(self) -> list[Message]:
         """Return what to send at once: the end, where a grammar forces all of the text."""
@@ -249,7 +247,7 @@ class TargetSession:
     @property
     def epoch(self) -> int:
         """Branch number of the blocks that would be judged now."""
-        return self._branch.epoch
+        return self.branch.epoch
 
     @property
     def judges(self) -> bool:
@@ -260,28 +258,14 @@ class TargetSession:
     @property
     def ready(self) -> int:
         """Drafts that wait for judgement."""
-        return len(self._branch.waiting(partial=self.racing))
-
-    @property
-    def overtaken(self) -> tuple[int, int]:
-        """See :class:`Branch`."""
-        return self._branch.overtaken
-
-    @property
-    def unjudged(self) -> int:
-        """Bytes of evidence that wait for judgement."""
-        return self._branch.unjudged
+        return len(self.branch.waiting(partial=self.racing))
 
     @property
     def evidence(self) -> int:
         """Bytes of evidence that wait or are under judgement."""
-        return self.unjudged + (0 if self._work is None else len(self._work.evidence))
-
-    @property
-    def counts(self) -> StreamCounts:
-        """What the stream did so far."""
-        self._counts.discarded = self._branch.discarded
-        return self._counts
+        return self.branch.unjudged + (
+            0 if self._work is None else len(self._work.evidence)
+        )
 
     @property
     def pairs(self) -> int:
@@ -292,11 +276,6 @@ class TargetSession:
     def tokens(self) -> list[int]:
         """Ids of prompt and text."""
         return list(self._tokens)
-
-    @property
-    def cached(self) -> int:
-        """How many of them are in the slot for certain."""
-        return self._cached
 
     def committed(self, position: int = 0) -> tuple[int, ...]:
         """Return the committed ids from ``position`` (after the prompt) on."""
@@ -314,12 +293,12 @@ class TargetSession:
         work, self._work = self._work, None
         self._known = []
         if work is not None and not work.prefill:
-            self._counts.forwards += forwards
-        self._branch.clear()
+            self.counts.forwards += forwards
+        self.branch.clear()
         # A correction that the device owes is drawn again: noise belongs to positions,
         # so the same draft meets the same verdict there.
         if not cached:
-            self._cached = 0
+            self.cached = 0
 
     def resume(self, position: int, text_hash: bytes = b"") -> Resumed:
         """Go on with a device that holds ``position`` committed tokens.
@@ -338,10 +317,10 @@ class TargetSession:
         if text_hash and text_hash != TextHash(held).digest():
             raise ProtocolError("the device holds another text: the hashes differ")
         self._step("< resume", State.ENDED if self.done else self._rest())
-        self._branch.kill()
-        self._told = self._counts.forwards
+        self.branch.kill()
+        self._told = self.counts.forwards
         rest = self.committed(position)
-        self._told_ties = ties = self._counts.near_ties
+        self._told_ties = ties = self.counts.near_ties
         said = (self.epoch, position, rest, self.finish, self._told)
         pairs = tuple(self._pairs[position * self._wants :])
         return Resumed(*said, self._hash.digest(), ties or None, pairs)
@@ -364,7 +343,7 @@ class TargetSession:
     @property
     def _asked(self) -> bool:
         """There shall be more text than there is."""
-        return max(self._ahead, self._branch.asks) > self._position
+        return max(self._ahead, self.branch.asks) > self._position
 
     @property
     def _ahead(self) -> int:
@@ -387,13 +366,12 @@ class TargetSession:
         if self.done:  # it was on its way
             self._step("< block")
             return []
-        branch = self._branch
+        branch = self.branch
         if block.race and block.tokens:
             check_race(self._scheme)
         self.racing = block.race
         self._heard = max(self._heard, block.base + len(block.tokens))
         if branch.behind(block.epoch):
-            branch.discarded += len(block.tokens)
             return []
         branch.turn(block.epoch)
         if self.state is State.OWED:
@@ -413,8 +391,8 @@ class TargetSession:
             if not path.valid:
                 raise ProtocolError("a correction that the grammar does not allow")
         self._grow((block.correction,))
-        self._cached = len(self._tokens) - 1  # the accepted drafts are there already
-        self._counts.emitted += 1
+        self.cached = len(self._tokens) - 1  # the accepted drafts are there already
+        self.counts.emitted += 1
         self._tail = 0
         if path is not None:
             self._append_forced(path.ids[1:], ended=path.ended)
@@ -434,16 +412,16 @@ class TargetSession:
         path, last = None, block.base + len(block.tokens)
         if self._scout is not None and block.tokens:
             judged = [] if self._work is None else self._work.drafts
-            before = self._branch.behind_what(block, self.committed(), judged)
+            before = self.branch.behind_what(block, self.committed(), judged)
             self._scout.follow([*self._tokens[: self._prompt], *before])
             path = self._scout.path((), block.tokens)
             last = block.base + path.free[-1] + 1
         if block.evidence and last >= self._end - self._prompt:
             raise ProtocolError("drafts with evidence beyond the end of the text")
-        self._branch.add(block, self._position, path)
-        if block.evidence and len(self._branch) > _SPAN:
+        self.branch.add(block, self._position, path)
+        if block.evidence and len(self.branch) > _SPAN:
             raise ProtocolError(f"drafts with evidence that span more than {_SPAN} ids")
-        self._branch.settle(self._tokens, self._prompt)
+        self.branch.settle(self._tokens, self._prompt)
 
     # ---- work for the model
 
@@ -454,10 +432,10 @@ class TargetSession:
         """
         if self._work is not None or self.state not in (State.READING, State.WAITING):
             return None
-        branch, asked = self._branch, self._asked
+        branch, asked = self.branch, self._asked
         if self._unread > max(1, self._tail) or (self._unread > self._tail and not asked):
-            tail = self._tokens[self._cached : -1]
-            self._work = Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
+            tail = self._tokens[self.cached : -1]
+            self._work = Work(self.cached, np.array(tail, np.int64), 0, prefill=True)
             return self._work
         if not asked:
             return None
@@ -476,11 +454,11 @@ class TargetSession:
         if self._lookup is not None and len(drafted) < room:
             found = self._lookup.find(drafted, price)[: room - len(drafted)]
         judged = drafted + found
-        ids = self._tokens[self._cached :] + judged
-        spare = min(self._context - self._cached, self.widest) - len(ids)
+        ids = self._tokens[self.cached :] + judged
+        spare = min(self._context - self.cached, self.widest) - len(ids)
         leaves = self.leaves.choose(drafted, taken.leaves, price, spare)
         self._work = Work(
-            self._cached,
+            self.cached,
             np.array(ids + [leaf for _, leaf in leaves], np.int64),
             len(judged) + 1 + len(leaves),
             prefill=False,
@@ -502,7 +480,7 @@ class TargetSession:
         beside = self._lookup
         if not isinstance(beside, Beside) or not self.judges:
             return None
-        drafts = self._branch.waiting(partial=self.racing)
+        drafts = self.branch.waiting(partial=self.racing)
         room = self._end - len(self._tokens) - 1
         own = partial(self._proposal, len(self._tokens))
         return beside.plan(drafts, room, own, price.seconds, price.row, step_s)
@@ -671,18 +649,18 @@ class TargetSession:
         if work is not self._work:
             raise ValueError("this work is not under way")
         self._work = None
-        self._branch.judged()
+        self.branch.judged()
         if work.prefill:
-            self._cached = work.start + len(work.tokens)
+            self.cached = work.start + len(work.tokens)
             self._step("text read")
             return []
         decision = verdict.decision
-        self._counts.near_ties += verdict.near_ties
+        self.counts.near_ties += verdict.near_ties
         drafted = work.drafts
         kept = drafted[: decision.accepted]
         kept += [token for token in (decision.token, verdict.beyond) if token >= 0]
         times, before = (queue_s, compute_s), len(self._tokens)
-        self._counts.forwards += forwards
+        self.counts.forwards += forwards
         commit = self._commit(work, verdict, kept, times)
         self._learn(work, verdict, self._tokens[before:])
         if self._wants:
@@ -698,7 +676,7 @@ class TargetSession:
         """Make ``kept`` text, as far as the text goes; return what to say of it."""
         decision, drafted = verdict.decision, work.drafted - work.found
         before, whole = len(self._tokens), len(kept)
-        self._counts.drafted += work.sent(drafted)
+        self.counts.drafted += work.sent(drafted)
         stop = next((i + 1 for i, t in enumerate(kept) if t in self._stops), whole)
         kept = kept[: min(stop, self._end - before)]
         right = min(len(kept), decision.accepted)
@@ -706,13 +684,13 @@ class TargetSession:
         accepted = work.sent(held)
         token = kept[held] if len(kept) > held else None
         further = tuple(kept[held + 1 :])
-        self._counts.accepted += accepted
-        self._counts.emitted += len(kept)
-        self._counts.forced += held - accepted
+        self.counts.accepted += accepted
+        self.counts.emitted += len(kept)
+        self.counts.forced += held - accepted
         self._grow(kept)
         # The cache holds what was right, but never the last token of the text: its
         # logits are wanted next.
-        self._cached = before + right
+        self.cached = before + right
         self._tail = 0
         if self._guide is not None and len(kept) == whole:
             self._append_forced(verdict.tail, ended=verdict.ended)
@@ -720,14 +698,14 @@ class TargetSession:
             self._check_end()
             # What a leaf has left in the cache stands at the wrong place: once more.
             self._tail = int(len(kept) - right > 1)
-        self._cached = min(self._cached, len(self._tokens) - 1)
+        self.cached = min(self.cached, len(self._tokens) - 1)
         owes = bool(decision.evidence) and held == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
         self._step("> commit", State.OWED if owes else ended)
         if work.epoch == self.epoch and (owes or decision.accepted < drafted):
-            self._branch.kill()
+            self.branch.kill()
         else:
-            self._branch.settle(self._tokens, self._prompt)
+            self.branch.settle(self._tokens, self._prompt)
         said = (work.epoch, accepted, token, self.finish, *times)
         evidence = decision.evidence if owes else b""
         digest = b"" if owes else self._digest()
@@ -739,16 +717,16 @@ class TargetSession:
         right, token = verdict.decision[:2]
         self._pace += 0.1 * (len(kept) - self._pace)
         self.leaves.judged(work.drafted - work.found, right, token, work.leaves)
-        self._counts.leaves += len(work.leaves)
-        self._counts.leaves_right += verdict.beyond >= 0
+        self.counts.leaves += len(work.leaves)
+        self.counts.leaves_right += verdict.beyond >= 0
         if self._lookup is None:
             return
         self._lookup.extend(kept)
-        self._counts.wanted, self._counts.spared = self._lookup.wanted, self._lookup.spared
+        self.counts.wanted, self.counts.spared = self._lookup.wanted, self._lookup.spared
         found = right - (work.drafted - work.found)
         if work.found and found >= 0:
-            self._counts.found += work.found
-            self._counts.found_right += found
+            self.counts.found += work.found
+            self.counts.found_right += found
             self._lookup.judged(min(found + 1, work.found), found)
 
     # ---- an engine that keeps the stream itself
@@ -762,8 +740,8 @@ class TargetSession:
     def offer(self) -> Push:
         """Return what the stream wants of it now."""
         at = len(self._tokens)
-        drafts = self._branch.waiting(partial=self.racing)[: max(0, self._end - at - 1)]
-        asks, ahead = self._prompt + self._branch.asks, self._prompt + self._ahead
+        drafts = self.branch.waiting(partial=self.racing)[: max(0, self._end - at - 1)]
+        asks, ahead = self._prompt + self.branch.asks, self._prompt + self._ahead
         if self._known and self._asked:  # what is known does not answer it
             asks = max(asks, at + len(self._known) + 1)
         return Push(self.epoch, at, drafts, asks, ahead)
@@ -780,7 +758,7 @@ class TargetSession:
             return []  # it was on its way
         # A step that reads a prompt counts when it alone decides what is said next.
         self._free, self._fresh = self._fresh, False
-        self._counts.forwards += not self._free
+        self.counts.forwards += not self._free
         times = step.queue_s, step.compute_s
         tokens, n = list(step.tokens), step.drafted
         if n and step.epoch != self.epoch and not self._known:
@@ -793,7 +771,7 @@ class TargetSession:
             return [said, *self._release((0.0, 0.0), stepped=True)]
         if n and step.epoch == self.epoch:
             before = len(self._known)
-            drafts = self._branch.waiting(partial=True)[before : before + n]
+            drafts = self.branch.waiting(partial=True)[before : before + n]
             right = tuple(tokens[: min(n, len(tokens) - 1)]) == drafts[: len(tokens) - 1]
             if len(drafts) < n or not right:
                 raise ModelError(
@@ -810,7 +788,7 @@ class TargetSession:
         said: list[Message] = []
         while self._known and not self.done and self._asked:
             room = self._end - len(self._tokens)  # the last token needs no draft
-            known, drafts = self._known, self._branch.waiting(partial=True)[: room - 1]
+            known, drafts = self._known, self.branch.waiting(partial=True)[: room - 1]
             right = [a == b for a, b in zip(known, drafts)]
             n = (*right, False).index(False)
             kept = known[: n + 1]
@@ -825,9 +803,9 @@ class TargetSession:
             looked = self._looked if stepped else min(n + 1, len(drafts))
             drafted = max(n, min(looked, len(drafts)))
             self._known, self._looked = known[len(kept) :], 0
-            self._branch.strike(drafted)
+            self.branch.strike(drafted)
             self._step("forward")
-            self._counts.forwards += self._free
+            self.counts.forwards += self._free
             self._free = False
             work, verdict = _judged(self.epoch, drafted), Verdict(Decision(n, kept[-1]))
             said.append(self._commit(work, verdict, kept, times))
@@ -850,7 +828,7 @@ class TargetSession:
 
     def _ties(self) -> int | None:
         """Return what a commit says of near ties: None where that is as it was."""
-        ties, told = self._counts.near_ties, self._told_ties
+        ties, told = self.counts.near_ties, self._told_ties
         self._told_ties = ties
         return None if ties == told else ties
 
@@ -866,7 +844,7 @@ class TargetSession:
 
     def _forwards(self) -> int | None:
         """Return what a commit says: None is one more than the device knows of."""
-        ran, told = self._counts.forwards, self._told
+        ran, told = self.counts.forwards, self._told
         self._told = ran
         return None if ran == told + 1 else ran
 
@@ -887,17 +865,11 @@ def _at(work: Work) -> int:
     return work.start + work.first
 
 
-def _check(
-    request: Open,
-    params: SamplingParams,
-    context: int,
-    noises: Sequence[str],
-    schemes: Sequence[str],
-    capabilities: Sequence[str],
-    grammar: bool,
-) -> None:
+def _check(request: Open, params: SamplingParams, welcome: Welcome, grammar: bool) -> None:
     """Refuse an open that this target cannot serve, or that does not go together."""
-    size = len(request.prompt)
+    size, context = len(request.prompt), welcome.context
+    noises, schemes = welcome.noise, welcome.schemes
+    capabilities = welcome.capabilities
     rules = (
         (not size, "the prompt is empty", "send at least one token"),
         (

@@ -246,6 +246,5 @@ class SimVerifier:
         if not self._exits:
             known = tuple(c for c in hello.capabilities if c != "exits")
             hello = replace(hello, capabilities=known)
-        beside = self.served.drafts is not None
-        terms = welcome_to(hello, self.backend, self.kept.limits, beside=beside)
-        return Terms(self.served, self.usage, terms)
+        welcome = welcome_to(hello, self.served, self.kept.limits)
+        return Terms(self.served, self.usage, welcome)

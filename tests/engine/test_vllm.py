@@ -24,7 +24,7 @@ from engine_lab import LAWS, Verifier, oracle_of, request_of, together
 from draftwire.errors import ConfigError, ModelError
 from draftwire.sampling import SamplingParams, make_decider
 from draftwire.verifier.backends.base import SlotInput
-from draftwire.verifier.backends.vllm.loading import VllmLoader
+from draftwire.verifier.backends.vllm.engine import VllmLoader
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -195,7 +195,7 @@ def test_links_that_are_lost_lose_nothing(target, alone):
             )
         texts = await together(jobs)
         assert verifier.kept.resumed == PROMPTS
-        assert served.scheduler.running == 0
+        assert not served.scheduler.streams
         return texts
 
     texts = asyncio.run(write())

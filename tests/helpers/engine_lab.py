@@ -62,7 +62,7 @@ class Device:
         backend, family = served.backend, served.backend.family
         names = "test", "", bytes.fromhex(family.tokenizer), b"", backend.vocab_size, b""
         self.hello = Hello(*names, family.name, ("resume",))
-        welcome = welcome_to(self.hello, backend, verifier.limits)
+        welcome = welcome_to(self.hello, served, verifier.limits)
         self.terms = Terms(served, verifier.usage, welcome)
         self.kept, self.codec = verifier.kept, Codec(welcome.vocab_size)
         self.forwards = 0

@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from opens import promised
 from pieces import plain_text
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
@@ -163,9 +164,8 @@ class _Cloud:
             ("cost", "latency")[bites.below(4) == 3],
             bonus=bites.below(4) != 3,
         )
-        self.session = TargetSession(
-            request, vocab_size=V, context=self.context, max_block=self.max_block
-        )
+        welcome = promised(V, self.context, self.max_block)
+        self.session = TargetSession(request, welcome)
         self.cache: list[int] = []
         self.text: tuple[int, ...] = ()
         self.work = None

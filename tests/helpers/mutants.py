@@ -37,7 +37,7 @@ MUTANTS = (
     Mutant(
         "the verifier's cached length is not held below the text",
         "verifier/target_session.py",
-        "        self._cached = min(self._cached, len(self._tokens) - 1)\n",
+        "        self.cached = min(self.cached, len(self._tokens) - 1)\n",
         "",
         "tests/laws/test_histories.py::test_histories",
     ),
@@ -139,7 +139,7 @@ MUTANTS = (
     Mutant(
         "forwards whose verdict was lost are not counted",
         "verifier/target_session.py",
-        "            self._counts.forwards += forwards\n",
+        "            self.counts.forwards += forwards\n",
         "            pass\n",
         "tests/laws/test_histories.py -k report",
     ),

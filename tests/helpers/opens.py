@@ -1,10 +1,18 @@
-"""An open for a machine that is tried by hand."""
+"""An open and a welcome for a machine that is tried by hand."""
 
 from dataclasses import replace
 
-from draftwire.transport.messages import Open
+from draftwire.sampling import NOISES, SCHEMES
+from draftwire.transport.messages import Open, Welcome
 
 
 def asked(**changes):
     """Return an open, greedy unless ``changes`` say otherwise."""
     return replace(Open((1, 2, 3), "greedy", 0.0, 0, 1.0, 0, 9), **changes)
+
+
+def promised(vocab_size, context=64, max_block=8, **changes):
+    """Return a welcome of a verifier that has what every one has."""
+    has = {"capabilities": ("processors", "logprobs"), "schemes": tuple(SCHEMES)}
+    has.update(noise=NOISES, **changes)
+    return Welcome("t", "t", "v1", "", b"", b"", vocab_size, context, max_block, **has)

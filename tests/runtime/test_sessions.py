@@ -5,7 +5,7 @@ import pytest
 import world
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opens import asked
+from opens import asked, promised
 from world import VOCAB
 
 from draftwire.errors import ConfigError, ProtocolError
@@ -164,9 +164,7 @@ def test_cancel_says_goodbye_once_and_stops_drafting():
 
 def target(**changes):
     base = dict(prompt=(1, 2, 3), max_new_tokens=9)
-    return TargetSession(
-        asked(**{**base, **changes}), vocab_size=VOCAB, context=64, max_block=8
-    )
+    return TargetSession(asked(**{**base, **changes}), promised(VOCAB))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +251,6 @@ def test_a_block_that_contradicts_the_text_kills_its_branch():
     assert session.poll() is None and session.epoch == 1
     session.receive(Block(0, 3, (5,)))
     assert session.poll() is None
-    assert session.counts.discarded == 3
 
 
 def test_a_block_in_parts_is_judged_when_it_is_whole():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cached_target import CachedTarget
+from opens import promised
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.drafter import Drafter
@@ -112,7 +113,7 @@ def test_the_texts_law_is_that_of_the_shaped_target(scheme):
             tuple(prompt), scheme, 0.9, 4, 1.0, seed, 25, **EVERYTHING, text_before=1
         )
         params = params_of(request)
-        session = TargetSession(request, vocab_size=vocab, context=300, max_block=8)
+        session = TargetSession(request, promised(vocab, 300))
         proposer, shape = make_proposer(params, vocab), shape_for(params, vocab, 1)
         while not session.done:
             text, correction = list(session.tokens), None

@@ -1,12 +1,11 @@
 """What an engine decides by itself is committed as our own decisions are."""
 
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from cached_target import CachedTarget
-from opens import asked
+from opens import asked, promised
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import SamplingParams, make_decider
@@ -21,7 +20,7 @@ V = 23
 def session(**changes):
     base = dict(prompt=(1, 2, 3), max_new_tokens=20)
     request = asked(**{**base, **changes})
-    return TargetSession(request, vocab_size=V, context=64, max_block=9, target="t v1")
+    return TargetSession(request, promised(V, max_block=9))
 
 
 def test_rounds_as_complete_has_them():
@@ -63,7 +62,7 @@ def test_rounds_as_complete_has_them():
             step = Step(tokens, len(push.drafts), push.epoch)
             assert slots.complete(work, np.stack(rows)) == engine.advance(step)
             assert slots.tokens == engine.tokens
-            assert replace(slots.counts, discarded=0) == replace(engine.counts, discarded=0)
+            assert slots.counts == engine.counts
             assert slots.state is engine.state
 
 
@@ -104,7 +103,7 @@ def test_a_step_that_knew_of_no_drafts():
         (commit,) = found.advance(Step((4,), 0))
         assert (found.epoch, commit.accepted, commit.token) == (1, 1 - race, 4)
         assert found.idle is not race
-        assert found.counts.drafted == 1 - race and found.counts.discarded == 1
+        assert found.counts.drafted == 1 - race and found.ready == 0
 
 
 def test_more_drafts_than_a_step_looks_at():
@@ -184,9 +183,7 @@ def test_evidence_is_no_affair_of_an_engine():
         found.receive(Block(0, 0, (1,), b"abc"))
     request = Open((1, 2), "residual", 1.0, 0, 1.0, 0, 9)
     with pytest.raises(ConfigError, match="cannot do scheme 'residual'"):
-        TargetSession(
-            request, vocab_size=V, context=64, max_block=4, schemes=("greedy", "coupled")
-        )
+        TargetSession(request, promised(V, schemes=("greedy", "coupled")))
 
 
 def test_a_race_tells_how_far_it_may_run_ahead():

@@ -158,16 +158,18 @@ def near(self, row, place, draft):
     return draft if draft is not None and row[draft] >= row.max() - 0.25 else None
 
 
-def opens(_options=None, **changes):
-    """A session that takes an open for another one, or is made with other limits."""
+def altered(message, changes):
+    """Return a message with other fields, each a value or made of the message."""
+    found = {k: v(message) if callable(v) else v for k, v in changes.items()}
+    return dataclasses.replace(message, **found)
 
-    def init(self, request, **options):
-        changed = {k: v(request) if callable(v) else v for k, v in changes.items()}
-        other = {
-            k: v(options[k]) if callable(v) else v for k, v in (_options or {}).items()
-        }
-        request = dataclasses.replace(request, **changed)
-        TargetSession.__init__(self, request, **{**options, **other})
+
+def opens(_promised=None, **changes):
+    """A session that takes an open for another one, or other limits for agreed on."""
+
+    def init(self, request, welcome, **options):
+        request = altered(request, changes)
+        TargetSession.__init__(self, request, altered(welcome, _promised or {}), **options)
 
     return {"session": {"__init__": init}}
 
@@ -196,11 +198,13 @@ def if_(kind, **changes):
     def change(m):
         if not isinstance(m, kind):
             return m
-        return dataclasses.replace(
-            m, **{k: v(m) if callable(v) else v for k, v in changes.items()}
-        )
+        return altered(m, changes)
 
     return change
+
+
+def without_grammar(self, request, welcome, **options):
+    TargetSession.__init__(self, request, welcome, **{**options, "grammar": None})
 
 
 def forgives(self, block):
@@ -240,7 +244,7 @@ def revives(self, block):
 
 def one_branch(self, block):
     """Put the drafts of a branch that was given up in front of the next one."""
-    self._branch.epoch = block.epoch
+    self.branch.epoch = block.epoch
     return block
 
 
@@ -323,7 +327,10 @@ FAULTS = {
     ),
     "ignores credit": (opens(credit=0), {"credit"}),
     "ignores stop ids": (opens(stop_ids=()), {ENDS}),
-    "does not cut at the context": (opens({"context": lambda c: c + 1}), {ENDS, REQUEST}),
+    "does not cut at the context": (
+        opens({"context": lambda m: m.context + 1}),
+        {ENDS, REQUEST},
+    ),
     "says length for stop": (
         says(if_(Commit, finish=lambda m: m.finish and Finish.LENGTH)),
         {ENDS},
@@ -408,7 +415,10 @@ FAULTS = {
         decides("qs", lambda found, p, n: Decision(found[0], p[found[0]])),
         {"qs: verdicts"},
     ),
-    "ignores the grammar": (opens({"grammar": None}), {KEPT, FORCED, INSIDE}),
+    "ignores the grammar": (
+        {"session": {"__init__": without_grammar}},
+        {KEPT, FORCED, INSIDE},
+    ),
     "forces nothing": (opens(forced=False), {FORCED, INSIDE}),
     "masks nothing behind a draft": ({"session": {"_shaped": unmasked}}, {KEPT, FORCED}),
     "says that a structure is whole": (

@@ -239,7 +239,6 @@ async def test_an_exit_is_heard_while_the_forward_goes_on():
     assert not task.done() and backend.finished == 0
     backend.gate.set()
     assert ((await task).rows == 3).all()
-    assert scheduler.counters.exits_heard >= 1
     scheduler.close()
 
 
@@ -259,7 +258,7 @@ async def test_what_comes_after_the_forward_is_dropped():
     backend.start.set()  # the forward goes on, and the loop is held up till its end
     scheduler.executor._worker.submit(lambda: None).result(10)
     await task
-    assert heard == [] and scheduler.counters.exits_late == 2
+    assert heard == []
     scheduler.close()
 
 
@@ -297,7 +296,7 @@ async def test_a_forward_that_nobody_waits_for_is_broken_off():
     task.request.withdraw()
     backend.gate.set()
     await ask(scheduler, block(1))  # the scheduler goes on
-    assert backend.finished == 0 and scheduler.counters.broken_off == 1
+    assert backend.finished == 0
     scheduler.close()
 
 

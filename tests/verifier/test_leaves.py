@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opens import promised
 from verifier_lab import assert_leaves
 
 from draftwire.errors import ProtocolError
@@ -41,10 +42,9 @@ def test_a_leaf_must_gain_more_than_its_row_costs():
 def session(prompt=(1, 2, 3), leaves=4, further=True, context=64, **options):
     scheme, count = options.pop("scheme", "greedy"), options.pop("count", 9)
     request = Open(prompt, scheme, 0.0, 0, 1.0, 0, count, **options)
-    found = TargetSession(
-        request, vocab_size=V, context=context, max_block=8, further=further,
-        leaves=leaves,
-    )  # fmt: skip
+    has = ("leaves", "further") if further else ("leaves",)
+    welcome = promised(V, context, capabilities=("processors", "logprobs", *has))
+    found = TargetSession(request, welcome, leaves=leaves)
     found.complete(found.poll(), np.zeros((0, V), np.float32))
     return found
 

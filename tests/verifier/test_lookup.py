@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from opens import promised
 
 from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Block, Commit, Finish, Open
@@ -45,10 +46,8 @@ def test_what_is_seldom_right_is_not_worth_a_row():
 
 def session(prompt=(1, 2, 3, 1, 2), further=True, **options):
     request = Open(prompt, "greedy", 0.0, 0, 1.0, 0, options.pop("count", 9), **options)
-    found = TargetSession(
-        request, vocab_size=V, context=64, max_block=8, further=further,
-        lookup=Lookup(prompt, 4),
-    )  # fmt: skip
+    welcome = promised(V, capabilities=("further",) if further else ())
+    found = TargetSession(request, welcome, lookup=Lookup(prompt, 4))
     reading = found.poll()
     found.complete(reading, np.zeros((0, V), np.float32))
     return found

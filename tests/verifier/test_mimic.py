@@ -209,7 +209,7 @@ def limits(block=None, waiting=None):
 FAULTS = {
     "keeps its epoch": ((InFlight, "_next", keeps_its_epoch), {BRANCHES}),
     "counts branches twice": ((InFlight, "_next", two_epochs), {BRANCHES}),
-    "leaves gaps": (of(Block, base=lambda m: m.base + (m.base > 9)), {PLACES}),
+    "leaves gaps": (of(Block, base=lambda m: m.base + 2 * (m.base > 9)), {PLACES}),
     # it contradicts the text, and ends its branch without knowing
     "begins early": (of(Block, base=lambda m: m.base - (m.base > 9)), {BRANCHES}),
     "does not measure blocks": (limits(block=255), {"no block above max_block"}),

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
+from opens import promised  # noqa: E402  (after importorskip)
 from pieces import ask_in_pieces  # noqa: E402  (after importorskip)
 
 from draftwire.bench import numerics  # noqa: E402  (after importorskip)
@@ -182,9 +183,7 @@ def test_below_float32_exact_is_the_default(checkpoint):
 
 def session(scheme, temperature, error):
     request = Open((1, 2), scheme, temperature, 0, 1.0, 9, 30)
-    return TargetSession(
-        request, vocab_size=40, context=64, max_block=8, target="t", logit_error=error
-    )
+    return TargetSession(request, promised(40), logit_error=error)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +249,7 @@ def test_numbers_that_are_none_end_one_stream(targets, kind, how, monkeypatch, c
         if next(count) == 12:
             slot = max(item.slot for item in frame.items)
             if kind == "onnx":
-                self._caches[slot].data[..., 3, :] = np.nan
+                self._caches[slot][..., 3, :] = np.nan
             else:
                 self._cache.layers[0].values[slot, :, 3] = float("nan")
         return honest(self, frame, tell)

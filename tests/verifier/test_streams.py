@@ -56,14 +56,14 @@ def test_nothing_is_read_twice():
 
 def one_more(right, self, *args, **named):
     found = right(self, *args, **named)
-    self._cached += not self.done
+    self.cached += not self.done
     return found
 
 
 def unclamped(right, self, work, decision, **named):
     found = right(self, work, decision, **named)
     if not work.prefill and not self.done:
-        self._cached = work.start + len(work.tokens) - work.drafted + found[0].accepted
+        self.cached = work.start + len(work.tokens) - work.drafted + found[0].accepted
     return found
 
 

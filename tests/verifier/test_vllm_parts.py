@@ -18,7 +18,7 @@ import pytest
 from draftwire.errors import ConfigError, ModelError
 from draftwire.sampling import SamplingParams, make_decider
 from draftwire.tensors import read_tensors
-from draftwire.verifier.backends.vllm.loading import empty_adapter, rank_of
+from draftwire.verifier.backends.vllm.engine import empty_adapter, rank_of
 from draftwire.verifier.backends.vllm.wish import Chances, Load
 
 pytestmark = pytest.mark.workstation
@@ -143,7 +143,7 @@ def test_another_vllm_is_refused(monkeypatch, version):
 
 def test_nothing_of_vllm_is_loaded_before_it_is_asked_for():
     before = set(sys.modules)
-    importlib.import_module("draftwire.verifier.backends.vllm.loading")
+    importlib.import_module("draftwire.verifier.backends.vllm.engine")
     assert not {"vllm", "torch"} & (set(sys.modules) - before)
 
 

@@ -47,7 +47,7 @@ from draftwire.tokenizer import first_token
 from draftwire.transport.answers import clean, retry_after
 from draftwire.transport.dial import is_loopback, web
 from draftwire.verifier.backends.hf_adapter import token_ids
-from draftwire.verifier.backends.streaming import Caller, OnEnd, OnStep, Order, Push, Step
+from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Run, Step
 from draftwire.verifier.backends.vllm.wish import Wish
 
 log = logging.getLogger("draftwire.verifier")
@@ -213,14 +213,6 @@ _DIALECTS = {
 class AttachedTarget:
     """A model on a server, and a stream backend for the verifier.
 
-    Args:
-        folder: With the model's ``tokenizer.json`` (and ``config.json`` or
-            ``generation_config.json``, which name what ends a text).
-        engine: The server.
-        model: Which of its models; "" takes the only one, or the first.
-        slots: Streams at the same time.
-        context: Most tokens of a stream; None takes what the server says.
-
     Raises:
         ConfigError: There is no tokenizer, no such model, or no context is known.
         ModelError: The server does not answer as one that we know.
@@ -233,12 +225,14 @@ class AttachedTarget:
 
     def __init__(
         self,
+        # with the model's ``tokenizer.json`` (and ``config.json`` or
+        # ``generation_config.json``, which name what ends a text)
         folder: Path,
-        engine: Engine,
+        engine: Engine,  # the server
         *,
-        model: str = "",
-        slots: int = 16,
-        context: int | None = None,
+        model: str = "",  # which of its models; "" takes the only one, or the first
+        slots: int = 16,  # streams at the same time
+        context: int | None = None,  # most tokens of one; None takes what the server says
     ) -> None:
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -460,7 +454,7 @@ class AttachedLoader:
         )
 
 
-class _Run(Caller):
+class _Run(Run):
     """One stream: its text here, its cache there."""
 
     def __init__(

@@ -31,8 +31,8 @@ log = logging.getLogger("draftwire.verifier")
 
 # More takes the event loop longer than a turn of it should; then it is read again.
 SHARED_BYTES = 64 << 20
-# Takes the number of an exit, and for each input of the forward the exit's logits
-# ``(rows, vocab_size)``: see ``TargetBackend.forward``.
+# Takes the number of an exit, and for each input of the forward, or frame, the exit's
+# logits ``(rows, vocab_size)``: see ``TargetBackend.forward``.
 ExitListener = Callable[[int, List["np.ndarray[Any, Any]"]], None]
 
 
@@ -175,27 +175,21 @@ Cut = Tuple[int, SlotInput]
 
 
 class Frame:
-    """Inputs of different slots side by side, left-aligned and padded as a form says.
-
-    Attributes:
-        items: The inputs.
-        width: Columns of ``ids``.
-        ids: ``(B, width)`` int64, padded with 0.
-        rows: ``(N,)`` where logits are wanted, as indices ``b * width + s``, padded.
-        keep: How many of the last columns hold all of them, padded, at least 1.
-    """
+    """Inputs of different slots side by side, left-aligned and padded as a form says."""
 
     def __init__(self, items: Sequence[SlotInput], form: Form) -> None:
         self.items = items
         self.width = width = up(max(len(item) for item in items), form.rows)
-        self.ids = np.zeros((len(items), width), np.int64)
+        self.ids = np.zeros((len(items), width), np.int64)  # padded with 0
         wanted = []
         for b, item in enumerate(items):
             n = len(item)
             self.ids[b, :n] = item.tokens
             wanted.append(np.arange(b * width + n - item.rows, b * width + n))
+        # where logits are wanted, as indices ``b * width + s``, padded
         self.rows = np.concatenate(wanted)
         columns = self.rows % width
+        # so many of the last columns hold all of them, padded, at least 1
         self.keep = up(width - int(columns.min(initial=width - 1)), form.rows)
         if form.alone and len(self.rows):
             self.rows = np.arange(width)
@@ -322,10 +316,6 @@ class SlotTable:
             self.tokens[item.slot, item.start : end] = item.tokens[: item.kept]
 
 
-# Takes the number of an exit, and its logits of a frame's inputs.
-Tell = Callable[[int, List["np.ndarray[Any, Any]"]], None]
-
-
 class SlotTarget:
     """What the backends share: slots, batches cut and joined as a form says.
 
@@ -365,7 +355,7 @@ class SlotTarget:
         """
         return False
 
-    def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
+    def run(self, frame: Frame, tell: ExitListener | None) -> list[np.ndarray[Any, Any]]:
         """Run one forward of the engine, keep its keys and values; return wanted logits.
 
         ``tell`` is called at each exit; what it raises ends the forward.

@@ -14,26 +14,28 @@ of transformers itself.
 
 from __future__ import annotations
 
+import copy
 import mmap
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
-from draftwire.errors import ConfigError, IncompatibleError, ModelError
+from draftwire.errors import ConfigError, IncompatibleError, ModelError, PackageError
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
-from draftwire.packages.exits import EXITS_FILE
+from draftwire.packages.exits import EXITS_FILE, exits_of_header, torch_places
+from draftwire.tensors import TensorFile
 from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import (
     SHARED_BYTES,
+    ExitListener,
     Form,
     Frame,
     SlotInput,
     SlotTable,
     SlotTarget,
-    Tell,
     up,
 )
 from draftwire.verifier.backends.hf_adapter import (
@@ -43,7 +45,6 @@ from draftwire.verifier.backends.hf_adapter import (
     share,
     token_ids,
 )
-from draftwire.verifier.backends.hf_exits import HFExits
 
 _INSTALL = "pip install 'draftwire[verifier]'"
 # What models raise whose attention wants a mask or a cache of its own form.
@@ -81,23 +82,90 @@ class HFBases:
         return found
 
 
+class HFExits:
+    """The exits of one model, which is on its device with its adapter merged.
+
+    They lie beside the checkpoint (or adapter) as ``exits.safetensors``, whose header says
+    after which layers they sit and from which probability on they speak.
+
+    Raises:
+        PackageError: The file is damaged, or another model's.
+        ModelError: No exits can be put into this model.
+    """
+
+    exits: tuple[Exit, ...]
+
+    def __init__(self, model: Any, path: Path) -> None:
+        import torch
+
+        self._layers, norm, self._head = torch_places(model)
+        file = TensorFile(path)
+        self.exits, _ = exits_of_header(path.name, file.metadata, layers=len(self._layers))
+        self._heads = []
+        for k in range(len(self.exits)):
+            own = copy.deepcopy(norm)
+            width = self._head.weight.shape[1]
+            for name, weight in own.named_parameters():
+                found = self._tensor(file, f"exit.{k}.norm.{name}")
+                if found.shape != tuple(weight.shape):
+                    raise self._unfit(path)
+                weight.data = torch.from_numpy(found).to(weight)
+            down = self._tensor(file, f"exit.{k}.down.weight")
+            up = self._tensor(file, f"exit.{k}.up.weight")
+            if down.ndim != 2 or up.shape != down.shape[::-1] or down.shape[1] != width:
+                raise self._unfit(path)
+            pair = [torch.from_numpy(x).to(self._head.weight) for x in (down, up)]
+            self._heads.append((own, *pair))
+
+    def _tensor(self, file: TensorFile, name: str) -> np.ndarray[Any, Any]:
+        if name not in file.names():
+            raise self._unfit(file.path)
+        return file.read(name)
+
+    @staticmethod
+    def _unfit(path: Path) -> PackageError:
+        return PackageError(
+            f"{path} does not belong to this model",
+            hint="make the exits again: draftwire export exits",
+        )
+
+    @contextmanager
+    def told(
+        self, keep: int, on_exit: Callable[[int, np.ndarray[Any, Any]], None]
+    ) -> Iterator[None]:
+        """While the context lasts, tell what the exits say of the last ``keep`` columns.
+
+        ``on_exit`` is called between two layers with the number of the exit and its logits
+        ``(rows, keep, vocab)``; what it raises ends the forward.
+        """
+        hooks = []
+        try:
+            for k, exit in enumerate(self.exits):
+                layer = self._layers[exit.layer - 1]
+                hooks.append(layer.register_forward_hook(self._hook(k, keep, on_exit)))
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(
+        self, k: int, keep: int, on_exit: Callable[[int, np.ndarray[Any, Any]], None]
+    ) -> Callable[[Any, Any, Any], None]:
+        import torch.nn.functional as F
+
+        norm, down, up = self._heads[k]
+
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            x = norm(hidden[:, -keep:])
+            x = x + F.linear(F.silu(F.linear(x, down)), up)
+            on_exit(k, self._head(x).float().cpu().numpy())
+
+        return hook
+
+
 class HFTarget(SlotTarget):
     """A causal language model of transformers with KV slots.
-
-    Args:
-        path: Folder with ``config.json``, ``*.safetensors`` and ``tokenizer.json``, or
-            a LoRA adapter in PEFT's format whose base is such a folder.
-        slots: Sessions at the same time.
-        context: Most tokens of a session; None takes the model's own limit, at most
-            4096.
-        device: Torch device; None takes CUDA when there is one.
-        dtype: "float32", "float16" or "bfloat16"; None takes float32 on a CPU and the
-            checkpoint's own elsewhere.
-        threads: Torch threads; None leaves torch's choice.
-        numerics: ``"exact"`` or ``"close"``; None takes close in float32 and exact below
-            it, where near ties are many.
-        bases: Shares tensors with other targets of the same base: an adapter then runs
-            beside it. None loads its own, and merges the adapter.
 
     Raises:
         ConfigError: torch or transformers is missing, an option does not fit, or exact
@@ -114,14 +182,20 @@ class HFTarget(SlotTarget):
 
     def __init__(
         self,
+        # folder with ``config.json``, ``*.safetensors`` and ``tokenizer.json``, or a LoRA
+        # adapter in PEFT's format whose base is such a folder
         path: str | Path,
         *,
-        slots: int = 8,
-        context: int | None = None,
-        device: str | None = None,
+        slots: int = 8,  # sessions at the same time
+        context: int | None = None,  # most tokens of one; None: as the model, at most 4096
+        device: str | None = None,  # torch's; None takes CUDA when there is one
+        # "float32", "float16", "bfloat16"; None takes float32 on a CPU, else the files' own
         dtype: str | None = None,
-        threads: int | None = None,
+        threads: int | None = None,  # torch's; None leaves its choice
+        # "exact", "close"; None is close in float32, exact below it: near ties are many
         numerics: str | None = None,
+        # shares tensors with other targets of the base: an adapter then runs beside it.
+        # None loads its own, and merges the adapter
         bases: HFBases | None = None,
     ) -> None:
         self._torch, transformers = _imports()
@@ -197,7 +271,7 @@ class HFTarget(SlotTarget):
         self._used[slot] = length
         return True
 
-    def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
+    def run(self, frame: Frame, tell: ExitListener | None) -> list[np.ndarray[Any, Any]]:
         """Run one forward; see :class:`SlotTarget`."""
         torch, items = self._torch, frame.items
         positions = frame.places()

@@ -28,12 +28,13 @@ from draftwire.tensors import adapter_halves, read_tensors, target_weights
 from draftwire.verifier.backends.base import (
     SHARED_BYTES,
     Cut,
+    ExitListener,
     Form,
     Frame,
     SlotInput,
     SlotTable,
     SlotTarget,
-    Tell,
+    up,
 )
 from draftwire.verifier.backends.onnx_graph import MASK, PLACES, beside_of, mask_of, opened
 
@@ -100,37 +101,8 @@ class WeightStore:
         return found
 
 
-class _Slot:
-    """The cache of one session."""
-
-    def __init__(self, layers: int, kv_heads: int, head_dim: int) -> None:
-        self.data = np.zeros((layers, 2, kv_heads, 0, head_dim), np.float32)
-
-    def reserve(self, length: int) -> None:
-        """Make room for ``length`` positions; what is there stays."""
-        old = self.data
-        if length <= old.shape[3]:
-            return
-        # An eighth more than needed: growing costs a constant factor, and masked
-        # columns a small one. Zeros, because masked columns must be finite.
-        room = -(-(length + length // 8) // 64) * 64
-        data = np.zeros((*old.shape[:3], room, old.shape[4]), np.float32)
-        data[:, :, :, : old.shape[3]] = old
-        self.data = data  # whole: another thread may be copying from it
-
-
 class OnnxTarget(SlotTarget):
     """A target package on onnxruntime, with KV slots.
-
-    Args:
-        package: The package or its folder.
-        slots: Sessions at the same time.
-        context: Most tokens of a session; None takes the package's own.
-        threads: Of the engine; None takes one for each core.
-        store: Shares weights with other targets; None reads its own.
-        beside: Share the engine of the base too, the adapter beside its weights, where
-            the graph can take it; exact numerics cannot.
-        numerics: ``"exact"`` or ``"close"``; None takes close.
 
     Raises:
         ConfigError: onnxruntime is missing or too old, an option does not fit, or exact
@@ -145,14 +117,16 @@ class OnnxTarget(SlotTarget):
 
     def __init__(
         self,
-        package: TargetPackage | str | Path,
+        package: TargetPackage | str | Path,  # or its folder
         *,
-        slots: int = 16,
-        context: int | None = None,
-        threads: int | None = None,
-        store: WeightStore | None = None,
+        slots: int = 16,  # sessions at the same time
+        context: int | None = None,  # most tokens of one; None takes the package's own
+        threads: int | None = None,  # of the engine; None takes one for each core
+        store: WeightStore | None = None,  # shares weights; None reads its own
+        # share the engine of the base too, the adapter beside its weights, where the graph
+        # can take it; exact numerics cannot
         beside: bool = False,
-        numerics: str | None = None,
+        numerics: str | None = None,  # "exact" or "close"; None takes close
     ) -> None:
         if not isinstance(package, TargetPackage):
             package = load_target(package)
@@ -173,7 +147,7 @@ class OnnxTarget(SlotTarget):
         self._layers = shape.layers
         self._cache_shape = (shape.layers, shape.kv_heads, shape.head_dim)
         self.table = SlotTable(slots, self.context, self.vocab_size)
-        self._caches: dict[int, _Slot] = {}
+        self._caches: dict[int, np.ndarray[Any, Any]] = {}  # of slots in use
         self._stage = np.zeros(0, np.float32)
         self._base = (store or WeightStore()).base(package)
         # A padded column is copied, multiplied and masked: measured, that takes as long
@@ -220,10 +194,23 @@ class OnnxTarget(SlotTarget):
             return False
         if not self.table.share(source, slot, length):
             return False
-        cache = self._caches[slot] = _Slot(*self._cache_shape)
-        cache.reserve(length)
-        cache.data[:, :, :, :length] = there.data[:, :, :, :length]
+        self._room(slot, length)[:, :, :, :length] = there[:, :, :, :length]
         return True
+
+    def _room(self, slot: int, length: int) -> np.ndarray[Any, Any]:
+        """Return a slot's cache with room for ``length`` positions; what is there stays."""
+        old = self._caches.get(slot)
+        if old is not None and length <= old.shape[3]:
+            return old
+        # An eighth more than needed: growing costs a constant factor, and masked
+        # columns a small one. Zeros, because masked columns must be finite.
+        layers, kv_heads, dim = self._cache_shape
+        room = up(length + length // 8, 64)
+        data = np.zeros((layers, 2, kv_heads, room, dim), np.float32)
+        if old is not None:
+            data[:, :, :, : old.shape[3]] = old
+        self._caches[slot] = data  # whole: another thread may be copying from it
+        return data
 
     def together(self, cuts: list[Cut]) -> list[list[Cut]]:
         """Say which inputs share a forward of the engine.
@@ -244,13 +231,13 @@ class OnnxTarget(SlotTarget):
                 padding = 0
         return groups
 
-    def run(self, frame: Frame, tell: Tell | None = None) -> list[np.ndarray[Any, Any]]:
+    def run(
+        self, frame: Frame, tell: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
         """Run one forward of the engine; see :class:`SlotTarget`."""
         items = frame.items
         for item in items:
-            if item.slot not in self._caches:
-                self._caches[item.slot] = _Slot(*self._cache_shape)
-            self._caches[item.slot].reserve(item.start + item.kept)
+            self._room(item.slot, item.start + item.kept)
         feeds = {
             "input_ids": frame.ids,
             "past_lens": np.array([item.start for item in items], np.int64),
@@ -283,7 +270,7 @@ class OnnxTarget(SlotTarget):
         # left no trace.
         for b, item in enumerate(items):
             end = item.start + item.kept
-            cache = self._caches[item.slot].data[:, :, :, item.start : end]
+            cache = self._caches[item.slot][:, :, :, item.start : end]
             for i in range(self._layers):
                 cache[i, 0] = new[2 * i][b, :, : item.kept]
                 cache[i, 1] = new[2 * i + 1][b, :, : item.kept]
@@ -325,7 +312,7 @@ class OnnxTarget(SlotTarget):
     def _past(self, batch: Sequence[SlotInput]) -> np.ndarray[Any, Any]:
         """Return ``(layers, 2, B, kv_heads, P, head_dim)`` of the cached tokens."""
         if len(batch) == 1:  # what lies behind the past is masked: no copy, no slice
-            whole = self._caches[batch[0].slot].data[:, :, None]
+            whole = self._caches[batch[0].slot][:, :, None]
             # But how far it goes must not depend on what else the slot has held.
             return whole[..., : batch[0].start, :].copy() if self.form.alone else whole
         layers, kv_heads, dim = self._cache_shape
@@ -336,7 +323,7 @@ class OnnxTarget(SlotTarget):
             self._stage = np.zeros(size, np.float32)
         stage = self._stage[:size].reshape(shape)
         for b, item in enumerate(batch):
-            past = self._caches[item.slot].data
+            past = self._caches[item.slot]
             stage[:, :, b, :, : item.start] = past[:, :, :, : item.start]
             stage[:, :, b, :, item.start :] = 0  # masked, but must be finite
         return stage

@@ -18,6 +18,7 @@ What such an engine may do, and a session bears (:meth:`TargetSession.advance`):
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
 
 from draftwire.sampling import SCHEMES, SamplingParams
@@ -78,18 +79,8 @@ OnStep = Callable[[Step], None]
 OnEnd = Callable[["DraftwireError", bool], None]
 
 
-class Run(Protocol):
-    """A stream that an engine keeps."""
-
-    def push(self, push: Push) -> None:
-        """Say what the stream wants; neither waits nor raises."""
-
-    def close(self) -> None:
-        """The stream is over, or its link is lost: nothing of it is told after this."""
-
-
-class Caller:
-    """A run as far as it calls back: in its clock's thread, in order, not after its end.
+class Run(ABC):
+    """A stream that an engine keeps; it calls back in its clock's thread, in order.
 
     ``closed`` is set by whoever ends it first: the engine, or the verifier.
     """
@@ -99,8 +90,12 @@ class Caller:
         self._on_step, self._on_end = on_step, on_end
         self.closed = self._deaf = False
 
+    @abstractmethod
+    def push(self, push: Push) -> None:
+        """Say what the stream wants; neither waits nor raises."""
+
     def close(self) -> None:
-        """The stream is over; see :class:`Run`."""
+        """The stream is over, or its link is lost: nothing of it is told after this."""
         self.closed = self._deaf = True
 
     def say(self, step: Step) -> None:

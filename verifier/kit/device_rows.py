@@ -25,6 +25,7 @@ from draftwire.verifier.kit.rows import (
     Result,
     Table,
     expect,
+    needs,
     rules,
     run_rows,
 )
@@ -90,8 +91,7 @@ async def _again(mimic: Mimic, old: Served, *, anew: bool = True) -> Served:
         if anew:
             await old.say(old.answer)
         return old
-    if not anew:
-        raise NotTested("it opens the stream anew instead of a resume")
+    needs(anew, "it opens the stream anew instead of a resume")
     return await _anew(link, old)
 
 
@@ -171,8 +171,7 @@ async def _(mimic: Mimic) -> str:
     await stream.link.cut()
     link = await mimic.connection()
     number, message, _ = await link.hear()
-    if isinstance(message, Open):
-        raise NotTested("it opens the stream anew instead of a resume")
+    needs(not isinstance(message, Open), "it opens the stream anew instead of a resume")
     await link.say(Error("stream", "the mimic has forgotten it", fatal=False), number or 0)
     return await (await _anew(link, stream)).serve()
 
@@ -182,8 +181,7 @@ async def _(mimic: Mimic) -> None:
     link = await mimic.raw_connection()
     await link.greet(also=("grammar",))
     first = await link.asked()
-    if not first.request.grammar:
-        raise NotTested("its text keeps to no grammar")
+    needs(first.request.grammar, "its text keeps to no grammar")
     link.grammars.clear()
     forgot = Error("grammar", "the mimic has forgotten it", fatal=False)
     await link.say(forgot, first.number)
@@ -279,8 +277,7 @@ async def _(mimic: Mimic) -> str:
 @row("3.3", "provisional verdicts that lie")
 async def _(mimic: Mimic) -> str:
     stream = await mimic.stream()
-    if not stream.request.exits:
-        raise NotTested("its stream does not ask for them")
+    needs(stream.request.exits, "its stream does not ask for them")
     vocab, lies = stream.link.welcome.vocab_size, 0
     while not stream.session.done:
         try:
@@ -324,8 +321,7 @@ async def _(mimic: Mimic) -> None:
     while commit.accepted < 2 and not commit.finish:
         await stream.say(commit)
         commit = await stream.verdict()
-    if commit.finish:
-        raise NotTested("no block with two accepted drafts came")
+    needs(not commit.finish, "no block with two accepted drafts came")
     await stream.say(commit)
     await stream.say(commit)
     stream.lied = True

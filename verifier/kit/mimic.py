@@ -38,7 +38,7 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.kit.rows import End, Failed, Kept, NotTested, expect, must_be
+from draftwire.verifier.kit.rows import End, Failed, Kept, NotTested, expect, must_be, needs
 from draftwire.verifier.kit.target import logits_after
 from draftwire.verifier.target_session import TargetSession
 
@@ -75,8 +75,7 @@ class Mimic(Kept):
     def rule(self, name: str, holds: object, complaint: str = "") -> None:
         """Note whether a rule was kept; nothing else can be said of who breaks one."""
         super().rule(name, holds, complaint)
-        if not holds:
-            raise NotTested(f"the device broke another rule: {complaint}")
+        needs(holds, f"the device broke another rule: {complaint}")
 
     @property
     def url(self) -> str:
@@ -324,17 +323,8 @@ class Served:
         self.stale: int | None = None  # the branch of the last block, if it is dead
         self.answer = Resumed(0, 0, ())
         self.lied = False  # what it heard may have confused it
-        welcome = link.welcome
         try:
-            self.session = TargetSession(
-                request,
-                vocab_size=welcome.vocab_size,
-                context=welcome.context,
-                max_block=welcome.max_block,
-                max_waiting=welcome.room,
-                noises=welcome.noise,
-                capabilities=welcome.capabilities,
-            )
+            self.session = TargetSession(request, link.welcome)
         except ConfigError as error:
             self.mimic.rule("opens", False, f"its open: {error}")
         self.mimic.rule("opens", True)

@@ -38,15 +38,7 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.kit.rows import (
-    End,
-    Failed,
-    Kept,
-    NotTested,
-    about,
-    expect,
-    must_be,
-)
+from draftwire.verifier.kit.rows import End, Failed, Kept, about, expect, must_be, needs
 from draftwire.verifier.kit.target import text_of
 
 EVIDENCE = ("residual", "qs", "separate", "separate-lossy")  # schemes
@@ -109,14 +101,15 @@ class Kit(Kept):
             Failed: The answer is no welcome.
             NotTested: It lacks the capability, or the scheme with evidence, ``need``.
         """
-        if need == "grammar" and self.tokenizer is None:
-            raise NotTested("its tokenizer is not known")
+        needs(need != "grammar" or self.tokenizer, "its tokenizer is not known")
         if need and need not in EVIDENCE:
             changes["capabilities"] = (need,)
         async with self.peer() as peer:
             welcome = must_be(Welcome, await peer.greet(**changes))
-            if need and need not in welcome.capabilities + welcome.schemes:
-                raise NotTested(f"it does not offer {need!r}")
+            needs(
+                not need or need in welcome.capabilities + welcome.schemes,
+                f"it does not offer {need!r}",
+            )
             yield peer
 
     def request(self, count: int, **changes: Any) -> Open:

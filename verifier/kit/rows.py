@@ -31,6 +31,12 @@ def expect(truth: object, complaint: str) -> None:
         raise Failed(complaint)
 
 
+def needs(truth: object, why: str) -> None:
+    """Leave the row untested, and say ``why``, unless ``truth``."""
+    if not truth:
+        raise NotTested(why)
+
+
 @contextlib.contextmanager
 def about(what: str) -> Iterator[None]:
     """Put ``what`` in front of a complaint."""
@@ -115,8 +121,7 @@ def rules(*entries: tuple[str, str, str]) -> list[Row]:
     """Return the rows of rules: section, rule, name."""
 
     async def run(kit: Kept, rule: str) -> str:
-        if not kit.seen.get(rule):
-            raise NotTested("nothing of the kind was seen")
+        needs(kit.seen.get(rule), "nothing of the kind was seen")
         expect(rule not in kit.broken, kit.broken.get(rule, ""))
         return f"{kit.seen[rule]} times"
 
@@ -141,8 +146,7 @@ async def run_rows(
     for row in rows:
         result, detail = "conforms", ""
         try:
-            if time.monotonic() > until:
-                raise NotTested(f"no time left of {seconds:.0f} s")
+            needs(time.monotonic() <= until, f"no time left of {seconds:.0f} s")
             async with around():
                 detail = await row.run(kit, *row.args) or ""
         except NotTested as why:

@@ -22,7 +22,7 @@ from draftwire.transport.messages import (
 )
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.kit.peer import EVIDENCE, Kit, Peer, Stream
-from draftwire.verifier.kit.rows import NotTested, Table, about, expect, must_be, rules
+from draftwire.verifier.kit.rows import Table, about, expect, must_be, needs, rules
 from draftwire.verifier.kit.target import logits_after
 
 ROWS = Table()
@@ -141,23 +141,25 @@ async def _unchanged(kit: Kit, need: str, part: int, changes: dict[str, Any]) ->
         count = min(max(least, kit.long // part), peer.welcome.context - 4)
         request = kit.request(count, noise=noise, **changes)
         drawn = request.scheme != "coupled" or noise in peer.welcome.noise
-        if request.scheme not in peer.welcome.schemes or not drawn:
-            raise NotTested(f"it does not offer scheme {request.scheme!r} with {noise!r}")
+        needs(
+            drawn and request.scheme in peer.welcome.schemes,
+            f"it does not offer scheme {request.scheme!r} with {noise!r}",
+        )
         want = await kit.want(request)
         expect(need != "processors" or not {1, 7} & {*want}, "a banned id came")
         if request.scheme == "match" and not kit.known:
             again = await peer.open(request)
             await again.fill(count)
-            if again.text != want:
-                raise NotTested("its engine draws with coins of its own, anew each time")
+            needs(
+                again.text == want, "its engine draws with coins of its own, anew each time"
+            )
             await again.bye() if not again.finish else None
         near = await _near(kit, request, want) if part < 8 and need != "exits" else {}
         stream = await peer.open(request, 0, want)
         said = await stream.play(17, near, race=request.objective == "latency")
     if need != "exits":
         return said
-    if not stream.hints:
-        raise NotTested("its exits said nothing")
+    needs(stream.hints, "its exits said nothing")
     return f"{stream.hints} of them"
 
 
@@ -165,8 +167,7 @@ async def _unchanged(kit: Kit, need: str, part: int, changes: dict[str, Any]) ->
 async def _(kit: Kit) -> None:
     texts: dict[tuple[int, ...], str] = {}
     async with kit.greeted() as peer:
-        if "coupled" not in peer.welcome.schemes:
-            raise NotTested("it does not offer scheme 'coupled'")
+        needs("coupled" in peer.welcome.schemes, "it does not offer scheme 'coupled'")
         for noise in peer.welcome.noise:
             for name, changes in (
                 ("as it is", {}),
@@ -226,8 +227,7 @@ async def _(kit: Kit) -> None:
 async def _(kit: Kit) -> str:
     also = ("prefix", "brief")
     async with kit.greeted(capabilities=also) as peer:
-        if "prefix" not in peer.welcome.capabilities:
-            raise NotTested("it does not offer 'prefix'")
+        needs("prefix" in peer.welcome.capabilities, "it does not offer 'prefix'")
         first = kit.request(min(4 * N, (peer.welcome.context - 8) // 2))
         stream = await peer.open(first, 0, await kit.want(first))
         await stream.fill(first.max_new_tokens)
@@ -246,8 +246,7 @@ async def _(kit: Kit) -> str:
             await stream.fill(whole.max_new_tokens)
         await peer.say(replace(named, prefix=bytes(16)))
         await peer.refused("prefix", 0)
-        if refused == 2:
-            raise NotTested("it holds no text of an ended stream")
+        needs(refused < 2, "it holds no text of an ended stream")
         return f"{len(known)} ids named, {2 - refused} times taken"
 
 
@@ -255,8 +254,10 @@ async def _(kit: Kit) -> str:
 async def _(kit: Kit) -> None:
     texts: dict[tuple[int, ...], str] = {}
     async with kit.greeted("processors") as peer:
-        if "coupled" not in peer.welcome.schemes or not kit.known:
-            raise NotTested("only with scheme 'coupled' of the kit's target")
+        needs(
+            kit.known and "coupled" in peer.welcome.schemes,
+            "only with scheme 'coupled' of the kit's target",
+        )
         plain = kit.coupled(4 * N, temperature=1.3, top_k=6)
         banned = {"bad_words": (((await kit.want(plain))[1],),)}
         for name, changes in {"none": {}, **PROCESSORS, "bad_words": banned}.items():
@@ -349,8 +350,7 @@ async def _(kit: Kit) -> str:
 
 @_streamed("3.2", "a block in pieces")
 async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
-    if peer.block < 3:
-        raise NotTested(f"blocks of {peer.block} tokens")
+    needs(peer.block >= 3, f"blocks of {peer.block} tokens")
     await stream.fill(1)  # the prompt is read by now
     await stream.draft(text[1:2], more=True)
     await peer.silence(QUIET_S)
@@ -449,8 +449,7 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
 async def _(kit: Kit) -> None:
     async with kit.greeted() as peer:
         schemes = [scheme for scheme in EVIDENCE if scheme in peer.welcome.schemes]
-        if not schemes:
-            raise NotTested("it offers no scheme with evidence")
+        needs(schemes, "it offers no scheme with evidence")
         for scheme in schemes:
             request = kit.coupled(N, scheme=scheme, top_k=8)
             await peer.say(replace(request, objective="latency"))
@@ -506,8 +505,7 @@ async def _(kit: Kit) -> None:
 async def _(kit: Kit) -> str:
     rng, streams = random.Random(23), []
     async with kit.greeted() as peer:
-        if peer.welcome.streams < 2:
-            raise NotTested("it carries one stream at a time")
+        needs(peer.welcome.streams > 1, "it carries one stream at a time")
         for i in range(min(peer.welcome.streams, 6)):
             prompt = tuple(1 & (i + 1) >> j for j in range(3, -1, -1))
             request = kit.request(2 * N, prompt=prompt)
@@ -531,8 +529,7 @@ async def _(kit: Kit) -> str:
 
 @_streamed("5", "an error of a stream ends that stream alone")
 async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
-    if peer.welcome.streams < 2:
-        raise NotTested("it carries one stream at a time")
+    needs(peer.welcome.streams > 1, "it carries one stream at a time")
     given_up = Error("internal", "the kit gives this one up", fatal=False)
     await stream.fill(3)
     await peer.say(replace(stream.request, scheme="no-such-scheme"), 1)
@@ -547,8 +544,7 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
 
 @_streamed("4.5", "idle answers")
 async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
-    if not peer.welcome.progress_ms:
-        raise NotTested("its welcome says that it sends no progress")
+    needs(peer.welcome.progress_ms, "its welcome says that it sends no progress")
     await stream.judge([_wrong(text[0])])
     await stream.fill(3)
     for what, block in (
@@ -566,8 +562,7 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
 async def _(kit: Kit) -> str:
     async with kit.greeted() as peer:
         every_s = peer.welcome.progress_ms / 1e3
-        if not every_s:
-            raise NotTested("its welcome says that it sends none")
+        needs(every_s, "its welcome says that it sends none")
         size = min(peer.welcome.context - 2, _LONGEST_PROMPT)
         heard = dict.fromkeys(range(min(peer.welcome.streams, 6)), time.monotonic())
         for number in heard:
@@ -586,8 +581,7 @@ async def _(kit: Kit) -> str:
             heard[stream or 0] = now
             if isinstance(message, (Commit, Error)):
                 heard.pop(stream or 0, None)
-    if not words and longest < 2 * every_s:
-        raise NotTested(f"nothing waited longer than {longest:.2f} s")
+    needs(words or longest >= 2 * every_s, f"nothing waited longer than {longest:.2f} s")
     silence = f"{longest:.2f} s of silence, {every_s:g} are promised"
     expect(longest < 1.5 * every_s + 0.5, silence)
     return f"{words} words, at most {silence}"

@@ -21,7 +21,7 @@ from draftwire.packages.manifest import Family
 from draftwire.sampling import make_decider, shape_for
 from draftwire.sampling.grammar import Rules
 from draftwire.transport.messages import Hello, Open
-from draftwire.verifier.backends.base import Frame, SlotTable, SlotTarget, Tell
+from draftwire.verifier.backends.base import ExitListener, Frame, SlotTable, SlotTarget
 from draftwire.verifier.target_session import params_of
 
 NAME = "kit"
@@ -112,7 +112,7 @@ class KitTarget(SlotTarget):
         self.slots, self.context = slots, min(context or CONTEXT, CONTEXT)
         self.table = SlotTable(slots, self.context, VOCAB)
 
-    def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
+    def run(self, frame: Frame, tell: ExitListener | None) -> list[np.ndarray[Any, Any]]:
         """See :class:`~draftwire.verifier.backends.base.SlotTarget`."""
         answers = []
         for item in frame.items:

@@ -101,12 +101,12 @@ class Usage:
         places: int,  # that there are
         taken: Callable[[Usage], int],  # how many an account has
         now: float,
-        *,
-        waits: bool = True,  # it will come back for one, so others leave it a share
     ) -> bool:
-        """Return whether one more place leaves the other accounts their fair share."""
-        if waits:
-            self._asked_s = now
+        """Return whether one more place leaves the other accounts their fair share.
+
+        It will come back for one, so from now on others leave it a share too.
+        """
+        self._asked_s = now
         everyone = () if self._house is None else self._house.all
         if len(everyone) < 2 or self.account.sessions is not None:
             return True

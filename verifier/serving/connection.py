@@ -158,14 +158,7 @@ class Connection(Websocket):
             raise FatalError.of(DRAINING)
         check_room(service.greeted, service.limits, self.usage)
         served = choose(hello, service.registry)
-        welcome = welcome_to(
-            hello,
-            served.backend,
-            service.limits,
-            account.context,
-            grammars=served.grammars.offered,
-            beside=served.drafts is not None,
-        )
+        welcome = welcome_to(hello, served, service.limits, account.context)
         service.registry.enter(served)
         self._no_stranger()
         key = key_of(self._socket.request.headers.get_all(SESSION_HEADER))

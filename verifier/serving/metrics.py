@@ -151,8 +151,7 @@ def _samples(service: VerifierService) -> _Sample:
     yield "info", 1, {"version": __version__}
     yield from _of(_OF_VERIFIER, service, {})
     yield "kept_streams", len(kept), {}
-    slots = sum(kept.slots(s, prefixes=False) for s in all_served)
-    yield "kept_stream_slots", slots, {}
+    yield "kept_stream_slots", sum(map(kept.slots, all_served)), {}
     yield "prefix_cache_texts", len(prefixes), {}
     yield "prefix_cache_slots", sum(map(prefixes.slots, all_served)), {}
     for code, count in sorted(service.refusals.items()):
@@ -178,7 +177,8 @@ def _of_target(served: Served, service: VerifierService) -> _Sample:
     of = {"model_name": backend.name, "model_version": backend.version}
     running = sum(usage.streams_of[served] for usage in service.accounts.all)
     yield "num_requests_running", running, of
-    busy = tally.slots - service.kept.slots(served)
+    kept = service.kept
+    busy = tally.slots - kept.slots(served) - kept.prefixes.slots(served)
     yield "kv_cache_usage_perc", busy / backend.slots, of
     owner = SimpleNamespace(
         backend=backend, scheduler=scheduler, tally=tally, counters=counts

@@ -292,7 +292,7 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
                 message, hint=own if on_vllm else "it goes with --backend vllm"
             )
     if on_vllm:
-        from draftwire.verifier.backends.vllm.loading import VllmLoader
+        from draftwire.verifier.backends.vllm.engine import VllmLoader
 
         return VllmLoader(**{**_common.fields_of(VllmLoader, args), "targets": targets})
     from draftwire.verifier.backends.loading import Loader
