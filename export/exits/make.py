@@ -56,7 +56,6 @@ WINDOW = 256  # tokens that the target reads at a time
 _BATCH = 1024  # tokens of a training step
 _OWN_ROWS = 32  # texts that the target writes side by side
 _HELD_OUT = 0.1  # of a file
-_DOCUMENTS = 64  # that are encoded at a time
 _TOLERANCE = 1e-4  # of the largest logit: the parts against the whole
 
 
@@ -354,15 +353,10 @@ def read_texts(
             hint="give one held-out file for each, in the same order",
         )
 
-    def ids(documents: Sequence[str], wanted: int) -> Ids:
-        found: list[int] = []
+    def ids(documents: Sequence[str], most: int) -> Ids:
         size = tokenizer.vocab_size
-        for at in range(0, len(documents), _DOCUMENTS):
-            part = documents[at : at + _DOCUMENTS]
-            found += encode(tokenizer.engine, part, vocab_size=size, end=None).tolist()
-            if len(found) >= wanted:
-                break
-        return np.array(found[:wanted], np.int64)
+        found = encode(tokenizer.engine, documents, vocab_size=size, most=most)
+        return found.astype(np.int64)
 
     share = -(-settings.tokens // len(data))
     texts = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.onnx import export_onnx
@@ -125,7 +125,7 @@ def build_draft(
     begun_from = {**text.held, **text.asked}
     watch = _Watch(trainer, begun_from, settings, say)
     nothing = watch.nothing()
-    model: nn.Module = trainer
+    model: Trainer | UpperTrainer = trainer
     stream = text.stream
     if settings.written:
         share, again = settings.written, max(passes, _AGAIN)
@@ -145,7 +145,7 @@ def build_draft(
             say,
         )
         model, source = upper, States(work / "states", base.architecture.vocab_size)
-    log = train(model, source, plan, _loss, work, say=say, watch=watch)
+    log = train(model, source, plan, type(model).loss, work, say=say, watch=watch)
     said = None
     if settings.head is not None:
         said = _say_only(draft, base, settings.head, stream)
@@ -281,11 +281,6 @@ def _say_only(draft: Any, base: Base, count: int, text: Stream) -> NDArray[np.in
     return ids
 
 
-def _loss(model: nn.Module, *batch: Tensor) -> Tensor:
-    assert isinstance(model, (DraftTrainer, UpperTrainer, ParallelTrainer))
-    return model.loss(*batch)
-
-
 def _told(found: Mapping[str, Any]) -> str:
     """Return what was accepted of blocks that were drafted in each way."""
     kinds = (("greedy", "greedy"), ("sampled", "at T = 1"))
@@ -307,10 +302,13 @@ class _Watch:
     def __init__(
         self, trainer: Trainer, held: dict[str, Any], settings: DraftSettings, say: Say
     ) -> None:
-        self._trainer, self._held, self._say = trainer, held, say
-        self._block = settings.parallel or 4
-        self._prompts, self._seed = settings.prompts, settings.seed
+        self._trainer, self._say, self._block = trainer, say, settings.parallel or 4
         self._spoken: list[tuple[Tensor, int]] = []
+        base, prompts = trainer.base, settings.prompts
+        for ids in held.values():
+            at = _prompt_tokens(ids)
+            given = measure.beginnings(ids, prompts, at, seed=settings.seed).to(base.device)
+            self._spoken.append((measure.continuations(base, given, count=32), at))
 
     def __call__(self) -> Mapping[str, float]:
         """Return ``accepted``: mean of a block of 4 (or all at once), over all files."""
@@ -326,15 +324,8 @@ class _Watch:
         }
 
     def _mean(self, agrees: Callable[[Tensor, int], np.ndarray]) -> float:
-        self._spoken = self._spoken or [self._speak(s) for s in self._held.values()]
         found = [
             measure.accepted_per_block(agrees(*spoken), self._block)
             for spoken in self._spoken
         ]
         return round(sum(found) / len(found), 4)
-
-    def _speak(self, held: np.ndarray) -> tuple[Tensor, int]:
-        at, base = _prompt_tokens(held), self._trainer.base
-        given = measure.beginnings(held, self._prompts, at, seed=self._seed)
-        given = given.to(base.device)
-        return measure.continuations(base, given, count=32), at

@@ -95,7 +95,7 @@ def prepare_text(
         parts = deal_file(file, held_out=_HELD_OUT, seed=seed, template=template)
         asking = [
             [
-                encode(engine, [text], vocab_size=size, end=None)
+                encode(engine, [text], vocab_size=size)
                 for text in part
                 if isinstance(text, Asking)
             ]
