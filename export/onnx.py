@@ -19,14 +19,13 @@ from draftwire.export.graphs import draft as gqa_graph
 from draftwire.export.graphs import target as target_graph
 from draftwire.export.precision import gate, parity, quantise
 from draftwire.export.precision.runners import DraftRunner, Reader, run_target, threads
-from draftwire.export.sources.architecture import UnknownArchitecture, parallel_of
-from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_config
+from draftwire.export.sources.architecture import UnknownArchitecture
+from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.documents import count_ids
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import checked
 from draftwire.io import version_tuple
 from draftwire.packages import NewFile, write_package
-from draftwire.packages.manifest import read_parallel
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
 
@@ -166,11 +165,8 @@ def _draft(
     fields: dict[str, Any],
 ) -> Files:
     """Return a draft's files, and put what there is to say of them into ``fields``."""
-    a, folder, masks = checkpoint.architecture, checkpoint.folder, list[int]()
-    table = parallel_of(folder.name, read_config(folder), a.vocab_size)
-    said = read_parallel(folder.name, table, a.vocab_size)
-    if said is not None:
-        fields["parallel"], masks = table, [*said.masks(said.block - 1)]
+    a, folder = checkpoint.architecture, checkpoint.folder
+    masks = pieces.name_masks(checkpoint, fields)
     probe = parity.probe(checkpoint, against, masks)
     whole = scratch / "whole.onnx"
     pieces.save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
@@ -230,7 +226,7 @@ def gated(
                 pieces.save_model(model, path)
             else:
                 four = precision == "int4"
-                moments = gate.moments_of(whole, texts.calibrate) if four else None
+                moments = gate.moments_of(whole, reader, texts.calibrate) if four else None
                 model = quantise.quantise(model, precision, moments)
                 if precision == "int8-kv8":
                     ranges = gate.cache_ranges(reader, texts.calibrate)

@@ -19,7 +19,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError
-from draftwire.export.sources.checkpoint import Checkpoint, read_json
+from draftwire.export.sources.architecture import parallel_of
+from draftwire.export.sources.checkpoint import Checkpoint, read_config, read_json
 from draftwire.export.sources.head import KEY, packed
 from draftwire.packages import NewFile, tokenizer_fingerprint
 from draftwire.template import template_files
@@ -177,6 +178,17 @@ def package_fields(
             **made_with(),
         },
     }
+
+
+def name_masks(checkpoint: Checkpoint, fields: dict[str, Any]) -> list[int]:
+    """Put what a draft's config says of its masks into the fields of its manifest; return
+    those of a whole block.
+    """
+    where, size = checkpoint.folder.name, checkpoint.architecture.vocab_size
+    table, masks = parallel_of(where, read_config(checkpoint.folder), size)
+    if table is not None:
+        fields["parallel"] = table
+    return masks
 
 
 def made_with() -> dict[str, str]:

@@ -25,13 +25,8 @@ from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.tokens import checked
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
-from draftwire.packages import (
-    DraftPackage,
-    NewFile,
-    load_draft,
-    tokenizer_fingerprint,
-    write_package,
-)
+from draftwire.packages import DraftPackage, NewFile, load_draft, write_package
+from draftwire.tokenizer import tokenizer_fingerprint
 
 # Least agreement of a package's rounded model with the checkpoint that is said to be
 # its origin; another model agrees at a few positions only.
@@ -114,6 +109,7 @@ def export_tflite(
             family_name=family_name,
             anchor_layers=anchor_layers,
         )
+        pieces.name_masks(made, fields)
         files = pieces.text_files(made.folder)
     else:
         if any((name, family_name, context, anchor_layers)):

@@ -23,8 +23,7 @@ from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.loop import Plan, Source, Stream, half_precision, train
 from draftwire.export.training.parallel import ParallelTrainer
 from draftwire.export.training.states import States, UpperTrainer, write_states
-from draftwire.export.training.text import digests
-from draftwire.export.training.written import let_base_write
+from draftwire.export.training.text import digests, let_base_write
 from draftwire.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
@@ -84,7 +83,7 @@ def build_draft(
         ModelError: The base is damaged or of an unknown shape, or the draft is no better
             than doing nothing.
     """
-    base_dir, out = Path(base_dir), Path(out)
+    out = Path(out)
     settings = settings or DraftSettings()
     check_place(out, "draft", replace=replace)
     digests(data)  # what is missing is said before the plan is measured
@@ -172,7 +171,7 @@ def build_draft(
         size = draft.get_input_embeddings().num_embeddings
         setattr(draft.config, KEY, packed(said, size))
     made_in = work / f"{out.stem}.hf"
-    save_model(draft, base, base_dir, made_in)
+    save_model(draft, base, made_in)
     kind, most = max(nothing.items(), key=lambda item: item[1])
     if min_agreement != 0 and accepted <= most:
         raise ModelError(

@@ -138,6 +138,18 @@ def test_tokens_that_transformers_reads_otherwise_are_refused(model_copy, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["llama.hf"]
 
 
+def test_masks_of_a_parallel_draft_are_named(model_copy, tmp_path):
+    """Or a tied head might draft one."""
+    folder = model_copy("llama_tied_biased")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pard_token": 310}))
+    out = export_tflite(folder, tmp_path / "a.draft", precision="fp32", against="numpy")
+    draft = load_draft(out)
+    assert draft.parallel is not None and draft.parallel.mask_ids == (310,)
+    model = DraftModel.load(out, engine="litert", precision="fp32")
+    assert model.parallel is None and model.mask_ids == (310,)
+
+
 def test_the_gate_notices_wrong_angles(models, tmp_path, monkeypatch):
     right = tflite_graph.rotation_table
     monkeypatch.setattr(
