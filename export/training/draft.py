@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.onnx import export_onnx
@@ -124,7 +124,7 @@ def build_draft(
     begun_from = {**text.held, **text.asked}
     watch = _Watch(trainer, begun_from, settings, say)
     nothing = watch.nothing()
-    model: Trainer | UpperTrainer = trainer
+    model: nn.Module = trainer
     stream = text.stream
     if settings.written:
         share, again = settings.written, max(passes, _AGAIN)
@@ -144,7 +144,7 @@ def build_draft(
             say,
         )
         model, source = upper, States(work / "states", base.architecture.vocab_size)
-    log = train(model, source, plan, type(model).loss, work, say=say, watch=watch)
+    log = train(model, source, plan, _loss, work, say=say, watch=watch)
     said = None
     if settings.head is not None:
         said = _say_only(draft, base, settings.head, stream)
@@ -278,6 +278,11 @@ def _say_only(draft: Any, base: Base, count: int, text: Stream) -> NDArray[np.in
     draft.register_forward_hook(hush)
     draft._compiled_call_impl = None  # one that was compiled before knows of no hook
     return ids
+
+
+def _loss(model: Any, *batch: Tensor) -> Tensor:
+    found: Tensor = model.loss(*batch)
+    return found
 
 
 def _told(found: Mapping[str, Any]) -> str:
