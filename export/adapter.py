@@ -11,13 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError, PackageError
-from draftwire.export.pieces import (
-    anchor_parameters,
-    backbone_fingerprint,
-    check_beside,
-    check_place,
-    writing,
-)
+from draftwire.export import pieces
 from draftwire.export.sources.checkpoint import made_of, read_json
 from draftwire.packages import NewFile, TargetPackage, load_target, write_package
 from draftwire.tensors import (
@@ -94,8 +88,8 @@ def write_evolved_target(
     where they do not fit.
     """
     base, out = Path(base).absolute(), Path(out).absolute()
-    check_place(out, "target", replace=replace)
-    check_beside(out, base)
+    pieces.check_place(out, "target", replace=replace)
+    pieces.check_beside(out, base)
     package = load_target(base)
     if package.base is not None:
         raise ConfigError(
@@ -113,7 +107,7 @@ def write_evolved_target(
     rounded = read_scale(repr(float(scale)))
     scratch = out.with_name(f".{out.name}.adapter")
     try:
-        with writing(out):
+        with pieces.writing(out):
             write_tensors(scratch, halves, metadata={"scale": repr(rounded)})
             content = scratch.read_bytes()
     finally:
@@ -146,9 +140,11 @@ def _merged_family(
     layers = made_of(package).get("anchor_layers", 0)
     if family["backbone"] is not None:
         changed = {key.rpartition(".lora_")[0] for key in halves}
-        if changed & set(anchor_parameters(weights, layers)):
+        if changed & set(pieces.anchor_parameters(weights, layers)):
             weight_of = weights.__getitem__
-            family["backbone"] = backbone_fingerprint(weights, weight_of, layers=layers)
+            family["backbone"] = pieces.backbone_fingerprint(
+                weights, weight_of, layers=layers
+            )
     return family
 
 

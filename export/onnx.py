@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,14 +19,13 @@ from draftwire.export.graphs import draft as gqa_graph
 from draftwire.export.graphs import target as target_graph
 from draftwire.export.precision import gate, parity, quantise
 from draftwire.export.precision.runners import DraftRunner, Reader, run_target, threads
-from draftwire.export.sources.architecture import UnknownArchitecture, parallel_of
-from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_config
+from draftwire.export.sources.architecture import UnknownArchitecture
+from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.documents import count_ids
 from draftwire.export.sources.inputs import checkpoint_folder
-from draftwire.export.sources.tokens import check_tokens
+from draftwire.export.sources.tokens import checked
 from draftwire.io import version_tuple
 from draftwire.packages import NewFile, write_package
-from draftwire.packages.manifest import read_parallel
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
 
@@ -121,10 +119,7 @@ def export_onnx(
         try:
             if draft and graph == "concat":
                 raise UnknownArchitecture("the concat graph is written by Optimum")
-            checkpoint = load_checkpoint(folder, context=context)
-            if against != "numpy":
-                first = check_tokens(folder, checkpoint.bos_id)
-                checkpoint = dataclasses.replace(checkpoint, bos_id=first)
+            checkpoint = checked(load_checkpoint(folder, context=context), against)
             if draft and context is None:
                 checkpoint = checkpoint.cut(pieces.DRAFT_CONTEXT)
             seen = None
@@ -170,66 +165,42 @@ def _draft(
     fields: dict[str, Any],
 ) -> Files:
     """Return a draft's files, and put what there is to say of them into ``fields``."""
-    a, where = checkpoint.architecture, checkpoint.folder.name
-    ids, masks = parity.probe_tokens(checkpoint), list[int]()
-    table = parallel_of(where, read_config(checkpoint.folder), a.vocab_size)
-    said = read_parallel(where, table, a.vocab_size)
-    if said is not None:
-        fields["parallel"], masks = table, [*said.masks(said.block - 1)]
-    expected, said_by = parity.expected_logits(
-        checkpoint, ids, against=against, masks=masks
-    )
+    a, folder = checkpoint.architecture, checkpoint.folder
+    masks = pieces.name_masks(checkpoint, fields)
+    probe = parity.probe(checkpoint, against, masks)
     whole = scratch / "whole.onnx"
     pieces.save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
 
     def read(path: Path) -> DraftRunner:
         return DraftRunner(path, a, threads=threads(path))
 
-    runner = read(whole)
-    found = [parity.check_steps(runner, ids)]
-    found += parity.mask_rows(runner, ids, masks, a.context)
-    near = parity.compare(np.concatenate(found), expected, said_by)
-    near.require("the graph", parity.LIMITS["fp32"])
-    made, files = precisions_of(
-        whole,
-        precisions,
-        read,
-        near,
-        limit,
-        folder=checkpoint.folder,
-        vocab_size=a.vocab_size,
-        bos_id=checkpoint.bos_id,
-        context=a.context,
-        graph="gqa",
-        masks=masks,
-    )
-    fields["made"].update(made)
-    return {**pieces.text_files(checkpoint.folder), **files}
+    return gated(whole, read, probe, precisions, limit, folder, fields, masks)
 
 
-def precisions_of(
+def gated(
     whole: Path,
-    precisions: Sequence[str],
     read: Callable[[Path], Reader],
-    near: parity.Parity,
+    probe: parity.Probe,
+    precisions: Sequence[str],
     limit: LimitOf,
-    *,
     folder: Path,
-    vocab_size: int,
-    bos_id: int | None,
-    context: int,
-    graph: str,
+    fields: dict[str, Any],
     masks: Sequence[int] = (),
-) -> tuple[dict[str, Any], Files]:
-    """Return what is to say of a draft's model files, and those that pass the gate.
+) -> Files:
+    """Return a draft's files, those of its models that pass the gate, and put what there
+    is to say of them into ``fields``, its manifest.
 
-    ``whole`` is the float32 graph, ``near`` how far that is from the checkpoint, ``read``
-    opens a graph with a cache. A ModelError where no precision reaches its limit.
+    ``whole`` is the float32 graph of the checkpoint in ``folder``, ``read`` opens a graph
+    with a cache. A ModelError where that says something else, or no precision reaches its
+    limit.
     """
-    files: Files = {}
+    context, made, reader = fields["context"], fields["made"], read(whole)
+    rows = [parity.check_steps(reader, probe.ids)]
+    rows += parity.mask_rows(reader, probe.ids, masks, context)
+    near = parity.compare(np.concatenate(rows), probe.logits, probe.against)
+    near.require("the graph", parity.LIMITS["fp32"])
+    files, texts = pieces.text_files(folder), None
     refused: dict[str, str] = {}
-    made: dict[str, Any] = {}
-    reader = None
     for precision in precisions:
         path = whole.with_name(f"model.{precision}.onnx")
         needs = quantise.MIN_ENGINE[precision]
@@ -239,24 +210,23 @@ def precisions_of(
                 f"{path.name} needs onnxruntime {needs} or newer, this is {here}"
             )
             continue
-        if precision != "fp32" and reader is None:
-            reader = read(whole)
+        if precision != "fp32" and texts is None:
             tokenizer = load_tokenizer(folder)
             texts = gate.own_texts(
                 reader,
-                partial(tokenizer.encode, bos_id=bos_id),
-                vocab_size=min(vocab_size, tokenizer.vocab_size),
+                partial(tokenizer.encode, bos_id=fields["bos_id"]),
+                vocab_size=min(fields["vocab_size"], tokenizer.vocab_size),
                 context=context,
                 calibrate=bool({"int4", "int8-kv8"} & {*precisions}),
             )
             made["gate"] = texts.record()
         model = onnx.load(str(whole))
         try:
-            if precision == "fp32" or reader is None:
+            if precision == "fp32" or texts is None:
                 pieces.save_model(model, path)
             else:
                 four = precision == "int4"
-                moments = gate.moments_of(whole, texts.calibrate) if four else None
+                moments = gate.moments_of(whole, reader, texts.calibrate) if four else None
                 model = quantise.quantise(model, precision, moments)
                 if precision == "int8-kv8":
                     ranges = gate.cache_ranges(reader, texts.calibrate)
@@ -271,7 +241,7 @@ def precisions_of(
         details = {
             "engine": "onnxruntime",
             "precision": precision,
-            "graph": graph,
+            "graph": "gqa" if isinstance(reader, DraftRunner) else "concat",
             "min_engine": needs,
             "parity": found.record(),
         }
@@ -279,12 +249,13 @@ def precisions_of(
         data = path.with_name(path.name + ".data")
         if data.exists():
             files[data.name] = NewFile(data, {"of": path.name})
-    if not files:
+    if len(refused) == len(precisions):
         raise ModelError(
             "; ".join(refused.values()),
             hint="choose a wider precision, or lower the limit with --min-agreement",
         )
-    return {**made, **({"refused": refused} if refused else {})}, files
+    made.update({"refused": refused} if refused else {})
+    return files
 
 
 def _target(
@@ -302,10 +273,9 @@ def _target(
                 hint="--precision fp32",
             )
     write_tensors(weights, tensors)
-    ids = parity.probe_tokens(checkpoint)
-    expected, said_by = parity.expected_logits(checkpoint, ids, against=against)
-    found = run_target(graph, read_tensors(weights), checkpoint.architecture, ids)
-    near = parity.compare(found, expected, said_by)
+    probe = parity.probe(checkpoint, against)
+    found = run_target(graph, read_tensors(weights), checkpoint.architecture, probe.ids)
+    near = parity.compare(found, probe.logits, probe.against)
     near.require("the target", limit(precision))
     details = {"engine": "onnxruntime", "graph": "target"}
     details["min_engine"] = target_graph.MIN_ENGINE

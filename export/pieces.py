@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError
-from draftwire.export.sources.checkpoint import Checkpoint, read_json
+from draftwire.export.sources.architecture import parallel_of
+from draftwire.export.sources.checkpoint import Checkpoint, read_config, read_json
 from draftwire.export.sources.head import KEY, packed
 from draftwire.packages import NewFile, tokenizer_fingerprint
 from draftwire.template import template_files
@@ -31,7 +33,7 @@ PAGE = 4096
 _EMBEDDING = re.compile(
     r"(?:model\.embed_tokens|gpt_neox\.embed_in|transformer\.w[tp]e)\.weight\Z"
 )
-_LAYER = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.|transformer\.h\.(\d+)\.")
+_LAYER = re.compile(r"(?:(?:model|gpt_neox)\.layers|transformer\.h)\.(\d+)\.")
 
 
 def check_place(place: Path, role: str, *, replace: bool) -> None:
@@ -92,13 +94,15 @@ def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list
 
 def anchor_parameters(names: Iterable[str], layers: int) -> list[str]:
     """Return the parameters of the anchor: embedding and the first ``layers``."""
-    found = []
-    for name in names:
-        match = _LAYER.match(name)
-        inside = match and int(match[match.lastindex or 1]) < layers
-        if inside or _EMBEDDING.match(name):
-            found.append(name)
-    return sorted(found)
+    return sorted(name for name in names if _layer_of(name) < layers)
+
+
+def _layer_of(name: str) -> float:
+    """Return the layer of a parameter, -1 for the embedding, infinity for what is behind
+    all layers.
+    """
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1 if _EMBEDDING.match(name) else math.inf
 
 
 def backbone_fingerprint(
@@ -112,13 +116,11 @@ def backbone_fingerprint(
     Weights are rounded to float16, so that a checkpoint and its float16 package have the
     same value.
     """
-    groups: dict[int, list[str]] = {at: [] for at in range(-1, layers)}
+    groups: dict[float, list[str]] = {at: [] for at in range(-1, layers)}
     for name in anchor_parameters(names, layers):
-        match = _LAYER.match(name)
         with np.errstate(over="ignore"):
             values = weight(name).astype("<f2") + np.float16(0)  # one zero, not two
-        found = hashlib.sha256(values.tobytes()).hexdigest()
-        groups[int(match[match.lastindex or 1]) if match else -1].append(found)
+        groups[_layer_of(name)].append(hashlib.sha256(values.tobytes()).hexdigest())
     lines = [f"draftwire.backbone/2 {layers}"]
     for at, digests in groups.items():
         lines += ["embedding" if at < 0 else f"layer {at}", *sorted(digests)]
@@ -177,6 +179,17 @@ def package_fields(
             **made_with(),
         },
     }
+
+
+def name_masks(checkpoint: Checkpoint, fields: dict[str, Any]) -> list[int]:
+    """Put what a draft's config says of its masks into the fields of its manifest; return
+    those of a whole block.
+    """
+    where, size = checkpoint.folder.name, checkpoint.architecture.vocab_size
+    table, masks = parallel_of(where, read_config(checkpoint.folder), size)
+    if table is not None:
+        fields["parallel"] = table
+    return masks
 
 
 def made_with() -> dict[str, str]:

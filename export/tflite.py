@@ -23,14 +23,10 @@ from draftwire.export.precision import parity
 from draftwire.export.precision.runners import DraftRunner, Logits
 from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.sources.tokens import checked
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
-from draftwire.packages import (
-    DraftPackage,
-    NewFile,
-    load_draft,
-    tokenizer_fingerprint,
-    write_package,
-)
+from draftwire.packages import DraftPackage, NewFile, load_draft, write_package
+from draftwire.tokenizer import tokenizer_fingerprint
 
 # Least agreement of a package's rounded model with the checkpoint that is said to be
 # its origin; another model agrees at a few positions only.
@@ -42,9 +38,7 @@ class _Origin:
     """Where weights and right answers come from."""
 
     weights: Weights
-    ids: list[int]
-    expected: Logits
-    against: str
+    probe: parity.Probe
     # the answers are those of these very weights in float32, so that float32 results must
     # be near them, not only agree
     exact: bool
@@ -106,7 +100,7 @@ def export_tflite(
     if package is None:
         if checkpoint is not None:
             raise ConfigError("--checkpoint goes with a draft package, not with another")
-        made = _load(source, context)
+        made = _load(source, context, against)
         made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
         origin = _from_checkpoint(made, against)
         fields = pieces.package_fields(
@@ -115,6 +109,7 @@ def export_tflite(
             family_name=family_name,
             anchor_layers=anchor_layers,
         )
+        pieces.name_masks(made, fields)
         files = pieces.text_files(made.folder)
     else:
         if any((name, family_name, context, anchor_layers)):
@@ -130,7 +125,7 @@ def export_tflite(
     fields["made"] = {**dict(fields.get("made") or {}), **added}
     for one in precisions:
         content, file = build_tflite(origin.weights, one), f"model.{one}.tflite"
-        near = check_tflite(content, origin.ids, origin.expected, origin.against)
+        near = check_tflite(content, origin.probe)
         limit = parity.limit_of(one, min_agreement)
         if not origin.exact:
             limit = parity.Limit(None, parity.limit_of("int8", min_agreement).agreement)
@@ -150,9 +145,9 @@ def export_tflite(
     return place
 
 
-def _load(folder: Path, context: int | None) -> Checkpoint:
+def _load(folder: Path, context: int | None, against: str) -> Checkpoint:
     try:
-        return load_checkpoint(folder, context=context)
+        return checked(load_checkpoint(folder, context=context), against)
     except UnknownArchitecture as exc:
         raise ModelError(
             str(exc), hint="such a draft runs on onnxruntime: draftwire export package"
@@ -160,37 +155,36 @@ def _load(folder: Path, context: int | None) -> Checkpoint:
 
 
 def _from_checkpoint(checkpoint: Checkpoint, against: str) -> _Origin:
-    ids = parity.probe_tokens(checkpoint)
-    expected, source = parity.expected_logits(checkpoint, ids, against=against)
-    weights = CheckpointWeights(checkpoint)
-    return _Origin(weights, ids, expected, source, True, checkpoint.name)
+    probe, weights = parity.probe(checkpoint, against), CheckpointWeights(checkpoint)
+    return _Origin(weights, probe, True, checkpoint.name)
 
 
 def _from_package(package: DraftPackage) -> _Origin:
     """Take the weights of the package's widest graph, and what it says with them."""
     weights = PackageWeights(package)
-    limit = min(parity.MAX_PROBE, package.context)
-    ids = parity.probe_ids(package.path, package.vocab_size, package.bos_id, limit=limit)
+    known = package.vocab_size, package.bos_id, package.context
+    ids, name = parity.probe_ids(package.path, *known), weights.file.path.name
     runner = DraftRunner(weights.file.path, weights.a)
     rows = [runner.forward([token])[0] for token in ids]
     expected = parity.finite_logits(package.path.name, np.stack(rows))
-    exact, name = weights.file.precision == "fp32", weights.file.path.name
-    return _Origin(weights, ids, expected, name, exact, name)
+    probe = parity.Probe(ids, expected, name)
+    return _Origin(weights, probe, weights.file.precision == "fp32", name)
 
 
 def _from_named_checkpoint(
     package: DraftPackage, own: _Origin, folder: Path, against: str
 ) -> _Origin:
     """Take the weights of the checkpoint that the package was made from, if it was."""
-    checkpoint = _load(folder, None).cut(package.context)
+    checkpoint = _load(folder, None, against).cut(package.context)
     a, s = checkpoint.architecture, package.shape
     theirs = (a.layers, a.kv_heads, a.head_dim, a.hidden, a.vocab_size, a.context)
     ours = (s.layers, s.kv_heads, s.head_dim, s.hidden, package.vocab_size, package.context)
     tokenizer = tokenizer_fingerprint(checkpoint.tokenizer)
     origin = _from_checkpoint(checkpoint, against)
-    if theirs == ours and tokenizer == package.family.tokenizer:
-        same = parity.compare(own.expected[: len(origin.ids)], origin.expected, "")
-        if own.ids == origin.ids and same.agreement >= _SAME_MODEL:
+    same = theirs == ours and tokenizer == package.family.tokenizer
+    if same and own.probe.ids == origin.probe.ids:
+        near = parity.compare(own.probe.logits, origin.probe.logits, "")
+        if near.agreement >= _SAME_MODEL:
             return origin
     raise ModelError(
         f"{folder.name} is not the checkpoint that {package.path.name} was made from",
@@ -252,13 +246,11 @@ def _places(cache: str, values: Any, which: slice) -> Any:
     return values[:, :, which] if cache[0] == "k" else values[..., which]
 
 
-def check_tflite(
-    model: bytes, ids: Sequence[int], expected: Logits, against: str
-) -> parity.Parity:
+def check_tflite(model: bytes, probe: parity.Probe) -> parity.Parity:
     """Run a draft over a text in blocks and steps of every signature, with a rewind; return
-    how far its logits are from ``expected`` ``(T, V)``, at the positions it gave.
+    how far its logits are from what is right, at the positions it gave.
     """
-    runner = TfliteRunner(model)
+    runner, ids = TfliteRunner(model), probe.ids
     rows: list[int] = []
     found: list[Logits] = []
     # A rejected block, taken back: its entries must not be seen again.
@@ -277,4 +269,4 @@ def check_tflite(
         usable = [name for name in runner.steps if _room(name) > at]
         found.append(runner.step(ids[at], usable[at % len(usable)]))
         rows.append(at)
-    return parity.compare(np.stack(found), expected[rows], against)
+    return parity.compare(np.stack(found), probe.logits[rows], probe.against)

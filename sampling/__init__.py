@@ -12,7 +12,6 @@ from draftwire.sampling.scheme import (
     Card,
     Decider,
     Decision,
-    IdsOnly,
     Proposal,
     Proposer,
     Scheme,
@@ -110,8 +109,7 @@ def make_proposer(
     scheme = _scheme(params)
     scheme.check(params, vocab_size)
     proposer = scheme.make_proposer(params, vocab_size)
-    if isinstance(proposer, IdsOnly):
-        proposer.insight, proposer.second = insight, second
+    proposer.insight, proposer.second = insight, second
     return proposer
 
 

@@ -37,7 +37,7 @@ from draftwire.sampling.laws import (
 )
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.races import first_arrivals, keys_of, noise_of
-from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
+from draftwire.sampling.scheme import ByToken, Card, Proposal, Proposer, Scheme
 
 CARD = Card("coupled", exact=True, note="ids up; one id down; the noise is shared by seed")
 MATCH_CARD = Card(
@@ -89,7 +89,7 @@ def _first(
     return Proposal(order[0], prob, runner_up=order[1] if len(order) > 1 else None)
 
 
-class _Proposer(IdsOnly):
+class _Proposer(Proposer):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         count = 2 if self.insight or self.second else 1
         return _first(logits, self._params, position, count, sure=True)
@@ -102,7 +102,7 @@ def _decider(params: SamplingParams, vocab_size: int) -> ByToken:
     return ByToken(CARD.name, choose)
 
 
-class _Guesser(IdsOnly):
+class _Guesser(Proposer):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         token = most_likely(logits)
         return Proposal(token, law_of(logits, self._params).prob(token))

@@ -17,7 +17,7 @@ import numpy as np
 
 from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
+from draftwire.sampling.scheme import ByToken, Card, Proposal, Proposer, Scheme
 
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 ARGMAX_CARD = Card(
@@ -42,7 +42,7 @@ def _next(logits: np.ndarray, token: int) -> int | None:
     return second if logits[second] > -np.inf else None
 
 
-class _Proposer(IdsOnly):
+class _Proposer(Proposer):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         token = most_likely(logits)
         if self.insight:
@@ -52,7 +52,7 @@ class _Proposer(IdsOnly):
         )
 
 
-class _Sampler(IdsOnly):
+class _Sampler(Proposer):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         if self._params.temperature == 0:
             token = most_likely(logits)

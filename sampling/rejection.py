@@ -20,7 +20,7 @@ from draftwire.errors import ProtocolError
 from draftwire.sampling.evidence import Lattice
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.scheme import Decision, Half, Proposal
+from draftwire.sampling.scheme import Decision, Proposal, Proposer
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
@@ -49,7 +49,7 @@ def residual_of(law: Law, draft: Lattice) -> Law:
     return Law(law.ids, rest / total) if total > 0 else law
 
 
-class Drawn(Half):
+class Drawn(Proposer):
     """What the device halves share that draw from a law in whole numbers, which goes up.
 
     A subclass gives ``_round`` (the law that is drawn from) and ``_packed`` (its bytes).

@@ -63,50 +63,37 @@ class Card:
         return self.any_draft
 
 
-class Proposer(Protocol):
-    """Device half."""
+class Proposer:
+    """Device half, of a scheme whose blocks carry ids alone unless it says else.
+
+    Attributes:
+        insight: Also say how sure the draft is of each token, and of the next best.
+        second: Also say the next best. Both where ids are all that a block carries.
+    """
+
+    insight = second = False
+
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params, self._vocab_size = params, vocab_size
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         """Choose a token for ``position`` from draft ``logits`` ``(vocab,)``."""
+        raise NotImplementedError
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
         """Return the evidence of a block; empty when the ids say it all.
 
         ``pack(a + b) == pack(a) + pack(b)``: blocks are cut and joined anywhere.
         """
+        return b""
 
     def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
         """Draw the correction after ``proposal`` was rejected at ``position``.
 
         Raises:
-            ProtocolError: ``Decision.evidence`` is not valid, or the scheme has none.
+            ProtocolError: ``Decision.evidence`` is not valid, or the cloud draws it.
         """
-
-
-class Half:
-    """What the device halves share: the cloud gives corrections, unless one says else."""
-
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params, self._vocab_size = params, vocab_size
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        """Raise a ProtocolError: nothing is to be drawn here."""
         raise ProtocolError(f"{self._params.scheme}: the cloud draws every correction")
-
-
-class IdsOnly(Half):
-    """What the device halves share whose blocks carry ids alone.
-
-    Attributes:
-        insight: Also say how sure the draft is of each token, and of the next best.
-        second: Also say the next best.
-    """
-
-    insight = second = False
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        """Return no evidence."""
-        return b""
 
 
 class Decider(Protocol):

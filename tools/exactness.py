@@ -19,9 +19,8 @@ DTYPES = "float32,bfloat16,float16"
 
 def checkpoint(version: str, folder: Path) -> Path:
     """Write a reference target as a Hugging Face folder; return it."""
-    source = ROOT / "models" / f"{version}.target"
-    base = read_base(source)
-    save_model(base.model, base, source, folder)
+    base = read_base(ROOT / "models" / f"{version}.target")
+    save_model(base.model, base, folder)
     return folder
 
 

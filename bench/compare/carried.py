@@ -20,8 +20,9 @@ from draftwire.sampling import Decision, Proposal, Proposer, SamplingParams, gre
 from draftwire.sampling.scheme import Card, Decider, Scheme
 
 
-class _Proposer:
-    def __init__(self, size: int) -> None:
+class _Proposer(Proposer):
+    def __init__(self, size: int, params: SamplingParams, vocab_size: int) -> None:
+        super().__init__(params, vocab_size)
         self._size = size
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
@@ -33,9 +34,6 @@ class _Proposer:
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
         return b"".join([p.evidence for p in proposals])
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ProtocolError("the cloud gives every correction")
 
 
 class _Decider:
@@ -71,7 +69,7 @@ def carried_scheme(size: int) -> Scheme:
     )
 
     def proposer(params: SamplingParams, vocab_size: int) -> Proposer:
-        return _Proposer(size)
+        return _Proposer(size, params, vocab_size)
 
     def decider(params: SamplingParams, vocab_size: int) -> Decider:
         return _Decider(size, params, vocab_size)

@@ -19,33 +19,20 @@ import torch
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export import pieces
 from draftwire.export.exits import heads
 from draftwire.export.exits.heads import ExitHead, Ids, Studied
 from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
-from draftwire.export.pieces import (
-    check_beside,
-    check_place,
-    kept_files,
-    made_with,
-    writing,
-)
 from draftwire.export.precision.runners import session, supplied
 from draftwire.export.settings import ExitSettings
 from draftwire.export.sources.checkpoint import load_model
 from draftwire.export.sources.documents import encode, read_documents
 from draftwire.export.training.base import model_of
 from draftwire.export.training.text import deal_file
-from draftwire.packages import (
-    NewExits,
-    NewFile,
-    TargetPackage,
-    load_target,
-    load_tokenizer,
-    write_package,
-)
+from draftwire.packages import NewExits, NewFile, TargetPackage, load_target, write_package
 from draftwire.packages.exits import EXITS_FILE, EXITS_FORMAT
 from draftwire.tensors import read_tensors, target_weights, write_tensors
-from draftwire.tokenizer import Tokenizer
+from draftwire.tokenizer import Tokenizer, load_tokenizer
 
 Say = Callable[[str], None]
 Floats = NDArray[np.float32]
@@ -56,7 +43,6 @@ WINDOW = 256  # tokens that the target reads at a time
 _BATCH = 1024  # tokens of a training step
 _OWN_ROWS = 32  # texts that the target writes side by side
 _HELD_OUT = 0.1  # of a file
-_DOCUMENTS = 64  # that are encoded at a time
 _TOLERANCE = 1e-4  # of the largest logit: the parts against the whole
 
 
@@ -120,9 +106,9 @@ def export_exits(
         has = package.exits is not None and out is None
         place = package.path if out is None else Path(out).absolute()
         if out is not None:
-            check_place(place, "target", replace=replace)
+            pieces.check_place(place, "target", replace=replace)
             if package.base is not None:
-                check_beside(place, package.base.path)
+                pieces.check_beside(place, package.base.path)
         whole_graph(package)
         tokenizer = load_tokenizer(package.tokenizer_path)
         torch.set_num_threads(1)  # small products: more threads cost more than they gain
@@ -141,7 +127,7 @@ def export_exits(
         "tokens": settings.tokens if other is None else 0,
         "seed": settings.seed,
         **({"reused": other.name} if other is not None else {}),
-        **made_with(),
+        **pieces.made_with(),
         "torch": torch.__version__,
     }
     if package is None:
@@ -152,13 +138,13 @@ def export_exits(
             "rank": str(settings.rank),
             "made": json.dumps(made),
         }
-        with writing(file):
+        with pieces.writing(file):
             write_tensors(file, tensors, metadata=header)
         say(f"the exits lie in {file}: serve the folder with `draftwire verifier serve`")
         return place
     with tempfile.TemporaryDirectory(prefix=".exits-", dir=place.parent) as scratch:
         new = exit_files(package, entries, tensors, settings.rank, made, Path(scratch))
-        fields, files = kept_files(package)
+        fields, files = pieces.kept_files(package)
         fields.pop("exits", None)
         written = write_package(
             place, "target", fields, files, exits=new, replace=out is None or replace
@@ -354,15 +340,10 @@ def read_texts(
             hint="give one held-out file for each, in the same order",
         )
 
-    def ids(documents: Sequence[str], wanted: int) -> Ids:
-        found: list[int] = []
+    def ids(documents: Sequence[str], most: int) -> Ids:
         size = tokenizer.vocab_size
-        for at in range(0, len(documents), _DOCUMENTS):
-            part = documents[at : at + _DOCUMENTS]
-            found += encode(tokenizer.engine, part, vocab_size=size, end=None).tolist()
-            if len(found) >= wanted:
-                break
-        return np.array(found[:wanted], np.int64)
+        found = encode(tokenizer.engine, documents, vocab_size=size, most=most)
+        return found.astype(np.int64)
 
     share = -(-settings.tokens // len(data))
     texts = []

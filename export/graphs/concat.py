@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.pieces import DRAFT_CONTEXT, made_with, text_files
+from draftwire.export.pieces import DRAFT_CONTEXT, made_with
 from draftwire.export.precision import parity
 from draftwire.export.precision.runners import ConcatRunner
 from draftwire.export.sources.checkpoint import (
@@ -59,7 +59,7 @@ def export_with_optimum(
     most 4096 positions. Optimum is installed where that was ``told``. A ConfigError where
     it is not there, a ModelError where it cannot export the model or the result differs.
     """
-    from draftwire.export.onnx import precisions_of
+    from draftwire.export.onnx import gated
 
     config = read_config(folder)
     open_weights(folder)
@@ -73,26 +73,11 @@ def export_with_optimum(
     vocab_size = _first(folder, config, ("vocab_size",))
     bos_id, eos_ids = special_ids(folder, config, vocab_size)
     bos_id = check_tokens(folder, bos_id)
-    most = min(parity.MAX_PROBE, context)
-    ids = parity.probe_ids(folder, vocab_size, bos_id, limit=most)
+    ids = parity.probe_ids(folder, vocab_size, bos_id, context)
     whole, versions = _run(_python(why, told=told), folder, scratch / "optimum")
     (logits,), against = parity.torch_logits(folder, [ids])
-    runner = ConcatRunner(whole)
-    expected = parity.finite_logits(folder.name, logits)
-    near = parity.compare(parity.check_steps(runner, ids), expected, against)
-    near.require("the graph", parity.LIMITS["fp32"])
-    made, files = precisions_of(
-        whole,
-        precisions,
-        ConcatRunner,
-        near,
-        limit,
-        folder=folder,
-        vocab_size=vocab_size,
-        bos_id=bos_id,
-        context=context,
-        graph="concat",
-    )
+    probe = parity.Probe(ids, parity.finite_logits(folder.name, logits), against)
+    shape = ConcatRunner(whole).shape
     tokenizer = tokenizer_fingerprint(folder / "tokenizer.json")
     fields = {
         "family": {"name": "", "backbone": None, "tokenizer": tokenizer},
@@ -100,16 +85,16 @@ def export_with_optimum(
         "context": context,
         "bos_id": bos_id,
         "eos_ids": list(eos_ids),
-        "shape": {**runner.shape, "hidden": _first(folder, config, _HIDDEN_NAMES)},
+        "shape": {**shape, "hidden": _first(folder, config, _HIDDEN_NAMES)},
         "made": {
             "from": folder.name.removesuffix(".hf"),
             "model_type": config.get("model_type"),
             "optimum": versions,
-            **made,
             **made_with(),
         },
     }
-    return fields, {**text_files(folder), **files}
+    files = gated(whole, ConcatRunner, probe, precisions, limit, folder, fields)
+    return fields, files
 
 
 def _python(why: Exception, *, told: bool) -> str:

@@ -158,10 +158,10 @@ def _log_softmax(logits: Logits) -> NDArray[np.float32]:
 
 
 def moments_of(
-    path: Path, texts: Iterable[Sequence[int]]
+    path: Path, reader: Reader, texts: Iterable[Sequence[int]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the second moments ``(K, K)`` of what each matrix of a float32 graph is
-    multiplied with; one array for matrices that share their input.
+    """Return the second moments ``(K, K)`` of what each matrix of a float32 graph, which
+    ``reader`` reads, is multiplied with; one array for matrices that share their input.
     """
     model = onnx.load(str(path), load_external_data=False)
     inputs = inputs_of(model)
@@ -175,11 +175,12 @@ def moments_of(
     probe.unlink()
     sums: dict[str, NDArray[np.float32]] = {}
     texts = [list(text) for text in texts]
+    reader.rewind(0)
     # All activations of a text at once would be gigabytes for a large model.
     for start in range(0, len(watched), _GROUP):
         group = watched[start : start + _GROUP]
         for text in texts:
-            values = engine.run(group, _feeds(engine, text))
+            values = engine.run(group, reader.feeds(text))
             for name, rows in zip(group, values, strict=True):
                 flat = rows.reshape(-1, rows.shape[-1])
                 sums[name] = sums.get(name, np.float32(0)) + flat.T @ flat
@@ -212,23 +213,3 @@ def cache_ranges(
             most = held.max(2, keepdims=True) * _HEADROOM
             found[name] = np.maximum(found.get(name, most), most)
     return found
-
-
-def _feeds(engine: Any, text: Sequence[int]) -> dict[str, NDArray[Any]]:
-    """Return the inputs of one whole forward, for both forms of graph."""
-    length = len(text)
-    inputs = {node.name: node for node in engine.get_inputs()}
-    known: dict[str, NDArray[Any]] = {
-        "input_ids": np.array([text], np.int64),
-        "attention_mask": np.ones((1, length), np.int64),
-        "position_ids": np.arange(length)[None],
-        "seqlens_k": np.array([length - 1], np.int32),
-        "total_seq_len": np.array(length, np.int32),
-        "logits_from": np.array([-1], np.int64),
-    }
-    past = length if "seqlens_k" in inputs else 0
-    for name, node in inputs.items():
-        if name.startswith("past_key_values."):
-            shape = (1, node.shape[1], past, node.shape[3])
-            known[name] = np.zeros(shape, np.float32)
-    return {name: known[name] for name in inputs}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,18 +106,17 @@ def limit_of(precision: str, min_agreement: float | None) -> Limit:
     return limit if min_agreement is None else Limit(limit.difference, min_agreement)
 
 
-def probe_tokens(checkpoint: Checkpoint) -> list[int]:
-    """Return the tokens that graph and checkpoint are compared on."""
-    a = checkpoint.architecture
-    most = min(MAX_PROBE, a.context)
-    return probe_ids(checkpoint.folder, a.vocab_size, checkpoint.bos_id, limit=most)
+class Probe(NamedTuple):
+    """What a graph is compared on."""
+
+    ids: list[int]  # of a text
+    logits: Logits  # what is right, ``(T, V)``, and where masks are the rows behind them
+    against: str  # who says so
 
 
-def probe_ids(
-    folder: Path, vocab_size: int, bos_id: int | None, *, limit: int
-) -> list[int]:
-    """Return at most ``limit`` tokens of the probe text; a ModelError where the tokenizer
-    gives ids that the model has no row for.
+def probe_ids(folder: Path, vocab_size: int, bos_id: int | None, context: int) -> list[int]:
+    """Return tokens of the probe text; a ModelError where the tokenizer gives ids that the
+    model has no row for.
     """
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     ids = tokenizer.encode(PROBE_TEXT, bos_id=bos_id)
@@ -127,32 +126,28 @@ def probe_ids(
             f"its embedding has {vocab_size} rows",
             hint="tokenizer.json belongs to another model",
         )
-    return ids[:limit]
+    return ids[: min(MAX_PROBE, context)]
 
 
-def expected_logits(
-    checkpoint: Checkpoint,
-    ids: Sequence[int],
-    *,
-    against: str = "auto",
-    masks: Sequence[int] = (),
-) -> tuple[Logits, str]:
-    """Return what a checkpoint says about a text, ``(T, V)`` float32, and who computed it.
+def probe(checkpoint: Checkpoint, against: str, masks: Sequence[int] = ()) -> Probe:
+    """Return what a checkpoint says of the probe text.
 
     ``against`` is "torch", "numpy", or "auto" for torch where it is installed. With
     ``masks`` the rows of :func:`mask_rows` follow. A ModelError where the result is not
     finite.
     """
+    a, folder = checkpoint.architecture, checkpoint.folder
+    ids = probe_ids(folder, a.vocab_size, checkpoint.bos_id, a.context)
     installed = all(find_spec(name) for name in ("torch", "transformers"))
-    ends = mask_ends(len(ids), len(masks), checkpoint.architecture.context)
+    ends = mask_ends(len(ids), len(masks), a.context)
     texts = [ids, *([*ids[:end], *masks] for end in ends)]
     if against == "torch" or (against == "auto" and installed):
-        rows, source = torch_logits(checkpoint.folder, texts)
+        rows, source = torch_logits(folder, texts)
     else:
         rows, source = [reference_logits(checkpoint, text) for text in texts], "numpy"
     behind = [row[-1 - len(masks) :] for row in rows[1:]]
-    logits = hushed(np.concatenate([rows[0], *behind]), checkpoint.architecture.said)
-    return finite_logits(checkpoint.folder.name, logits), source
+    logits = hushed(np.concatenate([rows[0], *behind]), a.said)
+    return Probe(ids, finite_logits(folder.name, logits), source)
 
 
 def finite_logits(name: str, logits: Logits) -> Logits:

@@ -27,6 +27,10 @@ class Reader:
 
     length = 0
 
+    def feeds(self, ids: Sequence[int], *, rows: int = 1) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the graph that further tokens make."""
+        raise NotImplementedError
+
     def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
         """Take further tokens; return ``(rows, V)`` logits of the last ones."""
         raise NotImplementedError
@@ -93,20 +97,24 @@ class DraftRunner(Reader):
             if node.name.startswith("past_key_values.")
         }
 
-    def forward(self, ids: Sequence[int] | NDArray[Any], *, rows: int = 1) -> Logits:
+    def feeds(self, ids: Sequence[int], *, rows: int = 1) -> dict[str, NDArray[Any]]:
+        total = self.length + len(ids)
+        return {
+            "input_ids": np.ascontiguousarray(ids, np.int64)[None],
+            "seqlens_k": np.array([total - 1], np.int32),
+            "total_seq_len": np.array(total, np.int32),
+            "logits_from": np.array([-rows], np.int64),
+            **{"past_key_values." + n: array for n, array in self.caches.items()},
+        }
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
+        given = self.feeds(ids, rows=rows)
         self.length += len(ids)
         binding = self._session.io_binding()
         logits: Logits = np.empty((1, rows, self.a.vocab_size), np.float32)
-        given: dict[str, NDArray[Any]] = {
-            "input_ids": np.ascontiguousarray(ids, np.int64)[None],
-            "seqlens_k": np.array([self.length - 1], np.int32),
-            "total_seq_len": np.array(self.length, np.int32),
-            "logits_from": np.array([-rows], np.int64),
-        }
-        pasts = {"past_key_values." + n: array for n, array in self.caches.items()}
         presents = {"present." + n: array for n, array in self.caches.items()}
         for bind, arrays in (
-            (binding.bind_input, {**given, **pasts}),
+            (binding.bind_input, given),
             (binding.bind_output, {**presents, "logits": logits}),
         ):
             for name, array in arrays.items():
@@ -139,19 +147,21 @@ class ConcatRunner(Reader):
         self.shape = {"layers": len(self._pasts) // 2, "kv_heads": heads, "head_dim": dim}
         self._cache = dict.fromkeys(self._pasts, np.zeros((1, heads, 0, dim), np.float32))
 
-    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
+    def feeds(self, ids: Sequence[int], *, rows: int = 1) -> dict[str, NDArray[Any]]:
         total = self.length + len(ids)
-        feeds: dict[str, NDArray[Any]] = {
+        known: dict[str, NDArray[Any]] = {
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(self.length, total)[None],
             **self._cache,
         }
+        return {name: known[name] for name in self._wants}
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
         names = [n.replace("past_key_values", "present") for n in self._pasts]
-        wanted = {name: feeds[name] for name in self._wants}
-        logits, *caches = self._session.run(["logits", *names], wanted)
+        logits, *caches = self._session.run(["logits", *names], self.feeds(ids))
         self._cache = dict(zip(self._pasts, caches, strict=True))
-        self.length = total
+        self.length += len(ids)
         return np.asarray(logits[0, -rows:], np.float32)
 
     def rewind(self, length: int) -> None:

@@ -299,8 +299,9 @@ def _refuse_hidden_readers(where: str, raw: Mapping[str, Any]) -> None:
 
 def parallel_of(
     where: str, config: Mapping[str, Any], vocab_size: int
-) -> dict[str, Any] | None:
-    """Return a draft manifest's ``parallel``, where ``config.json`` says what masks are.
+) -> tuple[dict[str, Any] | None, list[int]]:
+    """Return a draft manifest's ``parallel``, where ``config.json`` says what masks are,
+    and the masks of a whole block.
 
     It says so in a ``parallel`` of its own, which is that table, or as a PARD checkpoint:
     ``pard_token`` or ``ptd_token_id``, one row for all masks. Those say no block; they are
@@ -313,13 +314,14 @@ def parallel_of(
     if table is None:
         one = config.get("pard_token", config.get("ptd_token_id"))
         if one is None and str(config.get("spd_type")).lower() != "pard":
-            return None
+            return None, []
         table = {"mask_ids": [one], "block": _PARD_BLOCK}
     try:
-        read_parallel(where, table, vocab_size)
+        said = read_parallel(where, table, vocab_size)
     except PackageError as exc:
         raise ModelError(str(exc), hint="config.json belongs to another model") from exc
-    return dict(table)
+    assert said is not None
+    return dict(table), [*said.masks(said.block - 1)]
 
 
 def _context(fields: Fields, wanted: int | None, bound: int | None) -> int:

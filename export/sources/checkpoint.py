@@ -269,9 +269,9 @@ def special_ids(
     return bos, eos
 
 
-def load_model(folder: Path, dtype: Any = None) -> Any:
-    """Return a directory's causal language model as transformers runs it, nothing in it
-    trained; float32 without a dtype.
+def load_model(folder: Path) -> Any:
+    """Return a directory's causal language model as transformers runs it in float32,
+    nothing in it trained.
 
     Only ``config.json`` and safetensors are read. A ConfigError where transformers or torch
     is not installed, a ModelError where it cannot be loaded.
@@ -288,7 +288,7 @@ def load_model(folder: Path, dtype: Any = None) -> Any:
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             str(folder),
-            dtype=dtype or torch.float32,
+            dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

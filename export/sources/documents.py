@@ -102,22 +102,29 @@ def count_ids(
     found = np.zeros(vocab_size, np.int64)
     for file in files:
         documents = read_documents(file, template)
-        ids = encode(engine, documents, vocab_size=vocab_size, end=None)
+        ids = encode(engine, documents, vocab_size=vocab_size)
         found += np.bincount(ids, minlength=vocab_size)
     return found
 
 
 def encode(
-    tokenizer: Tokenizer, documents: Sequence[str], *, vocab_size: int, end: int | None
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    *,
+    vocab_size: int,
+    end: int | None = None,
+    most: int | None = None,
 ) -> NDArray[Any]:
-    """Encode documents as one stream of ids, as wide as ``vocab_size`` asks, ``end`` after
-    each.
+    """Encode documents as one stream of ids, at most so many, as wide as ``vocab_size``
+    asks, ``end`` after each.
 
     A ModelError where the tokenizer knows more tokens than the base.
     """
     kind = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     rows = [np.zeros(0, kind)]
     for at in range(0, len(documents), 256):
+        if most is not None and sum(map(len, rows)) >= most:
+            break
         batch = list(documents[at : at + 256])
         for found in tokenizer.encode_batch(batch, add_special_tokens=False):
             ids = found.ids + ([] if end is None else [end])
@@ -127,4 +134,4 @@ def encode(
                     hint="give the tokenizer that the base was trained with",
                 )
             rows.append(np.array(ids, kind))
-    return np.concatenate(rows)
+    return np.concatenate(rows)[:most]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import processors
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.sources.checkpoint import first_line
+from draftwire.export.sources.checkpoint import Checkpoint, first_line
 from draftwire.tokenizer import PROBES, Tokenizer, first_token, load_tokenizer
 
 _SAVE = "save it again: AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
@@ -69,6 +70,15 @@ def check_tokens(folder: Path, bos_id: int | None) -> int | None:
                 hint=_SAVE,
             )
     return bos_id
+
+
+def checked(checkpoint: Checkpoint, against: str) -> Checkpoint:
+    """Return a checkpoint with the first token of :func:`check_tokens`, unless it is held
+    to "numpy" alone.
+    """
+    if against == "numpy":
+        return checkpoint
+    return replace(checkpoint, bos_id=check_tokens(checkpoint.folder, checkpoint.bos_id))
 
 
 def _literal(tokenizer: Tokenizer, text: str) -> list[int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from torch import Tensor
 
 from draftwire.errors import ConfigError, ModelError
@@ -85,18 +84,14 @@ def read_base(path: str | Path) -> Base:
 
 
 def model_of(package: TargetPackage) -> Any:
-    """Return a target package as a model of transformers in float32, adapter merged; a
-    ModelError where the package is too old to say its shape, or its weights do not fit it.
+    """Return a target package as a model of transformers in float32, adapter merged and
+    nothing trained; a ModelError where the package is too old to say its shape, or its
+    weights do not fit it.
     """
-    return from_weights(package.path.name, config_of(package), target_weights(package))
-
-
-def from_weights(
-    where: str, config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
-) -> Any:
-    """Return a frozen model of a ``config.json`` and its weights."""
+    config = config_of(package)
     rest = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
     known = transformers.AutoConfig.for_model(**rest)
+    weights = target_weights(package)
     tensors = {name: torch.from_numpy(np.array(w)) for name, w in weights.items()}
     transformers.utils.logging.disable_progress_bar()
     with torch.device("meta"):
@@ -106,9 +101,9 @@ def from_weights(
             None, config=known, state_dict=tensors, output_loading_info=True
         )
     except RuntimeError as exc:
-        raise ModelError(f"{where}: its weights do not fit its shape") from exc
+        raise ModelError(f"{package.path.name}: its weights do not fit its shape") from exc
     if found["missing_keys"] or found["unexpected_keys"]:
-        raise ModelError(f"{where}: its weights do not fit its shape")
+        raise ModelError(f"{package.path.name}: its weights do not fit its shape")
     return model.eval().requires_grad_(False)
 
 
@@ -174,16 +169,13 @@ def start_from(draft: Any, source: Path, base: Base) -> Tensor:
     return table[base.architecture.vocab_size :]
 
 
-def save_model(model: Any, base: Base, source: Path, folder: Path) -> None:
-    """Write a model with some of its base's layers as a Hugging Face directory, replaced.
-
-    ``source`` is the base's folder, a checkpoint or a target package.
-    """
+def save_model(model: Any, base: Base, folder: Path) -> None:
+    """Write a model with some of its base's layers as a Hugging Face directory, anew."""
     shutil.rmtree(folder, ignore_errors=True)
     transformers.utils.logging.disable_progress_bar()
     model.to("cpu", torch.float32).save_pretrained(folder)
     for name in _BESIDE:
         if (base.tokenizer.parent / name).is_file():
             shutil.copy(base.tokenizer.parent / name, folder / name)
-    if is_package(source):
+    if base.package is not None:
         copy_tokenizer(base.tokenizer, folder / "tokenizer.json", base.bos_id)

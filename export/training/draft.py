@@ -23,8 +23,7 @@ from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.loop import Plan, Source, Stream, half_precision, train
 from draftwire.export.training.parallel import ParallelTrainer
 from draftwire.export.training.states import States, UpperTrainer, write_states
-from draftwire.export.training.text import digests
-from draftwire.export.training.written import let_base_write
+from draftwire.export.training.text import digests, let_base_write
 from draftwire.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
@@ -84,7 +83,7 @@ def build_draft(
         ModelError: The base is damaged or of an unknown shape, or the draft is no better
             than doing nothing.
     """
-    base_dir, out = Path(base_dir), Path(out)
+    out = Path(out)
     settings = settings or DraftSettings()
     check_place(out, "draft", replace=replace)
     digests(data)  # what is missing is said before the plan is measured
@@ -172,7 +171,7 @@ def build_draft(
         size = draft.get_input_embeddings().num_embeddings
         setattr(draft.config, KEY, packed(said, size))
     made_in = work / f"{out.stem}.hf"
-    save_model(draft, base, base_dir, made_in)
+    save_model(draft, base, made_in)
     kind, most = max(nothing.items(), key=lambda item: item[1])
     if min_agreement != 0 and accepted <= most:
         raise ModelError(
@@ -281,9 +280,9 @@ def _say_only(draft: Any, base: Base, count: int, text: Stream) -> NDArray[np.in
     return ids
 
 
-def _loss(model: nn.Module, *batch: Tensor) -> Tensor:
-    assert isinstance(model, (DraftTrainer, UpperTrainer, ParallelTrainer))
-    return model.loss(*batch)
+def _loss(model: Any, *batch: Tensor) -> Tensor:
+    found: Tensor = model.loss(*batch)
+    return found
 
 
 def _told(found: Mapping[str, Any]) -> str:
@@ -307,10 +306,13 @@ class _Watch:
     def __init__(
         self, trainer: Trainer, held: dict[str, Any], settings: DraftSettings, say: Say
     ) -> None:
-        self._trainer, self._held, self._say = trainer, held, say
-        self._block = settings.parallel or 4
-        self._prompts, self._seed = settings.prompts, settings.seed
+        self._trainer, self._say, self._block = trainer, say, settings.parallel or 4
         self._spoken: list[tuple[Tensor, int]] = []
+        base, prompts = trainer.base, settings.prompts
+        for ids in held.values():
+            at = _prompt_tokens(ids)
+            given = measure.beginnings(ids, prompts, at, seed=settings.seed).to(base.device)
+            self._spoken.append((measure.continuations(base, given, count=32), at))
 
     def __call__(self) -> Mapping[str, float]:
         """Return ``accepted``: mean of a block of 4 (or all at once), over all files."""
@@ -326,15 +328,8 @@ class _Watch:
         }
 
     def _mean(self, agrees: Callable[[Tensor, int], np.ndarray]) -> float:
-        self._spoken = self._spoken or [self._speak(s) for s in self._held.values()]
         found = [
             measure.accepted_per_block(agrees(*spoken), self._block)
             for spoken in self._spoken
         ]
         return round(sum(found) / len(found), 4)
-
-    def _speak(self, held: np.ndarray) -> tuple[Tensor, int]:
-        at, base = _prompt_tokens(held), self._trainer.base
-        given = measure.beginnings(held, self._prompts, at, seed=self._seed)
-        given = given.to(base.device)
-        return measure.continuations(base, given, count=32), at

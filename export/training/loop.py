@@ -122,7 +122,8 @@ def half_precision(plan: Plan, device: str) -> bool:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, as the step of a matrix, in float32.
+    """Momentum, made orthogonal, as the step of a matrix, in float32; wants "lr" and
+    "weight_decay".
 
     PyTorch's own iterates in bfloat16, which a CPU without AMX runs some ten times slower.
 
@@ -130,11 +131,6 @@ class Muon(torch.optim.Optimizer):
         Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; scaled to
         AdamW-like steps as Liu et al. 2025, https://arxiv.org/abs/2502.16982.
     """
-
-    def __init__(
-        self, params: list[nn.Parameter], *, lr: float, weight_decay: float
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -175,7 +171,8 @@ def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
             (matrices if hidden else others).append(p)
     found: list[torch.optim.Optimizer] = []
     if matrices:
-        found.append(Muon(matrices, lr=plan.matrix_lr, weight_decay=plan.weight_decay))
+        how = {"lr": plan.matrix_lr, "weight_decay": plan.weight_decay}
+        found.append(Muon(matrices, how))
     if others:
         how = {"lr": plan.lr, "weight_decay": 0.0}
         found.append(torch.optim.AdamW(others, betas=(0.9, 0.95), **how))

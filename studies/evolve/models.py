@@ -271,7 +271,7 @@ class Workshop:
         self._learn(f"independent.{times:g}x.{seed}", model, begin, plan, flops=cost)
         return model.requires_grad_(False)
 
-    def sizes(self, source: Path) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """Return the bytes of what a device would download, int8, as exported."""
         b = self.budget
         draft = self.shared(b.seeds[0])
@@ -279,7 +279,7 @@ class Workshop:
         models = {"draft": draft, "base_as_draft": self.base.model}
         for name, model in models.items():
             with tempfile.TemporaryDirectory(dir=self.work) as folder:
-                save_model(model, self.base, source, Path(folder) / "model.hf")
+                save_model(model, self.base, Path(folder) / "model.hf")
                 out = export_onnx(
                     Path(folder) / "model.hf",
                     Path(folder) / "x.draft",

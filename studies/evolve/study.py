@@ -127,7 +127,7 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
     bench.run()
     document = bench.document
     if "bytes" not in document and "frozen" in study.arms:
-        document["bytes"] = shop.sizes(study.base)
+        document["bytes"] = shop.sizes()
     spent_s = document.get("cpu_seconds", 0.0) + time.process_time() - began
     document["cpu_seconds"] = round(spent_s, 1)
     bench.save()

@@ -15,6 +15,7 @@ from draftwire.export import tflite as exporter
 from draftwire.export.graphs import tflite as tflite_graph
 from draftwire.export.graphs.tflite import build_tflite, cache_lengths
 from draftwire.export.onnx import export_onnx
+from draftwire.export.precision.parity import Probe
 from draftwire.export.sources.checkpoint import load_checkpoint
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights
 from draftwire.export.tflite import TfliteRunner, check_tflite, export_tflite
@@ -30,11 +31,11 @@ def test_the_logits_are_those_of_transformers(shape, models, torch_logits):
     source = CheckpointWeights(load_checkpoint(folder))
     expected = torch_logits(folder, IDS)
     wide = build_tflite(source, "fp32", shortest=32)
-    parity = check_tflite(wide, IDS, expected, "torch")
+    parity = check_tflite(wide, Probe(IDS, expected, "torch"))
     assert parity.max_difference < 1e-4 * max(1.0, parity.max_logit)
     assert parity.agreement == 1.0
     small = build_tflite(source, "int8", shortest=32)
-    parity = check_tflite(small, IDS, expected, "torch")
+    parity = check_tflite(small, Probe(IDS, expected, "torch"))
     assert parity.max_difference < 0.1 * parity.max_logit
     assert len(small) < 0.8 * len(wide)
 
@@ -126,6 +127,29 @@ def test_a_package_for_litert_alone(model_copy, tmp_path):
     assert DraftModel.load(package).engine.startswith("ai-edge-litert")
 
 
+def test_tokens_that_transformers_reads_otherwise_are_refused(model_copy, tmp_path):
+    folder = model_copy("llama")
+    # transformers adds this token to the vocabulary, tokenizer.json lacks it.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    config["additional_special_tokens"] = ["brown"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="differently"):
+        export_tflite(folder, tmp_path / "a.draft")
+    assert [path.name for path in tmp_path.iterdir()] == ["llama.hf"]
+
+
+def test_masks_of_a_parallel_draft_are_named(model_copy, tmp_path):
+    """Or a tied head might draft one."""
+    folder = model_copy("llama_tied_biased")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pard_token": 310}))
+    out = export_tflite(folder, tmp_path / "a.draft", precision="fp32", against="numpy")
+    draft = load_draft(out)
+    assert draft.parallel is not None and draft.parallel.mask_ids == (310,)
+    model = DraftModel.load(out, engine="litert", precision="fp32")
+    assert model.parallel is None and model.mask_ids == (310,)
+
+
 def test_the_gate_notices_wrong_angles(models, tmp_path, monkeypatch):
     right = tflite_graph.rotation_table
     monkeypatch.setattr(
@@ -152,7 +176,7 @@ def test_the_gate_notices_a_mask_that_lets_the_future_in(models, monkeypatch, to
         return step(self, token, signature)
 
     monkeypatch.setattr(TfliteRunner, "step", leaky)
-    parity = check_tflite(content, IDS, torch_logits(folder, IDS), "torch")
+    parity = check_tflite(content, Probe(IDS, torch_logits(folder, IDS), "torch"))
     assert parity.max_difference > 1e-2
 
 
@@ -234,7 +258,7 @@ def test_the_weights_of_a_package_are_as_good(shape, models, tmp_path, torch_log
     folder = models(shape)
     package = export_onnx(folder, tmp_path / "a.draft", precision="fp32", against="numpy")
     content = build_tflite(PackageWeights(load_draft(package)), "fp32", shortest=32)
-    parity = check_tflite(content, IDS, torch_logits(folder, IDS), "torch")
+    parity = check_tflite(content, Probe(IDS, torch_logits(folder, IDS), "torch"))
     assert parity.max_difference < 1e-4 * max(1.0, parity.max_logit)
 
 

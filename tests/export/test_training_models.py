@@ -96,7 +96,7 @@ def test_a_draft_of_all_layers_is_its_base(models, tmp_path, shape):
     assert np.array_equal(said(draft), said(base.model))
     trained = {n for n, p in draft.named_parameters() if p.requires_grad}
     assert trained and not [n for n in trained if "layers.0." in n or "embed_" in n]
-    save_model(draft, base, models(shape), tmp_path / "d.hf")
+    save_model(draft, base, tmp_path / "d.hf")
     again = load_checkpoint(tmp_path / "d.hf").architecture
     assert again.windows == base.architecture.windows and again.rope_of == (
         base.architecture.rope_of
@@ -108,7 +108,7 @@ def test_layers_keep_their_kind_when_they_are_cut_out(models, tmp_path, shape):
     base = read_base(models(shape))
     last = cut(base.model, [1])
     assert len(torch_stack(last)[0]) == 1
-    save_model(last, base, models(shape), tmp_path / "d.hf")
+    save_model(last, base, tmp_path / "d.hf")
     found = load_checkpoint(tmp_path / "d.hf").architecture
     assert found.windows == base.architecture.windows[1:]
     assert (found.rope_of[0] < 0) == (base.architecture.rope_of[1] < 0)
