@@ -29,30 +29,6 @@ async def upgrade(service, context):
         return socket.subprotocol
 
 
-@pytest.mark.parametrize("mutual", [False, True])
-async def test_wss(certificate, mutual):
-    cert, key = certificate
-
-    service = VerifierService(
-        Registry(lambda path: None),
-        host="127.0.0.1",
-        tls=tls_context(cert, key, cert if mutual else None),
-    )
-    await service.start()
-    assert service.url.startswith("wss://127.0.0.1:")
-    context = ssl.create_default_context(cafile=str(cert))
-    try:
-        if mutual:
-            with pytest.raises((OSError, EOFError, InvalidMessage)):
-                await upgrade(service, context)
-            context.load_cert_chain(cert, key)
-        assert await upgrade(service, context) == SUBPROTOCOL
-        with pytest.raises(ssl.SSLCertVerificationError):
-            await upgrade(service, ssl.create_default_context())
-    finally:
-        await service.close()
-
-
 async def test_another_certificate_holds_for_handshakes_from_then_on(certificate, tmp_path):
     cert, key = certificate
     new, its_key = certificate_of(tmp_path, "IP:127.0.0.1", "new")

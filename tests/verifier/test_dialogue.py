@@ -3,13 +3,9 @@
 import asyncio
 import threading
 
-import numpy as np
 from verifier_lab import (
     ArithmeticBackend,
-    closed,
-    continuation,
     device,
-    get,
     greeted,
     serving,
 )
@@ -20,36 +16,10 @@ from draftwire.transport.messages import (
     Commit,
     Error,
     Finish,
-    Open,
     Opened,
     Progress,
 )
 from draftwire.verifier.serving.limits import Limits
-
-
-async def test_numbers_and_ends():
-    limits = Limits(streams=2)
-    async with serving(ArithmeticBackend(slots=8), limits=limits) as service:
-        async with device(service) as dev:
-            assert (await dev.greet()).streams == 2
-            assert isinstance(await dev.open([1], 9, 0), Opened)
-            assert isinstance(await dev.open([2], 9, 5), Opened)
-            answer = await dev.open([3], 9, 1)
-            assert (answer.code, answer.fatal, dev.heard.stream) == ("limit", False, 1)
-            await dev.say(Block(0, 0, ()), 1)  # of a stream that never was
-            await dev.say(Bye("cancelled"), 1)
-            await dev.say(Bye("cancelled"), 5)
-            assert await dev.hear() == Bye(forwards=0) and dev.heard.stream == 5
-            page = (await get(service, "/metrics"))[1]
-            tags = '{model_name="sum",model_version="v1"}'
-            assert f"draftwire:num_requests_running{tags} 1\n" in page
-            assert (await dev.generate([4], 6, stream=5))[0] == continuation([4], 6)
-            await dev.say(Bye("cancelled"), 5)  # it has ended: nothing is answered
-            assert isinstance(await dev.open([4], 6, 5), Opened)
-            answer = await dev.open([3], 9, 0)  # that one still runs
-            assert answer.code == "protocol" and answer.fatal
-            assert "running stream, 0" in answer.message
-            await closed(dev, 1002)
 
 
 async def test_a_close_by_the_device_tells_that_it_has_seen_the_end():
@@ -97,35 +67,6 @@ async def test_a_target_that_works_says_so_and_one_that_hangs_does_not():
         await dev.say(Block(0, 0, (9,)))  # all of it is text already
         answer = await dev.hear()
         assert answer == Progress("idle", answer.epoch, 2, 0)
-
-
-async def test_evidence_of_all_streams_together_is_bounded():
-    backend = ArithmeticBackend(slots=8)
-    right, hangs = backend.forward, threading.Event()
-
-    def slow(batch):
-        hangs.wait(20)
-        return right(batch)
-
-    backend.forward = slow
-    async with serving(backend, limits=Limits(message_bytes=2048)) as service:
-        async with device(service) as dev:
-            vocab = (await dev.greet()).vocab_size
-            row = np.full(vocab, 1 / vocab, np.float16)
-            row[0] += np.float16(1 - float(row.sum(dtype=np.float64)))
-            block = Block(0, 0, (1,) * 8, evidence=row.tobytes() * 8)
-            fit = 4096 // len(block.evidence)
-            assert fit < 16
-            for number in range(fit + 1):
-                request = Open((1,), "residual", 1.0, 0, 1.0, 0, 60)
-                await dev.say(request, number)
-                assert isinstance(await dev.hear(), Opened)
-                assert dev.frames.empty()
-                await dev.say(block, number)
-            answer = await dev.hear()
-            assert (answer.code, answer.fatal) == ("limit", True)
-            assert "the limit is 4096" in answer.message
-            hangs.set()
 
 
 async def test_a_slot_that_is_on_its_way_back_is_worth_a_moment():

@@ -115,30 +115,6 @@ def test_rows_of_leaves_are_those_of_chains(family, tmp_path):
     assert_leaves(target, 60, 3e-4)
 
 
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("Mistral", {}),
-        ("Qwen3", {**MIXED, "use_sliding_window": True, "head_dim": 8}),
-        ("Gemma2", {**MIXED, "head_dim": 8}),
-        ("Gemma3Text", {**MIXED, "head_dim": 8}),
-        ("Olmo3", MIXED),
-    ],
-)
-def test_a_sliding_window_leaves_the_context(family, options, tmp_path):
-    config = getattr(transformers, family + "Config")(
-        **{**SHAPE, "num_hidden_layers": 2, "sliding_window": 12, **options}
-    )
-    target = HFTarget(save(tmp_path, config), slots=2, threads=1)
-    assert target.context == SHAPE["max_position_embeddings"]
-    slot, ids = target.allocate(), np.random.default_rng(3).integers(0, 60, 45)
-    found = target.forward([SlotInput(slot, 0, ids[:20], 20)])
-    target.forward([SlotInput(slot, 20, ids[:9], 0)])  # rejected
-    found += target.forward([SlotInput(slot, 20, ids[20:44], 24)])
-    found += target.forward([SlotInput(slot, 44, ids[44:], 1)])
-    assert np.concatenate(found) == pytest.approx(recompute(target, ids), abs=3e-4)
-
-
 def test_a_hybrid_whose_layers_are_all_attention_is_served(tmp_path):
     config = transformers.GraniteMoeHybridConfig(
         **{**SHAPE, "num_hidden_layers": 2, "num_local_experts": 0},
