@@ -16,7 +16,7 @@ from functools import partial
 import fake_engine
 import grammars
 import numpy as np
-from cached_target import CachedTarget
+from cached_target import CachedTarget, FedDraft
 
 from draftwire.bench.sim.device import VirtualEngine
 from draftwire.bench.sim.network import _WayBack
@@ -325,31 +325,21 @@ def draw_plan(dice, mechanism=None, long=False):
 # ---- the device's side
 
 
-class LuckyDraft:
+class LuckyDraft(FedDraft):
     """A draft model with a cache: right with some luck, and checked at every position."""
 
     def __init__(self, world):
+        super().__init__(self.guess)
         self.world = world
-        self.fed = []
 
-    @property
-    def length(self):
-        return len(self.fed)
-
-    def rewind(self, length):
-        assert length <= len(self.fed)
-        del self.fed[length:]
-
-    def forward(self, tokens):
+    def guess(self, fed):
         world = self.world
-        assert len(tokens) > 0
-        self.fed += tokens
         if self.not_numbers():
             return np.full(VOCAB, np.nan, np.float32)
         if world.rng.random() < world.plan.luck:
-            return world.target.rows_after(self.fed)
+            return world.target.rows_after(fed)
         if world.plan.leaves and world.rng.random() < 0.5:  # the second choice is right
-            row = world.target.rows_after(self.fed)
+            row = world.target.rows_after(fed)
             row[world.rng.randrange(VOCAB)] = row.max() + 1
             return row
         noise = world.rng.random() + np.arange(VOCAB) * 2.7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import random
@@ -13,7 +12,7 @@ import urllib.request
 import numpy as np
 import pytest
 from http_engine import HttpEngine
-from verifier_lab import Device, device
+from verifier_lab import Device, device, serving
 
 pytest.importorskip("tokenizers")
 
@@ -42,8 +41,6 @@ from draftwire.verifier.backends.streaming import Order, Push
 from draftwire.verifier.kit.checks import CHECKS, prepare
 from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import run_rows
-from draftwire.verifier.registry import Registry
-from draftwire.verifier.serving.service import VerifierService
 
 VOCAB = 300
 PROMPT = [5, 9, 200, 7]
@@ -165,18 +162,6 @@ def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, ser
             generate(target, both, lambda text: [])
 
 
-@contextlib.asynccontextmanager
-async def served(target):
-    registry = Registry(lambda path: None)
-    registry.add(target)
-    service = VerifierService(registry)
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.close()
-
-
 @pytest.mark.parametrize(
     "server",
     [{"kind": kind, "seeded": True, "context": 512} for kind in ("vllm", "sglang")],
@@ -184,7 +169,7 @@ async def served(target):
 )
 async def test_the_kit_takes_the_noise_that_a_stock_server_has(folder, server):
     target = attach(folder, server)
-    async with served(target) as service:
+    async with serving(target) as service:
         hello = Hello("kit", "", bytes.fromhex(target.family.tokenizer), b"", VOCAB)
         kit = Kit(service.url, dataclasses.replace(hello, noise=NOISES), long=24)
         await prepare(kit)
@@ -346,7 +331,7 @@ async def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
     target = attach(folder, server)
     wanted = server.model.text(PROMPT, SamplingParams(), 24)
 
-    async with served(target) as service:
+    async with serving(target) as service:
         async with device(service) as dev:
             assert isinstance(dev, Device)
             tokenizer = bytes.fromhex(target.family.tokenizer)

@@ -6,7 +6,6 @@ model is the reference target, as a GGUF file in float32, so its texts are known
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from verifier_lab import serving
 
 gguf = pytest.importorskip("gguf")
 
@@ -36,8 +36,6 @@ from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
 from draftwire.verifier.kit.checks import CHECKS, prepare  # noqa: E402
 from draftwire.verifier.kit.peer import Kit  # noqa: E402
 from draftwire.verifier.kit.rows import run_rows  # noqa: E402
-from draftwire.verifier.registry import Registry  # noqa: E402
-from draftwire.verifier.serving.service import VerifierService  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / ".venvs" / "llamacpp" / "build" / "bin" / "llama-server"
@@ -196,25 +194,15 @@ def test_match_has_the_law_of_the_server_and_coupled_is_refused(files, server):
     target.close()
 
 
-def test_the_kit_finds_nothing_wrong(files, server):
-    asyncio.run(look(files, server))
-
-
-async def look(files, server):
+async def test_the_kit_finds_nothing_wrong(files, server):
     target = attach(files, server[0])
-    registry = Registry(lambda path: None)
-    registry.add(target)
-    service = VerifierService(registry)
-    await service.start()
-    try:
+    async with serving(target) as service:
         fingerprint = bytes.fromhex(target.family.tokenizer)
         hello = Hello("kit", "", fingerprint, b"", target.vocab_size)
         hello = dataclasses.replace(hello, noise=NOISES)
         kit = Kit(service.url, hello, patience_s=60, long=48)
         await prepare(kit)
         results = await run_rows(kit, CHECKS)
-    finally:
-        await service.close()
     assert not [r for r in results if r.result == "fails"]
     assert sum(r.result == "conforms" for r in results) > 50
     target.close()
