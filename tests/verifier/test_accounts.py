@@ -11,13 +11,16 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 from verifier_lab import (
+    A,
     ArithmeticBackend,
+    B,
     closed,
     continuation,
     device,
     get,
     greeted,
     serving,
+    shown,
 )
 from websockets.exceptions import ConnectionClosed
 
@@ -31,12 +34,6 @@ from draftwire.verifier.serving.accounts import (
     read_accounts,
 )
 from draftwire.verifier.serving.limits import Limits, prompt_limit
-
-A, B = "a" * 20, "b" * 20
-
-
-def shown(token):
-    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
 
 
 @pytest.fixture

@@ -10,7 +10,19 @@ import socket
 from contextlib import AsyncExitStack
 
 import pytest
-from verifier_lab import ArithmeticBackend, continuation, device, get, greeted, serving
+from verifier_lab import (
+    A,
+    ArithmeticBackend,
+    B,
+    C,
+    continuation,
+    device,
+    get,
+    greeted,
+    serving,
+    shown,
+    two_accounts,
+)
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from draftwire.errors import RefusedError
@@ -21,12 +33,6 @@ from draftwire.verifier.serving.door import Lobby, open_doors
 from draftwire.verifier.serving.intake import TURN_BYTES, TURN_FRAMES, Intake, Reader
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.process import Brief
-
-A, B, C = "a" * 20, "b" * 20, "c" * 20
-
-
-def shown(token):
-    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
 
 
 def port_of(service):
@@ -360,10 +366,8 @@ def test_no_token_takes_what_is_others():
 
 
 async def test_a_share_of_slots_is_kept_free_for_others_on_the_wire():
-    accounts = Accounts([Account(A, "a"), Account(B, "b")])
-
     backend = ArithmeticBackend(slots=4)
-    async with serving(backend, accounts=accounts) as service:
+    async with serving(backend, accounts=two_accounts()) as service:
         async with greeted(service, **shown(A)) as greedy:
             answers = [await greedy.open([1], 20, stream=i) for i in range(4)]
             assert [type(x) for x in answers] == [Opened] * 3 + [Error]
@@ -373,7 +377,7 @@ async def test_a_share_of_slots_is_kept_free_for_others_on_the_wire():
 
 
 def test_share_of_who_waited_long_ago_is_free_again():
-    a, b = Accounts([Account(A, "a"), Account(B, "b")]).all
+    a, b = two_accounts().all
     assert b.may_have(8, lambda usage: 0, 0.0)
     for now in (1.0, WAITS_S + 1):
         assert not a.may_have(8, {a: 7, b: 0}.__getitem__, now)

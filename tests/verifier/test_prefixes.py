@@ -2,19 +2,23 @@
 
 import dataclasses
 
-from verifier_lab import ArithmeticBackend, continuation, device, greeted, serving
+from verifier_lab import (
+    A,
+    ArithmeticBackend,
+    B,
+    continuation,
+    device,
+    greeted,
+    serving,
+    shown,
+    two_accounts,
+)
 
 from draftwire.transport.messages import Block, Commit, Error, Open, Opened
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits
 
 PROMPT = [5, 6, 7, 8] * 10
-A, B = "a" * 20, "b" * 20
-
-
-def shown(token):
-    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
 
 
 async def turn(dev, context, rest, count=8, stream=0):
@@ -34,8 +38,7 @@ def read(backend):
 
 async def test_a_prompt_that_streams_share_at_once_is_read_once():
     backend = ArithmeticBackend()
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-    async with serving(backend, accounts=accounts) as service:
+    async with serving(backend, accounts=two_accounts()) as service:
         async with greeted(service, **shown(A)) as dev:
             for number in range(3):
                 prompt = (*PROMPT, 9, number)
@@ -54,8 +57,7 @@ async def test_a_prompt_that_streams_share_at_once_is_read_once():
 async def test_many_sessions_read_a_system_prompt_once_in_bounded_memory():
     """Sessions come, talk for longer than the prompt is, and go; strangers come too."""
     backend, system = ArithmeticBackend(slots=4), [5, 6, 7, 8] * 20
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-    async with serving(backend, accounts=accounts) as service:
+    async with serving(backend, accounts=two_accounts()) as service:
         prefixes, served = service.kept.prefixes, service.registry.all[0]
         for number in range(24):
             async with device(service, **shown(A)) as dev:
@@ -102,8 +104,7 @@ async def test_what_is_not_there_is_asked_for():
 
 
 async def test_nobody_else_may_name_a_text():
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-    async with serving(accounts=accounts) as service:
+    async with serving(accounts=two_accounts()) as service:
         async with device(service, **shown(A)) as one:
             await one.greet(capabilities=("prefix",))
             await one.generate(PROMPT, 8)
@@ -118,7 +119,6 @@ async def test_nobody_else_may_name_a_text():
 
 
 async def test_brief_opens_lean_on_their_own_connection_and_token_alone():
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
     settings = ("greedy", 0.0, 0, 1.0, 7, 8)
     plain = Open(tuple(PROMPT), *settings, stop_ids=(200,), brief=True)
 
@@ -126,7 +126,7 @@ async def test_brief_opens_lean_on_their_own_connection_and_token_alone():
         await dev.say(request, stream)
         return await dev.hear()
 
-    async with serving(accounts=accounts) as service:
+    async with serving(accounts=two_accounts()) as service:
         async with device(service, **shown(A)) as dev:
             await dev.greet(capabilities=("prefix", "brief"))
             text, _ = await dev.generate(PROMPT, 8)
