@@ -1,9 +1,9 @@
 """The tiny models' fixtures, and the slots of a target."""
 
 import pytest
-from tiny_models import models, tokenizer_file
+from tiny_models import model_copy, models, tokenizer_file
 
-__all__ = ["models", "slots", "tokenizer_file"]
+__all__ = ["model_copy", "models", "slots", "tokenizer_file"]
 
 
 @pytest.fixture
