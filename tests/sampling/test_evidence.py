@@ -18,7 +18,6 @@ from draftwire.sampling import (
     loss_of,
     make_decider,
     make_proposer,
-    philox,
     qs,
     residual,
     separate,
@@ -311,24 +310,6 @@ def test_every_card_and_loss_say_the_same():
             assert card.exact != ("LOSSY" in card.note)
     assert loss_of(SamplingParams("argmax", 0.0), 32000) == ""
     assert "greedy" in loss_of(SamplingParams("argmax", 1.0), 32000)
-
-
-def test_argmax_keeps_the_greedy_text():
-    rows = logits_from(3, 6, 20)
-    for temperature in (0.0, 1.0):
-        params = SamplingParams("argmax", temperature)
-        decider = make_decider(params, 20)
-        best = rows.argmax(axis=1).tolist()
-        assert decider.decide(best[:5], b"", rows, 3) == (5, best[5], b"")
-        wrong = [*best[:2], (best[2] + 1) % 20, *best[3:5]]
-        assert decider.decide(wrong, b"", rows, 3) == (2, best[2], b"")
-
-
-def test_the_coin_is_the_first_uniform_of_its_domain():
-    for position in (0, 5, 2**32 + 3):
-        for domain in philox.Domain:
-            many = philox.uniforms(2**64 - 7, position, np.arange(1), domain=domain)
-            assert philox.coin(2**64 - 7, position, domain) == many[0]
 
 
 # ---- nonsense

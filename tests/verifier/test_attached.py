@@ -12,7 +12,7 @@ import urllib.request
 import numpy as np
 import pytest
 from http_engine import HttpEngine
-from verifier_lab import Device, device, serving
+from verifier_lab import serving
 
 pytest.importorskip("tokenizers")
 
@@ -23,16 +23,8 @@ from draftwire.clock import LoopClock
 from draftwire.errors import BusyError, ConfigError, IncompatibleError, ModelError
 from draftwire.reference import target_path
 from draftwire.sampling import NOISES, SamplingParams
-from draftwire.transport.codec import Codec
 from draftwire.transport.messages import (
-    Block,
-    Commit,
-    Error,
-    Finish,
     Hello,
-    Open,
-    Opened,
-    Progress,
 )
 from draftwire.verifier.backends.attached import AttachedLoader, AttachedTarget, Engine
 from draftwire.verifier.backends.base import SlotInput
@@ -174,6 +166,9 @@ async def test_the_kit_takes_the_noise_that_a_stock_server_has(folder, server):
         kit = Kit(service.url, dataclasses.replace(hello, noise=NOISES), long=24)
         await prepare(kit)
         assert kit.noise == f"murmur3/{server.kind}"
+        plain = kit.request(24)
+        own = server.model.text(list(plain.prompt), SamplingParams(), 24)
+        assert await kit.want(plain) == own
         rows = [
             row for row in CHECKS if row.section in ("6", "8", "4.2") or "wel" in row.name
         ]
@@ -325,43 +320,6 @@ def test_what_is_no_such_server_is_refused_at_the_start(folder, server, tmp_path
         Engine("http://10.0.0.1:8000", key="secret")
     assert main(["verifier", "serve", "--backend", "openai"]) == ConfigError.exit_code
     assert "go together" in capsys.readouterr().err
-
-
-async def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
-    target = attach(folder, server)
-    wanted = server.model.text(PROMPT, SamplingParams(), 24)
-
-    async with serving(target) as service:
-        async with device(service) as dev:
-            assert isinstance(dev, Device)
-            tokenizer = bytes.fromhex(target.family.tokenizer)
-            welcome = await dev.greet(
-                tokenizer=tokenizer, vocab_size=VOCAB, backbone=b"", family="made"
-            )
-            assert not isinstance(welcome, Error), welcome
-            assert welcome.schemes == ("greedy", "argmax", "match")
-            dev.codec = Codec(VOCAB)
-            await dev.say(Open(tuple(PROMPT), "greedy", 0.0, 0, 1.0, 0, 24))
-            assert isinstance(await dev.hear(), Opened)
-            text, epoch, finish = [], 0, Finish.NOT_YET
-            while not finish:
-                drafts = wanted[len(text) :][:4]
-                if len(text) % 3 == 0 and drafts:
-                    drafts[-1] = (drafts[-1] + 1) % VOCAB
-                await dev.say(Block(epoch, len(text), tuple(drafts)))
-                base = len(text)
-                # Its first token comes unasked, before the drafts are judged.
-                while not finish and len(text) < base + len(drafts):
-                    said = await dev.hear()
-                    if isinstance(said, Progress):
-                        continue
-                    assert isinstance(said, Commit), said
-                    text += [*drafts[len(text) - base :][: said.accepted], said.token]
-                    finish = said.finish
-                    if text[base:] != drafts[: len(text) - base]:
-                        epoch += len(text) <= base + len(drafts)
-                        break
-            assert text == wanted
 
 
 @pytest.mark.parametrize("server", [{"processor": True}], indirect=True)
