@@ -71,31 +71,26 @@ def files(tmp_path_factory):
     words = json.loads(package.tokenizer_path.read_text("utf-8"))["model"]
     writer = gguf.GGUFWriter(str(place / "v1.gguf"), "llama")
     shape = package.shape
-    writer.add_context_length(package.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(len(weights["model.layers.0.mlp.up_proj.weight"]))
-    writer.add_head_count(shape.hidden // shape.head_dim)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_freq_base(1e4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(package.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
     listed = [word for word, _ in sorted(words["vocab"].items(), key=lambda item: item[1])]
     listed += [f"<{i}>" for i in range(len(listed), package.vocab_size)]
-    writer.add_token_list(listed)
-    writer.add_token_types([3] + [1] * (len(listed) - 1))
-    pairs = [m if isinstance(m, str) else " ".join(m) for m in words["merges"]]
-    writer.add_token_merges(pairs)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    writer.add_add_bos_token(True)
+    heads = {"attn_q": shape.hidden // shape.head_dim, "attn_k": shape.kv_heads}
+    told = {
+        "context_length": package.context, "embedding_length": shape.hidden,
+        "block_count": shape.layers, "head_count": heads["attn_q"],
+        "feed_forward_length": len(weights["model.layers.0.mlp.up_proj.weight"]),
+        "head_count_kv": shape.kv_heads, "rope_freq_base": 1e4,
+        "layer_norm_rms_eps": 1e-5, "vocab_size": package.vocab_size,
+        "tokenizer_model": "gpt2", "tokenizer_pre": "smollm", "token_list": listed,
+        "token_types": [3] + [1] * (len(listed) - 1), "bos_token_id": 0,
+        "token_merges": [m if isinstance(m, str) else " ".join(m) for m in words["merges"]],
+        "eos_token_id": 0, "add_bos_token": True,
+    }  # fmt: skip
+    for name, value in told.items():
+        getattr(writer, f"add_{name}")(value)
     stored = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     for i in range(shape.layers):
         for ours, theirs in _NAMES.items():
             stored[f"blk.{i}.{ours}"] = f"model.layers.{i}.{theirs}"
-    heads = {"attn_q": shape.hidden // shape.head_dim, "attn_k": shape.kv_heads}
     for ours, theirs in stored.items():
         tensor = weights[theirs + ".weight"]
         count = heads.get(ours.split(".")[-1])
