@@ -16,8 +16,6 @@ from verifier_lab import serving
 
 pytest.importorskip("tokenizers")
 
-from tokenizers import Tokenizer, models
-
 from draftwire.cli import main
 from draftwire.clock import LoopClock
 from draftwire.errors import BusyError, ConfigError, IncompatibleError, ModelError
@@ -36,17 +34,6 @@ from draftwire.verifier.kit.rows import run_rows
 
 VOCAB = 300
 PROMPT = [5, 9, 200, 7]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("engine")
-    words = {f"w{i}": i for i in range(VOCAB)}
-    Tokenizer(models.WordLevel(words, unk_token="w2")).save(str(place / "tokenizer.json"))
-    (place / "config.json").write_text(
-        json.dumps({"model_type": "made", "eos_token_id": 1})
-    )
-    return place
 
 
 @pytest.fixture

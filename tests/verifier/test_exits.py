@@ -53,7 +53,9 @@ def test_exits_of_a_later_format_are_skipped(copy):
     assert load_target(copy).exits is None
 
 
-@pytest.mark.parametrize("name", ["exits.safetensors", "part0.onnx", "part1.onnx"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "exits.safetensors", "part0.onnx", "part1.onnx"]
+)
 def test_a_changed_or_missing_file_is_refused(copy, name):
     file = copy / name
     content = bytearray(file.read_bytes())

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pieces import target_only
 from verifier_lab import serving
 
 gguf = pytest.importorskip("gguf")
@@ -154,11 +155,7 @@ def test_greedy_texts_are_the_servers_own_and_onnxruntimes(files, server):
     assert target.schemes == ("greedy", "argmax", "match")
     assert target.context == CONTEXT  # a slot's, not what the model was trained for
     whole = OnnxTarget(target_path("v1"), slots=1)
-    text, slot = list(PROMPT), whole.allocate()
-    while len(text) < len(PROMPT) + 24:
-        rows = whole.forward([SlotInput(slot, 0, np.array(text), 1)])[0]
-        text.append(int(rows[-1].argmax()))
-    assert own(url, PROMPT, 24) == text[len(PROMPT) :]
+    assert own(url, PROMPT, 24) == target_only(whole, PROMPT, SamplingParams(), 24)
     words = ["--engine", url, "--target", str(files), "--texts", "2", "--tokens", "24"]
     shown = []
     told = render

@@ -24,6 +24,7 @@ from verifier_lab import (
     two_accounts,
 )
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 
 from draftwire.errors import RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
@@ -45,16 +46,9 @@ def raw(service, data=b""):
     return sock
 
 
-def masked(opcode, payload=b"", fin=0x80):
-    """Return a frame of RFC 6455 with the mask 0, which changes nothing."""
-    n = len(payload)
-    if n < 126:
-        size = bytes([0x80 | n])
-    else:
-        size = (
-            b"\xfe" + n.to_bytes(2, "big") if n < 65536 else b"\xff" + n.to_bytes(8, "big")
-        )
-    return bytes([fin | opcode]) + size + bytes(4) + payload
+def masked(opcode, payload=b"", fin=True):
+    """Return a frame of a client."""
+    return Frame(Opcode(opcode), payload, fin).serialize(mask=True)
 
 
 # ---- reading
@@ -104,7 +98,7 @@ async def test_a_turn_is_few_frames_or_a_part_of_a_large_one():
 
 async def test_every_frame_counts_and_what_is_over_the_budget_is_not_read():
     limits = Limits(frames_per_s=100)
-    for frame in (masked(9), masked(10), masked(2, b"b"), masked(0, b"", fin=0)):
+    for frame in (masked(9), masked(10), masked(2, b"b"), masked(0, b"", fin=False)):
         ear = Ear(limits)
         ear.data_received(frame * 1000)
         for _ in range(200):
@@ -147,8 +141,8 @@ async def test_a_flood_leaves_the_neighbour_its_rounds(kind):
 async def test_a_message_of_endless_fragments_ends():
     async with serving(limits=Limits(frames_per_s=1 << 20)) as service:
         async with greeted(service) as dev:
-            dev.socket.transport.write(masked(2, b"", fin=0))
-            dev.socket.transport.write(masked(0, b"", fin=0) * 5000)
+            dev.socket.transport.write(masked(2, b"", fin=False))
+            dev.socket.transport.write(masked(0, b"", fin=False) * 5000)
             with pytest.raises(ConnectionClosed):
                 await dev.hear()
 

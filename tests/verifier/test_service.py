@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
+import threading
 
 import pytest
+from certificates import certificate
 from verifier_lab import (
     ArithmeticBackend,
     closed,
@@ -16,15 +19,17 @@ from verifier_lab import (
     greeted,
     serving,
 )
-from websockets.exceptions import InvalidStatus
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidMessage, InvalidStatus
 
 import draftwire
 from draftwire.errors import ConfigError, ModelError, RefusedError
-from draftwire.transport.messages import Block, Error, Finish
+from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.transport.messages import Block, Bye, Commit, Error, Finish, Opened, Progress
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Accounts
 from draftwire.verifier.serving.limits import Limits
-from draftwire.verifier.serving.service import VerifierService
+from draftwire.verifier.serving.service import VerifierService, tls_context
 
 
 async def test_health_names_the_targets():
@@ -173,3 +178,129 @@ async def test_draining_does_not_wait_for_ever():
         await service.drain(0.1)
         assert (await dev.hear()).code == "draining"
         await closed(dev, 1001)
+
+
+# ---- several streams on one connection, and what tells that it works
+
+
+async def test_a_close_by_the_device_tells_that_it_has_seen_the_end():
+    async with serving() as service:
+        for cut in (False, True):
+            async with greeted(service) as dev:
+                assert (await dev.generate([4], 6))[1] is Finish.LENGTH
+                if cut:
+                    dev.cut()
+            while service.connections:
+                await asyncio.sleep(0.002)
+            assert len(service.kept) == int(cut)
+
+
+async def test_a_target_that_works_says_so_and_one_that_hangs_does_not():
+    backend = ArithmeticBackend(slots=4)
+    right, hangs = backend.forward, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(batch):
+        if any(item.rows for item in batch):
+            while hangs.is_set():
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.04), loop).result()
+        return right(batch)
+
+    backend.forward = slow
+    limits = Limits(progress_s=0.1)
+    async with serving(backend, limits=limits) as service, device(service) as dev:
+        assert (await dev.greet()).progress_ms == 100
+        await dev.open([1] * 250, 5)  # read in several forwards
+        await dev.say(Block(0, 0, ()))
+        said = []
+        while isinstance(message := await dev.hear(), Progress):
+            said.append(message)
+        assert isinstance(message, Commit)
+        for progress in said:
+            assert progress.work >= 1 and progress.activity != "idle"
+        hangs.set()
+        await dev.say(Block(0, 1, ()))
+        await asyncio.sleep(0.5)
+        assert dev.frames.empty()
+        hangs.clear()
+        assert isinstance(await dev.hear(), Commit)
+        await dev.say(Block(0, 0, (9,)))  # all of it is text already
+        answer = await dev.hear()
+        assert answer == Progress("idle", answer.epoch, 2, 0)
+
+
+async def test_a_slot_that_is_on_its_way_back_is_worth_a_moment():
+    """A device that cancels and asks again need not wait as for a full verifier."""
+    backend = ArithmeticBackend(slots=1)
+    backend.gate = threading.Event()
+    async with serving(backend) as service:
+        async with greeted(service) as dev, device(service) as other:
+            assert isinstance(await dev.open([4], 20, 0), Opened)
+            await dev.say(Block(0, 0, (1, 2)), 0)
+            await other.greet()
+            full = await other.open([5], 20)
+            assert (full.code, full.fatal) == ("busy", False) and full.retry_after_ms >= 500
+            while not service.registry.all[0].driven._batch:
+                await asyncio.sleep(0.001)
+            await dev.say(Bye(), 0)
+            assert isinstance(await dev.hear(), Bye)
+            soon = await dev.open([6], 20, 1)
+            assert (soon.code, soon.fatal) == ("busy", False) and soon.retry_after_ms < 500
+            backend.gate.set()
+            while isinstance(opened := await dev.open([6], 20, 1), Error):
+                await asyncio.sleep(0.01)
+            assert isinstance(opened, Opened)
+
+
+# ---- who may connect, and how
+
+
+async def upgrade(service, context):
+    options = {"subprotocols": [SUBPROTOCOL], "compression": None}
+    async with connect(service.url, ssl=context, **options) as socket:
+        return socket.subprotocol
+
+
+async def test_another_certificate_holds_for_handshakes_from_then_on(tmp_path):
+    cert, key = certificate(tmp_path)
+    new, its_key = certificate(tmp_path, "IP:127.0.0.1", "new")
+    old_trust = ssl.create_default_context(cafile=str(cert))
+    new_trust = ssl.create_default_context(cafile=str(new))
+    async with serving(tls=tls_context(cert, key)) as service:
+        async with connect(
+            service.url, ssl=old_trust, subprotocols=[SUBPROTOCOL]
+        ) as before:
+            service.renew((), tls_context(new, its_key, new))
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await upgrade(service, old_trust)
+            with pytest.raises((OSError, EOFError, InvalidMessage)):
+                await upgrade(service, new_trust)  # clients must show one now
+            new_trust.load_cert_chain(new, its_key)
+            assert await upgrade(service, new_trust) == SUBPROTOCOL
+            await (await before.ping())  # who was there is not concerned
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"host": "0.0.0.0"}, "plain ws://"),
+        ({"host": "0.0.0.0", "accounts": Accounts.of("x")}, "plain ws://"),
+        ({"host": "verifier"}, "plain ws://"),
+        ({"host": "::", "insecure": True}, "without a token"),
+    ],
+)
+async def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        VerifierService(Registry(lambda path: None), **options)
+
+
+async def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):
+    async with serving() as service:
+        port = int(service.url.rpartition(":")[2])
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+            await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+    assert "Traceback" not in caplog.text + capfd.readouterr().err

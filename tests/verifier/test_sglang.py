@@ -11,8 +11,6 @@ from http_engine import HttpEngine
 
 pytest.importorskip("tokenizers")
 
-from tokenizers import Tokenizer, models  # noqa: E402
-
 from draftwire.errors import ModelError  # noqa: E402
 from draftwire.sampling import SamplingParams  # noqa: E402
 from draftwire.verifier.backends.attached import AttachedTarget, Engine  # noqa: E402
@@ -32,14 +30,10 @@ ASKED = [
 
 
 @pytest.fixture
-def asked(tmp_path):
+def asked(folder):
     """Everything that the adapter asks: at the start, and for each scheme."""
-    words = {f"w{i}": i for i in range(300)}
-    Tokenizer(models.WordLevel(words, unk_token="w2")).save(
-        str(tmp_path / "tokenizer.json")
-    )
     engine = HttpEngine("sglang", seeded=True)
-    target = AttachedTarget(tmp_path, Engine(engine.url, patience_s=5.0))
+    target = AttachedTarget(folder, Engine(engine.url, patience_s=5.0))
     assert target.noises == (NOISE,)
     for params in ASKED:
         target.winners([[5, 9], [5, 9, 200]], params, "ab" * 16)
