@@ -78,6 +78,10 @@ async def test_what_a_proxy_has_left_out_is_said_in_words():
         headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
         status, body = await get(service, "/x", **headers)
         assert status == 400 and "pass Sec-WebSocket-Protocol" in body
+        headers["Sec-WebSocket-Protocol"] = "draftwire.v1, chat"
+        status, body = await get(service, "/x", **headers)
+        assert status == 426 and "offered draftwire.v1, chat:" in body
+        assert SUBPROTOCOL in body
 
 
 @pytest.mark.parametrize(
