@@ -39,7 +39,7 @@ test-engines: ## a real llama-server behind --backend openai (built once, 6 min)
 	@$(PYTHON) tools/venvs.py make device test workstation
 	@$(VENV)/python tools/fetch.py engines
 	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=600 -rs -m slow \
-	  tests/verifier/test_llamacpp.py tests/verifier/test_sglang.py $(ARGS)
+	  tests/verifier/test_llamacpp.py tests/verifier/test_attached.py $(ARGS)
 
 test-vllm: ## a real vLLM (4.2 GB, fetched once into .venvs): texts, links, memory, adapters
 	@$(PYTHON) tools/venvs.py vllm $(ARGS)

@@ -20,6 +20,26 @@ from draftwire.verifier.backends.base import SlotTable
 FAMILY = Family("hashed", "b" * 64, "a" * 64)
 
 
+class FedDraft:
+    """A draft model that notes what it is fed; ``says(fed)`` are its logits."""
+
+    def __init__(self, says):
+        self.fed, self.says = [], says
+
+    @property
+    def length(self):
+        return len(self.fed)
+
+    def rewind(self, length):
+        assert length <= len(self.fed)
+        del self.fed[length:]
+
+    def forward(self, tokens):
+        assert len(tokens) > 0
+        self.fed += tokens
+        return self.says(self.fed)
+
+
 class CachedTarget:
     """A target backend.
 

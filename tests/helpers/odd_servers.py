@@ -13,6 +13,7 @@ from websockets.utils import accept_key
 
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import Hello, Welcome
+from draftwire.transport.wire import WebsocketNetwork
 
 TOKENIZER = b"t" * 32
 HELLO = Hello("test/1", "", TOKENIZER, b"", 256)
@@ -48,11 +49,20 @@ def upgrade(request: bytes, protocol: str | None = SUBPROTOCOL) -> bytes:
     return http(101, *headers)
 
 
+def network(port: int, **options: object) -> WebsocketNetwork:
+    """The way to a port of this machine."""
+    loop = asyncio.get_running_loop()
+    return WebsocketNetwork(loop, f"ws://127.0.0.1:{port}", **options)
+
+
 def reset(writer: asyncio.StreamWriter) -> None:
     """End a connection with RST."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+GREETING = (upgrade, said(WELCOME))
 
 
 class Seen:

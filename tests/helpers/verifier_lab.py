@@ -29,9 +29,11 @@ from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.service import VerifierService
 
 VOCAB = 50
+A, B, C = "a" * 20, "b" * 20, "c" * 20  # tokens
 FAMILY = Family("arithmetic", "b" * 64, "a" * 64)
 
 
@@ -208,6 +210,15 @@ async def greeted(service, **options):
 
 def run(test):
     return asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def shown(token):
+    """Return how a device shows a token."""
+    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
+
+
+def two_accounts():
+    return Accounts([Account(A, "a"), Account(B, "b")])
 
 
 async def closed(dev, code):

@@ -16,8 +16,10 @@ from functools import partial
 import fake_engine
 import grammars
 import numpy as np
-from cached_target import CachedTarget
+from cached_target import CachedTarget, FedDraft
 
+from draftwire.bench.sim.device import VirtualEngine
+from draftwire.bench.sim.network import _WayBack
 from draftwire.clock import VirtualClock
 from draftwire.energy.account.account import Account
 from draftwire.errors import (
@@ -40,13 +42,14 @@ from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.link import LinkSettings
 from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.runtime.pacing.parallel import ParallelPacing
-from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
+from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Hello, Welcome
 from draftwire.transport.traffic import Meter
 from draftwire.verifier.beside import Drafts
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.executor import VirtualExecutor
+from draftwire.verifier.greeting import welcome_to
 from draftwire.verifier.registry import Served
 from draftwire.verifier.rows import Lookup
 from draftwire.verifier.scheduler import Feeder, Scheduler
@@ -322,31 +325,21 @@ def draw_plan(dice, mechanism=None, long=False):
 # ---- the device's side
 
 
-class LuckyDraft:
+class LuckyDraft(FedDraft):
     """A draft model with a cache: right with some luck, and checked at every position."""
 
     def __init__(self, world):
+        super().__init__(self.guess)
         self.world = world
-        self.fed = []
 
-    @property
-    def length(self):
-        return len(self.fed)
-
-    def rewind(self, length):
-        assert length <= len(self.fed)
-        del self.fed[length:]
-
-    def forward(self, tokens):
+    def guess(self, fed):
         world = self.world
-        assert len(tokens) > 0
-        self.fed += tokens
         if self.not_numbers():
             return np.full(VOCAB, np.nan, np.float32)
         if world.rng.random() < world.plan.luck:
-            return world.target.rows_after(self.fed)
+            return world.target.rows_after(fed)
         if world.plan.leaves and world.rng.random() < 0.5:  # the second choice is right
-            row = world.target.rows_after(self.fed)
+            row = world.target.rows_after(fed)
             row[world.rng.randrange(VOCAB)] = row.max() + 1
             return row
         noise = world.rng.random() + np.arange(VOCAB) * 2.7
@@ -462,40 +455,6 @@ class Moody(FixedLength):
 
     def races(self, may):  # with the objective auto it changes its mind at any moment
         return may and self.rng.random() < 0.6
-
-
-class VirtualEngine:
-    """The engine port: steps take their time on the virtual clock."""
-
-    def __init__(self, world, drafter):
-        self._world, self._drafter = world, drafter
-        self._busy = False
-
-    def wake(self):
-        if not self._busy:
-            self._busy = True
-            self._world.clock.post(self._step)
-
-    def close(self):
-        pass
-
-    def _step(self):
-        world, drafter = self._world, self._drafter
-        try:
-            step = drafter.step()
-        except Exception as error:  # noqa: BLE001 - as the live port
-            world.clock.post(world.driver.engine_failed, drafter.stream, error)
-            world.clock.post(self._step)
-            return
-        if step is None:
-            self._busy = False
-            return
-        seconds = world.plan.step_s * world.rng.uniform(0.2, 2.0)
-        world.clock.call_later(seconds, self._done, step, seconds)
-
-    def _done(self, step, seconds):
-        self._world.driver.stepped(step, seconds)
-        self._step()
 
 
 class Watched(StreamAccount):
@@ -719,18 +678,10 @@ class VirtualWire:
 class World:
     """One device, one verifier, and what a plan does to them."""
 
-    capabilities = ("resume", "exits", "prefix", "brief", "processors", "logprobs")
-    capabilities += ("grammar",) if grammars.HAVE else ()
-    schemes = tuple(SCHEMES)
-
     def __init__(self, plan):
         self.plan = plan
         self.rng = random.Random(plan.seed)
         self.clock = VirtualClock()
-        own = ("further",) if plan.lookup or plan.leaves or plan.beside else ()
-        own += ("leaves",) if plan.leaves else ()
-        own += ("beside",) if plan.beside else ()
-        self.capabilities = (*type(self).capabilities, *own)
         self.salt = plan.salt or self.rng.getrandbits(64).to_bytes(8, "big")
         self.salts = [self.salt]
         self.connects = list(plan.connects)
@@ -742,17 +693,24 @@ class World:
         self.fresh_verifier()
         self.draft = LuckyParallel(self) if plan.parallel else LuckyDraft(self)
         self.drafter = Drafter(self.draft, VOCAB)
-        self.engine = VirtualEngine(self, self.drafter)
-        hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", self.capabilities)
+        self.engine = VirtualEngine(self.clock, self.drafter, self.step_s)
+        can = ["resume", "exits", "prefix", "brief", "processors", "logprobs", "grammar"]
+        can += ["further"] if plan.lookup or plan.leaves or plan.beside else []
+        can += [name for name in ("leaves", "beside") if getattr(plan, name)]
+        tokenizer = bytes.fromhex(self.target.family.tokenizer)
+        hello = Hello("world", "", tokenizer, b"", VOCAB, b"", "", tuple(can))
         link, dice = LinkSettings(timeout_s=5.0), random.Random(plan.seed)
         ports = self.clock, self, self.drafter, self.engine
-        self.driver = Driver(*ports, hello, link, dice)
+        self.driver = self.engine.driver = Driver(*ports, hello, link, dice)
         self.first = None
         self.sinks = []
 
     def delay(self):
         plan = self.plan
         return plan.delay_s * (1 + plan.jitter * self.rng.random())
+
+    def step_s(self, tokens):
+        return self.plan.step_s * self.rng.uniform(0.2, 2.0)
 
     # -- ports of the driver
 
@@ -782,10 +740,14 @@ class World:
 
     def serve(self, scheduler):
         plan = self.plan
+        self.target.version = str(len(self.salts))
         self.served = Served(self.target, scheduler, frozenset())
         if plan.beside:
             self.served.drafts = Drafts(partial(Neighbour, self), VOCAB, 60)
-        limits = Limits(block=plan.max_block, streams=plan.most, leaves=plan.leaves)
+        waiting = max(plan.max_block, plan.max_waiting)
+        limits = Limits(
+            block=plan.max_block, waiting=waiting, streams=plan.most, leaves=plan.leaves
+        )
         self.kept = KeptStreams(limits, self.clock.now)
         if not plan.beside:
             self.kept.lookup_of = lambda prompt, served: LuckyLookup(self, prompt)
@@ -805,38 +767,15 @@ class World:
         late = max(0.0, self.mute_until - self.clock.now_s)
         return late + self.plan.forward_s * self.rng.uniform(0.5, 1.5)
 
-    def welcome(self):
-        target = self.target
-        return Welcome(
-            agent="world",
-            target="hash",
-            target_version=str(len(self.salts)),
-            family="",
-            tokenizer=bytes(32),
-            backbone=b"",
-            vocab_size=VOCAB,
-            context=target.context,
-            max_block=self.plan.max_block,
-            max_waiting=max(self.plan.max_block, self.plan.max_waiting),
-            streams=self.plan.most,
-            progress_ms=1000,
-            capabilities=self.capabilities,
-            schemes=self.schemes,
-        )
+    def greet(self, hello):
+        welcome = welcome_to(
+            hello, self.target, self.kept.limits,
+            grammars=self.served.grammars.offered, beside=self.plan.beside,
+        )  # fmt: skip
+        return Terms(self.served, self.usage, welcome)
 
     def dialogue(self, wire):
-        class Peer:
-            send = staticmethod(wire.answer)
-            abort = staticmethod(wire.hang_up)
-
-            @staticmethod
-            def close(error):
-                if error is not None:
-                    wire.answer(error)
-                wire.hang_up()
-
-        terms = lambda hello: Terms(self.served, self.usage, self.welcome())  # noqa: E731
-        return Dialogue(self.kept, terms, Peer())
+        return Dialogue(self.kept, self.greet, _WayBack(wire))
 
     # -- faults
 
@@ -955,9 +894,6 @@ class World:
 class EngineWorld(World):
     """The same with a target whose engine keeps streams itself."""
 
-    capabilities = ("resume", "prefix", "brief")
-    schemes = fake_engine.SCHEMES
-
     def fresh_verifier(self):
         plan = self.plan
         context = min(plan.context, 2048)
@@ -1044,16 +980,11 @@ def is_text(shown, plan, world, count):
     return shown == whole[: len(shown)], len(whole)
 
 
-def without_shapes(plan):
-    """Return a plan for a target that knows no processors."""
-    plain = (replace(s, shape="", grammar="", logprobs=0) for s in plan.streams)
-    return replace(plan, streams=tuple(plain))
-
-
 def check(plan, kind=World):
     """Run a history, and assert what must hold; return its world."""
-    if "processors" not in kind.capabilities:
-        plan = without_shapes(plan)
+    if kind is EngineWorld:  # its target knows no processors
+        plain = (replace(s, shape="", grammar="", logprobs=0) for s in plan.streams)
+        plan = replace(plan, streams=tuple(plain))
     world = kind(plan)
     world.run()
     for stream, sink in zip(plan.streams, sorted_sinks(world)):

@@ -88,10 +88,8 @@ def test_a_stream_that_began_anew_goes_on_in_its_grammar():
 def test_a_verifier_without_grammars_is_named():
     stream = StreamPlan(prompt=(1, 4), grammar="object", count=60)
     found = World(Plan((stream,), connects=("hang",)))
-    welcome = found.welcome()
-    found.welcome = lambda: dataclasses.replace(
-        welcome, capabilities=("resume", "exits", "prefix")
-    )
+    greet = found.greet
+    found.greet = lambda hello: greet(dataclasses.replace(hello, capabilities=()))
     found.run()
     (sink,) = found.sinks
     assert sink.run.finish == "error" and "does not know grammar" in str(sink.error)

@@ -57,18 +57,6 @@ def test_texts_that_share_their_noise_are_warned_of(session):
     assert not warnings(PROMPT + " and so it went on for a long time", temperature=1.0)
 
 
-def test_each_sample_of_a_seed_is_a_text_of_its_own(session):
-    def text(**which):
-        how = {"max_new_tokens": 16, "temperature": 1.0, "seed": 7, "objective": "cost"}
-        found = ids_of(session.generate(PROMPT, **how, **which))
-        assert session.report["accepted"] > 0  # both halves draw with the sample
-        return tuple(found)
-
-    texts = [text(), *(text(sample=sample) for sample in (1, 2, 2**32 - 1))]
-    assert len(set(texts)) == 4
-    assert text(sample=2, block=1, pipeline=3) == texts[2]
-
-
 def test_one_that_nobody_reads_is_in_nobodys_way(session):
     lying = session.generate(PROMPT, max_new_tokens=100)
     again = ids_of(session.generate(PROMPT, max_new_tokens=12))

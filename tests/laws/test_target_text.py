@@ -13,6 +13,7 @@ import shutil
 
 import numpy as np
 import pytest
+from cached_target import FedDraft
 from live import MODELS, connect, ids_of, serving
 from pieces import target_only
 
@@ -164,23 +165,10 @@ def test_the_targets_own_text_from_a_parallel_draft(alone, verifier, parallel_dr
             assert session.report["tokens"] == 16
 
 
-class Luck:
-    """A draft model of dice that notes what it is fed."""
-
-    def __init__(self, vocab, seed):
-        self.rng = np.random.default_rng(seed)
-        self.vocab, self.fed = vocab, []
-
-    @property
-    def length(self):
-        return len(self.fed)
-
-    def forward(self, tokens):
-        self.fed += tokens
-        return self.rng.normal(0, 3, self.vocab).astype(np.float32)
-
-    def rewind(self, length):
-        del self.fed[length:]
+def luck(vocab, seed):
+    """Return a draft model of dice."""
+    rng = np.random.default_rng(seed)
+    return FedDraft(lambda fed: rng.normal(0, 3, vocab).astype(np.float32))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -189,7 +177,7 @@ def test_a_draft_that_has_learned_nothing_changes_nothing_but_speed(
     alone, verifier, target, mode
 ):
     with connect(verifier, draft=REFERENCE, target=target) as session:
-        session._drafter._model = Luck(2048, 5)
+        session._drafter._model = luck(2048, 5)
         for seed, text in enumerate(PROMPTS):
             found = streamed(session, text, mode, seed, objective="cost")
             assert found == alone(target, text, mode, seed)
@@ -232,7 +220,7 @@ def test_the_model_reads_what_the_cache_gave():
     vocab, text = 50, [*range(20), 41, 42, 43]
     cache = SuffixCache(vocab)
     cache.begin(text)
-    model, got, recalled = Luck(vocab, 1), [], 0
+    model, got, recalled = luck(vocab, 1), [], 0
     drafter = Drafter(model, vocab)
     drafter.begin(1, make_proposer(SamplingParams("greedy", 0.0), vocab), cache)
     prompt = (*text, *range(12))

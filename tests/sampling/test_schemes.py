@@ -14,32 +14,6 @@ def logits_from(seed, rows, vocab, spread=2.0):
     return np.random.default_rng(seed).normal(0, spread, (rows, vocab)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.integers(2, 40),
-    st.integers(0, 8),
-    st.sampled_from(["greedy", "coupled"]),
-    st.integers(0, 2**64 - 1),
-)
-def test_output_is_the_targets_own_for_any_draft(seed, vocab, k, scheme, noise_seed):
-    t = 0.0 if scheme == "greedy" else 0.9
-    params = SamplingParams(scheme, t, 0, 1.0, noise_seed)
-    decider = make_decider(params, vocab)
-    target = logits_from(seed, k + 1, vocab)
-    alone = [
-        decider.decide([], b"", target[j : j + 1], 100 + j).token for j in range(k + 1)
-    ]
-    rng = np.random.default_rng(seed)
-    drafted = [
-        int(alone[j]) if rng.random() < 0.7 else int(rng.integers(vocab)) for j in range(k)
-    ]
-    accepted, token, evidence = decider.decide(drafted, b"", target, 100)
-    assert drafted[:accepted] + [token] == alone[: accepted + 1]
-    assert accepted == k or drafted[accepted] != alone[accepted]
-    assert evidence == b""
-
-
 @pytest.mark.parametrize("spread", [0.5, 3.0])
 def test_a_draw_from_many_tokens_is_that_of_the_law_in_float64(spread, monkeypatch):
     params = SamplingParams("match", 0.8, seed=1)

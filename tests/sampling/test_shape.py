@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cached_target import CachedTarget
+from cached_target import CachedTarget, FedDraft
 from opens import promised
 
 from draftwire.errors import ConfigError
@@ -151,30 +151,12 @@ def test_the_texts_law_is_that_of_the_shaped_target(scheme):
     assert (np.abs(off) < 4.0 * np.sqrt(variance) + 1e-9).all(), off / np.sqrt(variance)
 
 
-class Still:
-    """A draft model that is the target."""
-
-    def __init__(self, target):
-        self.target, self.fed = target, []
-
-    @property
-    def length(self):
-        return len(self.fed)
-
-    def forward(self, tokens):
-        self.fed += tokens
-        return self.target.rows_after(self.fed)
-
-    def rewind(self, length):
-        del self.fed[length:]
-
-
 def test_the_drafter_shapes_as_the_target_does():
     """So the drafts of a draft that is the target are its text, after any rewind."""
     params = SamplingParams("coupled", 1.0, seed=5, **{**EVERYTHING, "min_p": 0.0})
     target, rng = CachedTarget(12, salt=b"x"), random.Random(1)
     text = target.text([1, 2, 3], params, 60)
-    drafter = Drafter(Still(target), 12)
+    drafter = Drafter(FedDraft(target.rows_after), 12)
     shape = shape_for(params, 12, 3)
     drafter.begin(1, make_proposer(params, 12), shape=shape)
     drafter.submit(1, Draft(1, 0, (1, 2, 3), 5))

@@ -131,19 +131,43 @@ def test_corrections(case):
     assert found == case["token"]
 
 
+# What is wrong with evidence, and words of the sentence that says so.
+SAID = {
+    "no evidence belongs to ids": "takes no evidence",
+    "missing": "0 bytes of evidence|cut short",
+    "a byte is missing": "[27] bytes of evidence",
+    "a byte too many": "7 bytes of evidence|left over|padding",
+    "cut short": "cut short",
+    "not a number": "no probability",
+    "below 0": "no probability",
+    "the whole is more than 5 % off 1": r"sums to (0\.75|4\.0)00",
+    "the draft itself has probability 0": "probability 0",
+    "no such id": "outside the vocabulary",
+    "padding that is not zero": "padding",
+    "5 ids out of 4": "support of 5 tokens out of 4",
+    "3 weights above 0 that sum to 2": "3 weights above 0 cannot sum to 2",
+    "no set of that rank": "no set of 1 out of [37]",
+    "no entries": "0 entries",
+    "they sum to more than 1": "sum to more than 1",
+}
+
+
+@pytest.mark.parametrize("case", VECTORS["refused"]["up"] + VECTORS["refused"]["down"])
+def test_evidence_that_must_be_refused(case):
+    vocab, words = case["vocab_size"], SAID.get(case["why"], "8 entries")
+    if "down" in case:
+        with pytest.raises(ProtocolError, match=words):
+            separate.unpack_entries(unhex(case["down"]), case["refused"], vocab)
+        return
+    scheme, tokens = case["scheme"], case["tokens"]
+    params = SamplingParams(scheme, 0.0 if scheme == "greedy" else 1.0)
+    rows = np.zeros((len(tokens) + 1, vocab), np.float32)
+    with pytest.raises(ProtocolError, match=words):
+        make_decider(params, vocab).decide(tokens, unhex(case["evidence"]), rows, 5)
+
+
 def test_what_must_be_refused():
     refused = VECTORS["refused"]
-    for case in refused["up"]:
-        scheme, tokens = case["scheme"], case["tokens"]
-        params = SamplingParams(scheme, 0.0 if scheme == "greedy" else 1.0)
-        rows = np.zeros((len(tokens) + 1, case["vocab_size"]), np.float32)
-        decider = make_decider(params, case["vocab_size"])
-        with pytest.raises(ProtocolError):
-            decider.decide(tokens, unhex(case["evidence"]), rows, 5)
-    for case in refused["down"]:
-        with pytest.raises(ProtocolError):
-            evidence, vocab = unhex(case["down"]), case["vocab_size"]
-            separate.unpack_entries(evidence, case["refused"], vocab)
     for row in refused["logits"]:
         for scheme, t in (("greedy", 0.0), ("coupled", 1.0), ("qs", 1.0)):
             decider = make_decider(SamplingParams(scheme, t), len(row))

@@ -17,6 +17,7 @@ from odd_servers import (
     CLOSE,
     CONT,
     FIN,
+    GREETING,
     HANG,
     HELLO,
     PING,
@@ -28,6 +29,7 @@ from odd_servers import (
     black_hole,
     frame,
     http,
+    network,
     said,
     script,
     serving,
@@ -51,13 +53,7 @@ from draftwire.transport.messages import Block, Bye, Commit, Error
 from draftwire.transport.traffic import MASK, wire_size
 from draftwire.transport.wire import WebsocketNetwork
 
-GREETING = (upgrade, said(WELCOME))
 BYE = said(Bye("deadline"))
-
-
-def network(port: int, **options) -> WebsocketNetwork:
-    loop = asyncio.get_running_loop()
-    return WebsocketNetwork(loop, f"ws://127.0.0.1:{port}", **options)
 
 
 async def outcome(handler, *, timeout_s: float = 10.0, **options):

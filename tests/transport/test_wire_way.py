@@ -11,6 +11,7 @@ import pytest
 from certificates import certificate as certificate_of
 from odd_servers import (
     FIN,
+    GREETING,
     HANG,
     HELLO,
     RST,
@@ -19,10 +20,10 @@ from odd_servers import (
     black_hole,
     closed_port,
     http,
+    network,
     said,
     script,
     serving,
-    upgrade,
 )
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
@@ -32,7 +33,6 @@ from draftwire.transport.dial import find_proxy, tls_context
 from draftwire.transport.messages import Bye
 from draftwire.transport.wire import WebsocketNetwork
 
-GREETING = (upgrade, said(WELCOME))
 ENVIRONMENT = (
     "http_proxy",
     "https_proxy",
@@ -102,11 +102,6 @@ def of_server(folder) -> ssl.SSLContext:
 
 def trusting(folder) -> ssl.SSLContext:
     return tls_context(ca=folder / "c.pem", cert=None, key=None)
-
-
-def network(port: int, **options) -> WebsocketNetwork:
-    loop = asyncio.get_running_loop()
-    return WebsocketNetwork(loop, f"ws://127.0.0.1:{port}", **options)
 
 
 # ---- addresses

@@ -11,13 +11,16 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 from verifier_lab import (
+    A,
     ArithmeticBackend,
+    B,
     closed,
     continuation,
     device,
     get,
     greeted,
     serving,
+    shown,
 )
 from websockets.exceptions import ConnectionClosed
 
@@ -31,12 +34,6 @@ from draftwire.verifier.serving.accounts import (
     read_accounts,
 )
 from draftwire.verifier.serving.limits import Limits, prompt_limit
-
-A, B = "a" * 20, "b" * 20
-
-
-def shown(token):
-    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
 
 
 @pytest.fixture
@@ -250,18 +247,21 @@ async def test_half_open_sockets_time_out():
             assert isinstance(await dev.resume(opened, 0), Resumed)
 
 
-async def test_evidence_that_waits_is_bounded():
-    limits = Limits(message_bytes=4096, block=64)
-    backend = ArithmeticBackend()
+@pytest.mark.parametrize(("streams", "limit"), [(1, 2048), (5, 4096)])
+async def test_evidence_that_waits_is_bounded(streams, limit):
+    """That of one stream, and that of all of a connection together."""
+    backend = ArithmeticBackend(slots=8)
     backend.gate = threading.Event()
+    limits = Limits(message_bytes=2048, block=64)
     async with serving(backend, limits=limits) as service, greeted(service) as dev:
-        await dev.say(Open((1, 2), "qs", 1.0, 0, 1.0, 7, 60))
-        assert isinstance(await dev.hear(), Opened)
-        for i in range(3):  # 2000 bytes each, while the model is held
-            await dev.say(Block(0, i, (1,), bytes(2000)))
+        for number in range(streams):
+            await dev.say(Open((1, 2), "qs", 1.0, 0, 1.0, 7, 60), number)
+            assert isinstance(await dev.hear(), Opened)
+        for i in range(max(3, streams)):  # while the model is held
+            await dev.say(Block(0, i // streams, (1,), bytes(1000)), i % streams)
         answer = await dev.hear()
         assert (answer.code, answer.fatal) == ("limit", True)
-        assert "evidence" in answer.message
+        assert f"the limit is {limit}" in answer.message
         backend.gate.set()
 
 

@@ -9,7 +9,7 @@ from opens import asked, promised
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import SamplingParams, make_decider
-from draftwire.transport.messages import Block, Commit, Finish, Open
+from draftwire.transport.messages import Block, Finish, Open
 from draftwire.verifier.backends.streaming import Push, Step
 from draftwire.verifier.backends.vllm.wish import Wish
 from draftwire.verifier.target_session import TargetSession
@@ -217,14 +217,6 @@ def test_a_wish_waits_where_it_is_the_devices_turn():
     assert wish.drafts(6, 9) == [] and not wish.holds(6) and wish.holds(20)
     wish.take(Push(5, 9, (1,), 10, 0))
     assert wish.drafts(6, 9) == [], "from further on than the text is"
-
-
-def test_commits_are_what_the_codec_takes():
-    from draftwire.transport.codec import Codec
-
-    codec = Codec(V)
-    for commit in session(objective="latency").advance(Step((7, 8), 0, 0, 0.1, 0.2)):
-        assert isinstance(codec.decode(codec.encode(commit, 0)).message, Commit)
 
 
 def test_a_step_that_reads_a_prompt_counts_where_it_alone_decides():

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
+import importlib.util
 import json
 import random
 import shlex
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 from http_engine import HttpEngine
-from verifier_lab import Device, device
-
-pytest.importorskip("tokenizers")
-
-from tokenizers import Tokenizer, models
+from verifier_lab import serving
 
 from draftwire.cli import main
 from draftwire.clock import LoopClock
 from draftwire.errors import BusyError, ConfigError, IncompatibleError, ModelError
 from draftwire.reference import target_path
 from draftwire.sampling import NOISES, SamplingParams
-from draftwire.transport.codec import Codec
-from draftwire.transport.messages import (
-    Block,
-    Commit,
-    Error,
-    Finish,
-    Hello,
-    Open,
-    Opened,
-    Progress,
-)
+from draftwire.transport.messages import Hello
 from draftwire.verifier.backends.attached import AttachedLoader, AttachedTarget, Engine
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
@@ -42,22 +29,9 @@ from draftwire.verifier.backends.streaming import Order, Push
 from draftwire.verifier.kit.checks import CHECKS, prepare
 from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import run_rows
-from draftwire.verifier.registry import Registry
-from draftwire.verifier.serving.service import VerifierService
 
 VOCAB = 300
 PROMPT = [5, 9, 200, 7]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("engine")
-    words = {f"w{i}": i for i in range(VOCAB)}
-    Tokenizer(models.WordLevel(words, unk_token="w2")).save(str(place / "tokenizer.json"))
-    (place / "config.json").write_text(
-        json.dumps({"model_type": "made", "eos_token_id": 1})
-    )
-    return place
 
 
 @pytest.fixture
@@ -165,18 +139,6 @@ def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, ser
             generate(target, both, lambda text: [])
 
 
-@contextlib.asynccontextmanager
-async def served(target):
-    registry = Registry(lambda path: None)
-    registry.add(target)
-    service = VerifierService(registry)
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.close()
-
-
 @pytest.mark.parametrize(
     "server",
     [{"kind": kind, "seeded": True, "context": 512} for kind in ("vllm", "sglang")],
@@ -184,11 +146,14 @@ async def served(target):
 )
 async def test_the_kit_takes_the_noise_that_a_stock_server_has(folder, server):
     target = attach(folder, server)
-    async with served(target) as service:
+    async with serving(target) as service:
         hello = Hello("kit", "", bytes.fromhex(target.family.tokenizer), b"", VOCAB)
         kit = Kit(service.url, dataclasses.replace(hello, noise=NOISES), long=24)
         await prepare(kit)
         assert kit.noise == f"murmur3/{server.kind}"
+        plain = kit.request(24)
+        own = server.model.text(list(plain.prompt), SamplingParams(), 24)
+        assert await kit.want(plain) == own
         rows = [
             row for row in CHECKS if row.section in ("6", "8", "4.2") or "wel" in row.name
         ]
@@ -342,43 +307,6 @@ def test_what_is_no_such_server_is_refused_at_the_start(folder, server, tmp_path
     assert "go together" in capsys.readouterr().err
 
 
-async def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
-    target = attach(folder, server)
-    wanted = server.model.text(PROMPT, SamplingParams(), 24)
-
-    async with served(target) as service:
-        async with device(service) as dev:
-            assert isinstance(dev, Device)
-            tokenizer = bytes.fromhex(target.family.tokenizer)
-            welcome = await dev.greet(
-                tokenizer=tokenizer, vocab_size=VOCAB, backbone=b"", family="made"
-            )
-            assert not isinstance(welcome, Error), welcome
-            assert welcome.schemes == ("greedy", "argmax", "match")
-            dev.codec = Codec(VOCAB)
-            await dev.say(Open(tuple(PROMPT), "greedy", 0.0, 0, 1.0, 0, 24))
-            assert isinstance(await dev.hear(), Opened)
-            text, epoch, finish = [], 0, Finish.NOT_YET
-            while not finish:
-                drafts = wanted[len(text) :][:4]
-                if len(text) % 3 == 0 and drafts:
-                    drafts[-1] = (drafts[-1] + 1) % VOCAB
-                await dev.say(Block(epoch, len(text), tuple(drafts)))
-                base = len(text)
-                # Its first token comes unasked, before the drafts are judged.
-                while not finish and len(text) < base + len(drafts):
-                    said = await dev.hear()
-                    if isinstance(said, Progress):
-                        continue
-                    assert isinstance(said, Commit), said
-                    text += [*drafts[len(text) - base :][: said.accepted], said.token]
-                    finish = said.finish
-                    if text[base:] != drafts[: len(text) - base]:
-                        epoch += len(text) <= base + len(drafts)
-                        break
-            assert text == wanted
-
-
 @pytest.mark.parametrize("server", [{"processor": True}], indirect=True)
 def test_the_tool_tries_a_server(folder, server, capsys):
     from tools.engine import FLAGS, render, study
@@ -389,3 +317,78 @@ def test_the_tool_tries_a_server(folder, server, capsys):
     assert start("tools.engine", "", FLAGS, study, render, [*words, "--tokens", "12"]) == 0
     table = capsys.readouterr().out
     assert table.count("| 0 |") == 3  # each scheme: none differs
+
+
+# ---- SGLang's shapes, as read in its sources: what it is asked, and what it answers
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# Names of fields as of SGLang 0.5.23, and one answer of each kind, put together by hand.
+SEEN = json.loads((ROOT / "tests/fixtures/sglang_0_5_23.json").read_text("utf-8"))
+DECODER = ROOT / ".venvs" / "sglang" / "sglang" / "api" / "v1" / "api_types.py"
+NOISE = "murmur3/sglang"
+ASKED = [
+    SamplingParams(),
+    SamplingParams("match", 1.0, 40, 0.9),
+    SamplingParams("coupled", 0.8, seed=2**63 + 5, noise=NOISE),
+    SamplingParams("coupled", 0.8, 40, seed=2**64 - 1, noise=NOISE),
+    SamplingParams("coupled", 0.8, 0, 0.9, seed=7, noise=NOISE),
+]
+
+
+@pytest.fixture
+def asked(folder):
+    """Everything that the adapter asks: at the start, and for each scheme."""
+    engine = HttpEngine("sglang", seeded=True)
+    target = AttachedTarget(folder, Engine(engine.url, patience_s=5.0))
+    assert target.noises == (NOISE,)
+    for params in ASKED:
+        target.winners([[5, 9], [5, 9, 200]], params, "ab" * 16)
+    yield engine.asked, engine, target
+    target.close()
+    engine.close()
+
+
+def test_every_field_is_one_that_sglang_has(asked):
+    bodies, engine, target = asked
+    assert len(bodies) > 20
+    for body in bodies:
+        assert body.keys() <= set(SEEN["generate"]["fields"])
+        sampling = body["sampling_params"]
+        assert sampling.keys() <= set(SEEN["generate"]["sampling_params"])
+        # With a seed it always sorts: a text does not depend on who else is in the batch.
+        if "sampling_seed" in sampling:
+            assert 1 <= sampling["top_k"] <= 300
+            assert -(2**63) <= sampling["sampling_seed"] < 2**63
+    # A draw without a seed of ours has a fresh one: SGLang's own default is 42 for all.
+    drawn = SamplingParams("match", 1.0)
+    seeds = {target._how(drawn)["sampling_seed"], target._how(drawn)["sampling_seed"]}
+    assert len(seeds) == 2 and 42 not in seeds
+
+
+def test_recorded_answers_are_understood(asked):
+    _, engine, target = asked
+    engine.complete = lambda path, body: (200, [SEEN["answer"]] * len(body["input_ids"]))
+    assert target.winners([[5], [5, 9]], ASKED[0], "") == [259, 259]
+    engine.complete = lambda path, body: (400, SEEN["refusal"])
+    with pytest.raises(ModelError, match="invalid_request_error"):
+        target.winners([[5]], ASKED[0], "")
+    (card,) = SEEN["models"]["data"]
+    assert card["owned_by"] == engine.kind and card["max_model_len"] == target.context
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DECODER.is_file(), reason="no decoder of SGLang: make test-engines")
+def test_sglangs_own_decoder_takes_every_request(asked, monkeypatch):
+    monkeypatch.syspath_prepend(str(DECODER.parents[3]))  # msgspec
+    spec = importlib.util.spec_from_file_location("sglang_api_types", DECODER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for body in asked[0]:
+        took = module.GenerateRequest.from_json_value(body)
+        assert took.input_ids == body["input_ids"] and took.cache_salt == body["cache_salt"]
+        for name, value in body["sampling_params"].items():
+            assert getattr(took.sampling_params, name) == value, name
+    wrong = {**asked[0][0], "sampling_params": {"sampling_sed": 1}}
+    with pytest.raises(module.JsonContractError, match="unknown field"):
+        module.GenerateRequest.from_json_value(wrong)

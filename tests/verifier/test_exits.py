@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from verifier_lab import VOCAB, ArithmeticBackend, ask, continuation, device, live, serving
 
-from draftwire.errors import ModelError, PackageError, RefusedError
+from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.packages import Exit, load_target
 from draftwire.transport.messages import Block, Commit, Open, Provisional
 from draftwire.verifier.backends.base import SlotInput
@@ -53,7 +53,9 @@ def test_exits_of_a_later_format_are_skipped(copy):
     assert load_target(copy).exits is None
 
 
-@pytest.mark.parametrize("name", ["exits.safetensors", "part0.onnx", "part1.onnx"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "exits.safetensors", "part0.onnx", "part1.onnx"]
+)
 def test_a_changed_or_missing_file_is_refused(copy, name):
     file = copy / name
     content = bytearray(file.read_bytes())
@@ -86,15 +88,78 @@ def test_a_damaged_section_is_refused(copy, change, sentence):
         load_target(copy)
 
 
-# ---- the onnxruntime backend
+# ---- the backends
+
+WORDS = 61
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "initializer_range": 0.3,
+}
 
 
 @pytest.fixture(scope="module")
-def target():
+def onnx():
     pytest.importorskip("onnxruntime")
     from draftwire.verifier.backends.onnx_target import OnnxTarget
 
     return OnnxTarget(TINY, slots=6, threads=1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Return a function: the folder of a random model whose exits the command has made."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    pytest.importorskip("onnx")
+    import torch
+
+    from draftwire.export.exits.make import Text, export_exits
+    from draftwire.export.settings import ExitSettings
+
+    ids = np.random.default_rng(0).integers(0, WORDS, 2400)
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = made[name] = tmp_path_factory.mktemp("hf") / name
+            torch.manual_seed(0)
+            config = getattr(transformers, name + "Config")(**SHAPE)
+            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+            model = tokenizers.models.WordLevel({f"w{i}": i for i in range(WORDS)}, "w2")
+            tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+            export_exits(
+                folder,
+                texts=[Text("noise", ids[:1600], ids)],
+                settings=ExitSettings(rank=4, agreement=0.05, tokens=4096),
+                say=lambda line: None,
+            )
+        return made[name]
+
+    return get
+
+
+def hf(folder, **options):
+    from draftwire.verifier.backends.hf_target import HFTarget
+
+    return HFTarget(folder, **options)
+
+
+MADE = [pytest.param(name, marks=pytest.mark.workstation) for name in ("Llama", "GPTNeoX")]
+
+
+@pytest.fixture(scope="module", params=["onnx", *MADE])
+def target(request):
+    if request.param == "onnx":
+        return request.getfixturevalue("onnx")
+    folder = request.getfixturevalue("checkpoint")(request.param)
+    return hf(folder, slots=6, threads=1)
 
 
 def texts(target, slots, lengths):
@@ -108,12 +173,16 @@ def texts(target, slots, lengths):
     return batch
 
 
-RAGGED = [(0, 5, 2), (40, 1, 1), (100, 9, 9), (33, 4, 0), (150, 8, 3)]
+RAGGED = [(0, 5, 2), (40, 1, 1), (60, 9, 9), (33, 4, 0), (84, 8, 3)]
 
 
 def test_in_parts_it_says_what_the_whole_says(target, slots):
     batch = texts(target, slots, RAGGED)
-    heard = []
+    heard, numbers = [], range(len(target.exits))
+
+    def said(exit, number):  # whatever share a forward of the engine
+        return np.concatenate([rows[number] for k, rows in heard if k == exit])
+
     parts = target.forward(batch, on_exit=lambda k, rows: heard.append((k, rows)))
     whole = target.forward(batch)
     for a, b, item in zip(parts, whole, batch):
@@ -125,24 +194,72 @@ def test_in_parts_it_says_what_the_whole_says(target, slots):
     target.forward(batch[:4])
     for a, b in zip(kept, target.forward(more)):
         assert a == pytest.approx(b, abs=1e-5)
-    assert {k for k, _ in heard} == {0}
-    # whatever share a forward of the engine: each one's rows come once
-    told = [sum(len(rows[i]) for _, rows in heard) for i in range(len(batch))]
-    assert told == [item.rows for item in batch]
+    assert {k for k, _ in heard} == set(numbers)
+    for exit in numbers:  # each one's rows come once
+        shapes = [said(exit, i).shape for i in range(len(batch))]
+        assert shapes == [(item.rows, target.vocab_size) for item in batch]
+    # block invariant too: the same position alone
+    slot, start, ids = batch[2].slot, batch[2].start, batch[2].tokens
+    wanted = [said(exit, 2)[-1].copy() for exit in numbers]
+    heard.clear()
+    last = SlotInput(slot, start + 8, ids[8:], 1)
+    target.forward([last], on_exit=lambda k, rows: heard.append((k, rows)))
+    alone = [said(exit, 0)[0] for exit in numbers]
+    assert np.allclose(alone, wanted, rtol=0, atol=1e-4)
 
 
-def test_an_exit_is_what_its_tensors_say(target, slots):
+def test_what_a_listener_breaks_off_is_forgotten(target, slots):
+    (item,) = batch = texts(target, slots, [(20, 4, 4)])
+    (wanted,) = target.forward(batch)
+    junk = SlotInput(item.slot, 20, (item.tokens + 1) % target.vocab_size, 4)
+
+    def stop(k, rows):
+        if k == len(target.exits) - 1:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        target.forward([junk], on_exit=stop)
+    with pytest.raises(ModelError, match="the slot holds 20"):
+        target.forward([SlotInput(junk.slot, 24, np.array([5]), 1)])
+    assert wanted == pytest.approx(target.forward(batch)[0], abs=1e-4)
+
+
+@pytest.mark.workstation
+def test_files_of_exits_beside_a_checkpoint_are_checked(checkpoint, tmp_path):
+    from draftwire.export.exits.make import export_exits
+
+    assert [e.layer for e in hf(checkpoint("Llama"), slots=1).exits] == [1, 2]
+    with pytest.raises(ConfigError, match="has exits already"):
+        export_exits(checkpoint("Llama"))
+    with pytest.raises(ConfigError, match="no --out"):
+        export_exits(checkpoint("Llama"), out=tmp_path / "x.target")
+    copy = shutil.copytree(checkpoint("Llama"), tmp_path / "copy")
+    file = copy / "exits.safetensors"
+    content = file.read_bytes()
+    for changed, words in (
+        (content[:-8], "cut short|holds"),
+        (content.replace(b"draftwire.exits/1", b"draftwire.exits/7"), "has format"),
+        (content.replace(b"exit.1.up.weight", b"exit.1.to.weight"), "does not belong"),
+    ):
+        file.write_bytes(changed)
+        with pytest.raises(PackageError, match=words):
+            hf(copy, slots=1)
+    file.unlink()
+    assert hf(copy, slots=1).exits == ()
+
+
+def test_an_exit_is_what_its_tensors_say(onnx):
     """Norm, low-rank residual and head in numpy, on the hidden state of the first layer."""
     from draftwire.tensors import read_tensors, target_weights
 
     package = load_target(TINY)
-    ids = np.arange(12) % target.vocab_size
-    heard = []
-    item = SlotInput(slots[0], 0, ids, 12)
-    target.forward([item], on_exit=lambda k, rows: heard.append(rows[0].copy()))
+    ids, slot, heard = np.arange(12), onnx.allocate(), []
+    item = SlotInput(slot, 0, ids, 12)
+    onnx.forward([item], on_exit=lambda k, rows: heard.append(rows[0].copy()))
+    onnx.release(slot)
     weights = target_weights(package)
     own = read_tensors(package.exits.tensors.path)
-    engine = target._in_parts()[0]
+    engine = onnx._in_parts()[0]
     feeds = {
         "input_ids": ids[None],
         "past_lens": np.array([0]),
@@ -156,23 +273,7 @@ def test_an_exit_is_what_its_tensors_say(target, slots):
     low = x @ own["exit.0.down.weight"].T
     x = x + (low / (1 + np.exp(-low))) @ own["exit.0.up.weight"].T
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
-    assert heard[0] == pytest.approx((x @ head.T)[:, : target.vocab_size], abs=1e-3)
-
-
-def test_what_a_listener_breaks_off_is_forgotten(target, slots):
-    batch = texts(target, slots, [(20, 4, 4)])
-    (wanted,) = target.forward(batch)
-    (item,) = batch
-    junk = SlotInput(item.slot, 20, (item.tokens + 1) % target.vocab_size, 4)
-
-    def stop(k, rows):
-        raise RuntimeError("enough")
-
-    with pytest.raises(RuntimeError, match="enough"):
-        target.forward([junk], on_exit=stop)
-    with pytest.raises(ModelError, match="the slot holds 20"):
-        target.forward([SlotInput(junk.slot, 24, np.array([5]), 1)])
-    assert wanted == pytest.approx(target.forward(batch)[0], abs=1e-6)
+    assert heard[0] == pytest.approx((x @ head.T)[:, : onnx.vocab_size], abs=1e-3)
 
 
 def test_exits_that_do_not_load_are_done_without(copy, caplog):
@@ -189,37 +290,25 @@ def test_exits_that_do_not_load_are_done_without(copy, caplog):
     assert target.exits == () and "without its exits" in caplog.text
 
 
-# ---- the scheduler
+# ---- the scheduler on a thread: test_scheduler.py has the rest
 
 
 class Halves:
-    """A backend of two halves; `gate` holds the second one back."""
+    """A backend of two halves; ``gate`` holds each back."""
 
     name, version = "halves", "v1"
     exits = (Exit(1, 0.5, 0.9),)
 
     def __init__(self):
-        self.start = threading.Event()
-        self.gate = threading.Event()
-        self.start.set()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.plain = 0
-        self.finished = 0
-
-    def release(self, slot):
-        pass
+        self.entered, self.gate, self.finished = threading.Event(), threading.Event(), 0
 
     def forward(self, batch, on_exit=None):
         rows = [np.full((i.rows, 4), i.slot, np.float32) for i in batch]
-        if on_exit is None:
-            self.plain += 1
-            return rows
-        self.entered.set()
-        assert self.start.wait(10)
-        on_exit(0, [r + 0.5 for r in rows])
-        assert self.gate.wait(10)
-        on_exit(1, [r + 0.7 for r in rows])
+        if on_exit is not None:
+            on_exit(0, rows)
+            self.entered.set()
+            assert self.gate.wait(10)
+            on_exit(1, rows)
         self.finished += 1
         return rows
 
@@ -228,89 +317,28 @@ def block(slot, n=2):
     return SlotInput(slot, 0, np.arange(n), n)
 
 
-async def test_an_exit_is_heard_while_the_forward_goes_on():
-    backend = Halves()
-    scheduler = live(backend)
-    backend.gate.clear()
-    heard = asyncio.Queue()
-    task = ask(scheduler, block(3), on_exit=lambda k, rows: heard.put_nowait((k, rows)))
-    k, rows = await heard.get()
-    assert k == 0 and (rows == 3.5).all() and rows.shape == (2, 4)
-    assert not task.done() and backend.finished == 0
-    backend.gate.set()
-    assert ((await task).rows == 3).all()
-    scheduler.close()
-
-
 async def test_what_comes_after_the_forward_is_dropped():
-    backend = Halves()
+    backend, heard = Halves(), []
     scheduler = live(backend)
-    heard = []
-
-    def listen(k, rows):
-        heard.append(k)
-
-    backend.start.clear()
-    task = ask(scheduler, block(0), on_exit=listen)
+    task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.append(k))
     await asyncio.sleep(0)
-    while not backend.entered.is_set():
-        await asyncio.sleep(0.001)
-    backend.start.set()  # the forward goes on, and the loop is held up till its end
+    assert backend.entered.wait(10)  # the loop is held up till the forward's end
+    backend.gate.set()
     scheduler.executor._worker.submit(lambda: None).result(10)
     await task
     assert heard == []
     scheduler.close()
 
 
-async def test_without_a_listener_the_forward_is_plain():
-    backend = Halves()
-    scheduler = live(backend)
-    await ask(scheduler, block(0))
-    backend.exits = ()
-    await ask(scheduler, block(0), on_exit=lambda k, rows: pytest.fail("spoke"))
-    assert backend.plain == 2
-    scheduler.close()
-
-
-async def test_only_those_that_listen_hear():
-    backend = Halves()
-    scheduler = live(backend)
-    heard = []
-    both = asyncio.gather(
-        ask(scheduler, block(1)),
-        ask(scheduler, block(2), on_exit=lambda k, rows: heard.append(rows[0, 0])),
-    )
-    answers = await both
-    assert [a.rows[0, 0] for a in answers] == [1, 2]
-    assert backend.finished == 1 and set(heard) <= {2.5, np.float32(2.7)}
-    scheduler.close()
-
-
 async def test_a_forward_that_nobody_waits_for_is_broken_off():
-    backend = Halves()
+    backend, heard = Halves(), asyncio.Event()
     scheduler = live(backend)
-    backend.gate.clear()
-    heard = asyncio.Event()
     task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
     await heard.wait()
     task.request.withdraw()
     backend.gate.set()
     await ask(scheduler, block(1))  # the scheduler goes on
-    assert backend.finished == 0
-    scheduler.close()
-
-
-async def test_a_release_in_the_middle_is_an_answer():
-    backend = Halves()
-    scheduler = live(backend)
-    backend.gate.clear()
-    heard = asyncio.Event()
-    task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
-    await heard.wait()
-    scheduler.release(0)
-    backend.gate.set()
-    with pytest.raises(RefusedError, match="the stream has ended"):
-        await task
+    assert backend.finished == 1
     scheduler.close()
 
 

@@ -15,12 +15,9 @@ from draftwire.sampling.grammar import Grammar as Text  # noqa: E402
 from draftwire.transport.messages import (  # noqa: E402
     Block,
     Bye,
-    Commit,
     Error,
-    Finish,
     Grammar,
     Hello,
-    Opened,
     Welcome,
 )
 from draftwire.verifier.dialogue import Dialogue  # noqa: E402
@@ -110,15 +107,6 @@ def test_an_open_names_what_was_sent():
     assert lab.kinds()[-1] == "Opened"
 
 
-def test_what_was_not_sent_is_asked_for():
-    lab = Lab()
-    lab.open(grammars.NAMES["object"].digest)
-    ((number, error),) = lab.said
-    assert (number, error.code, error.fatal) == (0, "grammar", False)
-    lab.open(lab.grammar("object"))
-    assert lab.kinds()[-1] == "Opened" and lab.closed is None
-
-
 def test_an_open_waits_until_its_grammar_is_compiled():
     lab = Lab()
     lab.executor.jobs = []
@@ -153,20 +141,6 @@ def test_blocks_that_wait_for_a_grammar_are_bounded():
     assert isinstance(lab.closed, Error) and lab.closed.code == "limit"
 
 
-@pytest.mark.parametrize(
-    ("grammar", "complaint"),
-    [
-        (Text("json", '{"$ref":"#"}'), "no text that ends"),
-        (Text("regex", "(a"), "unclosed"),
-    ],
-)
-def test_a_bad_grammar_is_an_error_of_the_streams_that_name_it(grammar, complaint):
-    lab = Lab()
-    lab.open(lab.grammar(grammar))
-    ((_, error),) = lab.said
-    assert error.code == "request" and complaint in error.message and lab.closed is None
-
-
 def test_what_is_no_text_or_of_no_format_is_refused():
     lab = Lab()
     mark = grammars.vocabulary().mark
@@ -175,13 +149,6 @@ def test_what_is_no_text_or_of_no_format_is_refused():
         lab.open(Text.name(form, text))
         assert lab.said[-1][1].code == "request"
     assert lab.closed is None
-
-
-def test_an_engine_that_differs_is_named():
-    lab = Lab()
-    lab.open(lab.grammar("object", engine=bytes(8)))
-    ((_, error),) = lab.said
-    assert error.code == "request" and "llguidance" in error.message + error.hint
 
 
 def test_without_the_capability_there_are_none():
@@ -200,39 +167,3 @@ def test_text_that_does_not_keep_to_its_grammar_is_refused():
         lab.said[-1][1].code == "request"
         and "keep to its grammar" in lab.said[-1][1].message
     )
-
-
-@pytest.mark.parametrize(("count", "finish"), [(40, Finish.STOP), (5, Finish.LENGTH)])
-def test_a_text_that_is_all_forced_ends_at_once(count, finish):
-    lab = Lab()
-    lab.open(lab.grammar("one"), max_new_tokens=count)
-    assert lab.kinds() == ["Opened", "Commit"] and isinstance(lab.said[0][1], Opened)
-    commit = lab.said[1][1]
-    assert isinstance(commit, Commit) and commit.finish is finish
-    assert (commit.accepted, commit.token) == (0, None) and commit.text_hash
-    assert lab.target.forwards == 0
-
-
-def test_drafts_that_the_grammar_does_not_allow_are_rejected_where_they_stand():
-    lab = Lab()
-    lab.open(lab.grammar("pieces"))
-    ab, brace = grammars.WORDS.index("ab"), grammars.WORDS.index("{")
-    lab.take(Block(0, 0, (brace, ab, ab)), 0)
-    commit = lab.said[-1][1]
-    assert commit.accepted == 0 and grammars.WORDS[commit.token] in ("ab", "cd", "a")
-    assert lab.closed is None
-
-
-def test_a_draft_brings_what_is_forced_behind_it():
-    lab = Lab()
-    lab.open(lab.grammar("pieces"))
-    words = {w: grammars.WORDS.index(w) for w in ("ab", "cd")}
-    free = [words["ab"], words["cd"], words["ab"]]
-    for choice in (free, [words["cd"]] * 3):
-        lab.take(Block(lab.dialogue._streams[0].session.epoch, 0, tuple(choice)), 0)
-        commit = next(m for _, m in reversed(lab.said) if isinstance(m, Commit))
-        session = lab.dialogue._streams[0].session
-        text = "".join(grammars.WORDS[i] for i in session.committed())
-        assert text.startswith(("ab[abcabc]:", "cd[abcabc]:", "a"))
-        assert commit.accepted <= 3
-    assert session.counts.forced > session.counts.accepted

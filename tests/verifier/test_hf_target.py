@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 
 from pieces import assert_ragged  # noqa: E402  (after importorskip)
 from safetensors.torch import save_file  # noqa: E402
@@ -24,46 +25,36 @@ from draftwire.verifier.backends.loading import Loader  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
-WORDS = 61  # three rows of the embedding are padding
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "initializer_range": 0.3,
-}
-
-
-def save(folder, config):
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
-    words = {f"w{i}": i for i in range(WORDS)}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w2"))
-    made.save(str(folder / "tokenizer.json"))
-    return folder
+WORDS = 290  # of the tokenizer; the other rows of the embedding are padding
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("hf") / "tiny", transformers.LlamaConfig(**SHAPE))
+def llama(models):
+    return models("llama")
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer_file):
+    """Return a function: the folder of a random model of some configuration."""
+
+    def save(config):
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        shutil.copy(tokenizer_file, tmp_path)
+        return tmp_path
+
+    return save
 
 
 def recompute(target, ids):
     with torch.inference_mode():
         logits = target._model(input_ids=torch.tensor([list(ids)]), use_cache=False)
-    return logits.logits[0, :, :WORDS].float().numpy()
+    return logits.logits[0, :, : target.vocab_size].float().numpy()
 
 
 def test_ragged_batches_and_rewinds_equal_recomputation(llama):
     target = HFTarget(llama, slots=5, threads=1)
-    assert (target.vocab_size, target.context) == (WORDS, 96)
-    assert (target.bos_id, target.eos_ids) == (None, (1,))
+    assert (target.vocab_size, target.context) == (WORDS, 160)
+    assert (target.bos_id, target.eos_ids) == (None, (0,))
     slots = [target.allocate() for _ in range(5)]
     assert_ragged(target, slots, lambda ids: recompute(target, ids), 1, 2e-4)
 
@@ -101,63 +92,32 @@ def test_a_slot_begins_with_what_another_one_holds(llama):
     assert kept == pytest.approx(recompute(target, range(24))[20:], abs=2e-4)
 
 
-MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
-
-
-@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
-def test_rows_of_leaves_are_those_of_chains(family, tmp_path):
-    options = {} if family == "Llama" else {**MIXED, "head_dim": 8, "sliding_window": 12}
-    config = getattr(transformers, family + "Config")(
-        **{**SHAPE, "num_hidden_layers": 2, **options}
-    )
-    target = HFTarget(save(tmp_path, config), slots=2, threads=1)
+@pytest.mark.parametrize("shape", ["llama", "gemma2", "ministral"])
+def test_rows_of_leaves_are_those_of_chains(shape, models):
+    target = HFTarget(models(shape), slots=2, threads=1)
     assert target.leaves
     assert_leaves(target, 60, 3e-4)
 
 
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("Mistral", {}),
-        ("Qwen3", {**MIXED, "use_sliding_window": True, "head_dim": 8}),
-        ("Gemma2", {**MIXED, "head_dim": 8}),
-        ("Gemma3Text", {**MIXED, "head_dim": 8}),
-        ("Olmo3", MIXED),
-    ],
-)
-def test_a_sliding_window_leaves_the_context(family, options, tmp_path):
-    config = getattr(transformers, family + "Config")(
-        **{**SHAPE, "num_hidden_layers": 2, "sliding_window": 12, **options}
-    )
-    target = HFTarget(save(tmp_path, config), slots=2, threads=1)
-    assert target.context == SHAPE["max_position_embeddings"]
-    slot, ids = target.allocate(), np.random.default_rng(3).integers(0, 60, 45)
-    found = target.forward([SlotInput(slot, 0, ids[:20], 20)])
-    target.forward([SlotInput(slot, 20, ids[:9], 0)])  # rejected
-    found += target.forward([SlotInput(slot, 20, ids[20:44], 24)])
-    found += target.forward([SlotInput(slot, 44, ids[44:], 1)])
-    assert np.concatenate(found) == pytest.approx(recompute(target, ids), abs=3e-4)
-
-
-def test_a_hybrid_whose_layers_are_all_attention_is_served(tmp_path):
+def test_a_hybrid_whose_layers_are_all_attention_is_served(saved):
     config = transformers.GraniteMoeHybridConfig(
-        **{**SHAPE, "num_hidden_layers": 2, "num_local_experts": 0},
-        layer_types=["full_attention"] * 2,
-        shared_intermediate_size=32,
-        mamba_n_heads=4,
-    )
-    target = HFTarget(save(tmp_path, config), slots=2, threads=1)
+        vocab_size=320, hidden_size=32, intermediate_size=48, shared_intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=0, layer_types=["full_attention"] * 2, mamba_n_heads=4,
+        initializer_range=0.3, max_position_embeddings=96,
+    )  # fmt: skip
+    target = HFTarget(saved(config), slots=2, threads=1)
     (rows,) = target.forward([SlotInput(target.allocate(), 0, np.arange(20), 20)])
     assert rows == pytest.approx(recompute(target, range(20)), abs=3e-4)
     assert target.slots == 2
 
 
-def test_a_recurrent_model_is_refused(tmp_path):
+def test_a_recurrent_model_is_refused(saved):
     config = transformers.MambaConfig(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4
+        vocab_size=320, hidden_size=16, num_hidden_layers=1, state_size=4
     )
     with pytest.raises(IncompatibleError, match="cannot be rewound"):
-        HFTarget(save(tmp_path, config), slots=1, threads=1)
+        HFTarget(saved(config), slots=1, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +138,8 @@ def test_a_recurrent_model_is_refused(tmp_path):
         ),
     ],
 )
-def test_a_damaged_or_pickled_checkpoint_is_refused(tmp_path, break_it, complaint):
-    folder = save(tmp_path, transformers.LlamaConfig(**SHAPE))
+def test_a_damaged_or_pickled_checkpoint_is_refused(model_copy, break_it, complaint):
+    folder = model_copy()
     break_it(folder)
     with pytest.raises((ModelError, PackageError), match=complaint):
         HFTarget(folder, slots=1, threads=1)
@@ -189,8 +149,8 @@ def write_adapter(folder, base, seed, **config):
     """Write a LoRA adapter; return its halves by the weights' names."""
     torch.manual_seed(seed)
     shapes = {
-        "model.layers.1.self_attn.q_proj": (32, 32),
-        "model.layers.0.mlp.down_proj": (48, 32),
+        "model.layers.1.self_attn.q_proj": (64, 64),
+        "model.layers.0.mlp.down_proj": (96, 64),
     }
     halves = {
         name: (torch.randn(2, wide) / 4, torch.randn(tall, 2) / 4)
@@ -264,20 +224,18 @@ def logits(target, texts):
     return np.concatenate(rows)
 
 
-def test_a_checkpoint_that_was_written_anew_is_read_anew(tmp_path):
-    folder = save(tmp_path, transformers.LlamaConfig(**SHAPE))
-    bases = HFBases()
+def test_a_checkpoint_that_was_written_anew_is_read_anew(model_copy):
+    folder, bases = model_copy(), HFBases()
     first = HFTarget(folder, slots=1, threads=1, bases=bases)
     assert HFTarget(folder, slots=1, threads=1, bases=bases)._base is first._base
-    torch.manual_seed(99)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).save_pretrained(folder)
+    first._model.save_pretrained(folder)
     assert HFTarget(folder, slots=1, threads=1, bases=bases)._base is not first._base
 
 
 def test_an_adapter_of_what_is_no_linear_layer_wants_to_be_merged(llama, tmp_path):
     name = "base_model.model.model.embed_tokens"
     tall = HFTarget(llama, slots=1, threads=1)._model.get_input_embeddings().weight.shape[0]
-    halves = {f"{name}.lora_A.weight": torch.ones(2, 32)}
+    halves = {f"{name}.lora_A.weight": torch.ones(2, 64)}
     write_adapter(tmp_path, llama, 1)
     halves[f"{name}.lora_B.weight"] = torch.ones(tall, 2)
     save_file(halves, str(tmp_path / "adapter_model.safetensors"))

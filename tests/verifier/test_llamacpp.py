@@ -6,7 +6,6 @@ model is the reference target, as a GGUF file in float32, so its texts are known
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pieces import target_only
+from verifier_lab import serving
 
 gguf = pytest.importorskip("gguf")
 
@@ -36,8 +37,6 @@ from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
 from draftwire.verifier.kit.checks import CHECKS, prepare  # noqa: E402
 from draftwire.verifier.kit.peer import Kit  # noqa: E402
 from draftwire.verifier.kit.rows import run_rows  # noqa: E402
-from draftwire.verifier.registry import Registry  # noqa: E402
-from draftwire.verifier.serving.service import VerifierService  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / ".venvs" / "llamacpp" / "build" / "bin" / "llama-server"
@@ -73,31 +72,26 @@ def files(tmp_path_factory):
     words = json.loads(package.tokenizer_path.read_text("utf-8"))["model"]
     writer = gguf.GGUFWriter(str(place / "v1.gguf"), "llama")
     shape = package.shape
-    writer.add_context_length(package.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(len(weights["model.layers.0.mlp.up_proj.weight"]))
-    writer.add_head_count(shape.hidden // shape.head_dim)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_freq_base(1e4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(package.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
     listed = [word for word, _ in sorted(words["vocab"].items(), key=lambda item: item[1])]
     listed += [f"<{i}>" for i in range(len(listed), package.vocab_size)]
-    writer.add_token_list(listed)
-    writer.add_token_types([3] + [1] * (len(listed) - 1))
-    pairs = [m if isinstance(m, str) else " ".join(m) for m in words["merges"]]
-    writer.add_token_merges(pairs)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    writer.add_add_bos_token(True)
+    heads = {"attn_q": shape.hidden // shape.head_dim, "attn_k": shape.kv_heads}
+    told = {
+        "context_length": package.context, "embedding_length": shape.hidden,
+        "block_count": shape.layers, "head_count": heads["attn_q"],
+        "feed_forward_length": len(weights["model.layers.0.mlp.up_proj.weight"]),
+        "head_count_kv": shape.kv_heads, "rope_freq_base": 1e4,
+        "layer_norm_rms_eps": 1e-5, "vocab_size": package.vocab_size,
+        "tokenizer_model": "gpt2", "tokenizer_pre": "smollm", "token_list": listed,
+        "token_types": [3] + [1] * (len(listed) - 1), "bos_token_id": 0,
+        "token_merges": [m if isinstance(m, str) else " ".join(m) for m in words["merges"]],
+        "eos_token_id": 0, "add_bos_token": True,
+    }  # fmt: skip
+    for name, value in told.items():
+        getattr(writer, f"add_{name}")(value)
     stored = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     for i in range(shape.layers):
         for ours, theirs in _NAMES.items():
             stored[f"blk.{i}.{ours}"] = f"model.layers.{i}.{theirs}"
-    heads = {"attn_q": shape.hidden // shape.head_dim, "attn_k": shape.kv_heads}
     for ours, theirs in stored.items():
         tensor = weights[theirs + ".weight"]
         count = heads.get(ours.split(".")[-1])
@@ -161,11 +155,7 @@ def test_greedy_texts_are_the_servers_own_and_onnxruntimes(files, server):
     assert target.schemes == ("greedy", "argmax", "match")
     assert target.context == CONTEXT  # a slot's, not what the model was trained for
     whole = OnnxTarget(target_path("v1"), slots=1)
-    text, slot = list(PROMPT), whole.allocate()
-    while len(text) < len(PROMPT) + 24:
-        rows = whole.forward([SlotInput(slot, 0, np.array(text), 1)])[0]
-        text.append(int(rows[-1].argmax()))
-    assert own(url, PROMPT, 24) == text[len(PROMPT) :]
+    assert own(url, PROMPT, 24) == target_only(whole, PROMPT, SamplingParams(), 24)
     words = ["--engine", url, "--target", str(files), "--texts", "2", "--tokens", "24"]
     shown = []
     told = render
@@ -196,25 +186,15 @@ def test_match_has_the_law_of_the_server_and_coupled_is_refused(files, server):
     target.close()
 
 
-def test_the_kit_finds_nothing_wrong(files, server):
-    asyncio.run(look(files, server))
-
-
-async def look(files, server):
+async def test_the_kit_finds_nothing_wrong(files, server):
     target = attach(files, server[0])
-    registry = Registry(lambda path: None)
-    registry.add(target)
-    service = VerifierService(registry)
-    await service.start()
-    try:
+    async with serving(target) as service:
         fingerprint = bytes.fromhex(target.family.tokenizer)
         hello = Hello("kit", "", fingerprint, b"", target.vocab_size)
         hello = dataclasses.replace(hello, noise=NOISES)
         kit = Kit(service.url, hello, patience_s=60, long=48)
         await prepare(kit)
         results = await run_rows(kit, CHECKS)
-    finally:
-        await service.close()
     assert not [r for r in results if r.result == "fails"]
     assert sum(r.result == "conforms" for r in results) > 50
     target.close()

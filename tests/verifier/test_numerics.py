@@ -1,4 +1,7 @@
-"""Exact: the same bits however a position is asked for; close: near ties are counted."""
+"""Exact: the same bits however a position is asked for; close: near ties are counted.
+
+And ``draftwire bench verifier``, which tells the price and tries many devices.
+"""
 
 from __future__ import annotations
 
@@ -278,3 +281,28 @@ def test_the_command_prints_price_and_shares(capsys):
     assert sum(c["differ"] for c in row["exact"].values()) == 0
     text = numerics.render(document)
     assert "price" in text and "k = 9, T = 1" in text
+
+
+# ---- many devices at once
+
+WORDS = ["bench", "verifier", "--target", str(TINY), "--devices", "6", "--tokens", "16"]
+
+
+def test_many_devices_are_served_alike_in_few_forwards(capsys):
+    assert main([*WORDS, "--seconds", "1.5", "--threads", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    batched, single = document["runs"]
+    for run in (batched, single):
+        assert run["errors"] == 0 and run["texts"] > 0 and run["rounds"] > 0
+        assert run["share"]["jain"] > 0.9
+        assert run["round_ms"]["p50"] <= run["round_ms"]["p99"] <= run["round_ms"]["max"]
+    assert single["blocks_per_forward"] == 1.0 < batched["blocks_per_forward"]
+    assert batched["forwards_per_token"] < single["forwards_per_token"] < 1
+
+
+@pytest.mark.parametrize(
+    "words", [["--seconds", "0"], ["--acceptance", "2"], ["--devices", "0"]]
+)
+def test_wrong_flags_are_one_sentence(words, capsys):
+    assert main([*WORDS, *words]) == 2
+    assert capsys.readouterr().err.startswith("draftwire: error: ")

@@ -10,8 +10,21 @@ import socket
 from contextlib import AsyncExitStack
 
 import pytest
-from verifier_lab import ArithmeticBackend, continuation, device, get, greeted, serving
+from verifier_lab import (
+    A,
+    ArithmeticBackend,
+    B,
+    C,
+    continuation,
+    device,
+    get,
+    greeted,
+    serving,
+    shown,
+    two_accounts,
+)
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 
 from draftwire.errors import RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
@@ -21,12 +34,6 @@ from draftwire.verifier.serving.door import Lobby, open_doors
 from draftwire.verifier.serving.intake import TURN_BYTES, TURN_FRAMES, Intake, Reader
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.process import Brief
-
-A, B, C = "a" * 20, "b" * 20, "c" * 20
-
-
-def shown(token):
-    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
 
 
 def port_of(service):
@@ -39,16 +46,9 @@ def raw(service, data=b""):
     return sock
 
 
-def masked(opcode, payload=b"", fin=0x80):
-    """Return a frame of RFC 6455 with the mask 0, which changes nothing."""
-    n = len(payload)
-    if n < 126:
-        size = bytes([0x80 | n])
-    else:
-        size = (
-            b"\xfe" + n.to_bytes(2, "big") if n < 65536 else b"\xff" + n.to_bytes(8, "big")
-        )
-    return bytes([fin | opcode]) + size + bytes(4) + payload
+def masked(opcode, payload=b"", fin=True):
+    """Return a frame of a client."""
+    return Frame(Opcode(opcode), payload, fin).serialize(mask=True)
 
 
 # ---- reading
@@ -98,7 +98,7 @@ async def test_a_turn_is_few_frames_or_a_part_of_a_large_one():
 
 async def test_every_frame_counts_and_what_is_over_the_budget_is_not_read():
     limits = Limits(frames_per_s=100)
-    for frame in (masked(9), masked(10), masked(2, b"b"), masked(0, b"", fin=0)):
+    for frame in (masked(9), masked(10), masked(2, b"b"), masked(0, b"", fin=False)):
         ear = Ear(limits)
         ear.data_received(frame * 1000)
         for _ in range(200):
@@ -141,8 +141,8 @@ async def test_a_flood_leaves_the_neighbour_its_rounds(kind):
 async def test_a_message_of_endless_fragments_ends():
     async with serving(limits=Limits(frames_per_s=1 << 20)) as service:
         async with greeted(service) as dev:
-            dev.socket.transport.write(masked(2, b"", fin=0))
-            dev.socket.transport.write(masked(0, b"", fin=0) * 5000)
+            dev.socket.transport.write(masked(2, b"", fin=False))
+            dev.socket.transport.write(masked(0, b"", fin=False) * 5000)
             with pytest.raises(ConnectionClosed):
                 await dev.hear()
 
@@ -360,10 +360,8 @@ def test_no_token_takes_what_is_others():
 
 
 async def test_a_share_of_slots_is_kept_free_for_others_on_the_wire():
-    accounts = Accounts([Account(A, "a"), Account(B, "b")])
-
     backend = ArithmeticBackend(slots=4)
-    async with serving(backend, accounts=accounts) as service:
+    async with serving(backend, accounts=two_accounts()) as service:
         async with greeted(service, **shown(A)) as greedy:
             answers = [await greedy.open([1], 20, stream=i) for i in range(4)]
             assert [type(x) for x in answers] == [Opened] * 3 + [Error]
@@ -373,7 +371,7 @@ async def test_a_share_of_slots_is_kept_free_for_others_on_the_wire():
 
 
 def test_share_of_who_waited_long_ago_is_free_again():
-    a, b = Accounts([Account(A, "a"), Account(B, "b")]).all
+    a, b = two_accounts().all
     assert b.may_have(8, lambda usage: 0, 0.0)
     for now in (1.0, WAITS_S + 1):
         assert not a.may_have(8, {a: 7, b: 0}.__getitem__, now)

@@ -2,19 +2,23 @@
 
 import dataclasses
 
-from verifier_lab import ArithmeticBackend, continuation, device, get, greeted, serving
+from verifier_lab import (
+    A,
+    ArithmeticBackend,
+    B,
+    continuation,
+    device,
+    greeted,
+    serving,
+    shown,
+    two_accounts,
+)
 
 from draftwire.transport.messages import Block, Commit, Error, Open, Opened
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits
 
 PROMPT = [5, 6, 7, 8] * 10
-A, B = "a" * 20, "b" * 20
-
-
-def shown(token):
-    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
 
 
 async def turn(dev, context, rest, count=8, stream=0):
@@ -32,29 +36,9 @@ def read(backend):
     return sum(n for sizes in backend.sizes for _, n, rows in sizes if not rows)
 
 
-async def test_the_next_turn_is_named_and_only_the_rest_is_read():
-    backend = ArithmeticBackend()
-    async with serving(backend) as service, device(service) as dev:
-        await dev.greet(capabilities=("prefix",))
-        text, _ = await dev.generate(PROMPT, 8)
-        whole, before = [*PROMPT, *text], read(backend)
-        answer = await turn(dev, whole, [9, 4])
-        assert isinstance(answer, Opened) and answer.reused >= len(whole) - 1
-        text, _ = await dev.go_on([*whole, 9, 4], [], 0)
-        assert text == continuation([*whole, 9, 4], 8)
-        assert read(backend) - before <= 2
-        # One that sends everything reads no more of it than that.
-        await dev.say(Open((*whole, 9, 4), "greedy", 0.0, 0, 1.0, 0, 8), 3)
-        answer = await dev.hear()
-        assert answer.reused == len(whole) + 1
-        metrics = (await get(service, "/metrics"))[1]
-        assert "draftwire:prefix_cache_hits_total" in metrics
-
-
 async def test_a_prompt_that_streams_share_at_once_is_read_once():
     backend = ArithmeticBackend()
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-    async with serving(backend, accounts=accounts) as service:
+    async with serving(backend, accounts=two_accounts()) as service:
         async with greeted(service, **shown(A)) as dev:
             for number in range(3):
                 prompt = (*PROMPT, 9, number)
@@ -73,8 +57,7 @@ async def test_a_prompt_that_streams_share_at_once_is_read_once():
 async def test_many_sessions_read_a_system_prompt_once_in_bounded_memory():
     """Sessions come, talk for longer than the prompt is, and go; strangers come too."""
     backend, system = ArithmeticBackend(slots=4), [5, 6, 7, 8] * 20
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-    async with serving(backend, accounts=accounts) as service:
+    async with serving(backend, accounts=two_accounts()) as service:
         prefixes, served = service.kept.prefixes, service.registry.all[0]
         for number in range(24):
             async with device(service, **shown(A)) as dev:
@@ -121,8 +104,7 @@ async def test_what_is_not_there_is_asked_for():
 
 
 async def test_nobody_else_may_name_a_text():
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-    async with serving(accounts=accounts) as service:
+    async with serving(accounts=two_accounts()) as service:
         async with device(service, **shown(A)) as one:
             await one.greet(capabilities=("prefix",))
             await one.generate(PROMPT, 8)
@@ -137,7 +119,6 @@ async def test_nobody_else_may_name_a_text():
 
 
 async def test_brief_opens_lean_on_their_own_connection_and_token_alone():
-    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
     settings = ("greedy", 0.0, 0, 1.0, 7, 8)
     plain = Open(tuple(PROMPT), *settings, stop_ids=(200,), brief=True)
 
@@ -145,7 +126,7 @@ async def test_brief_opens_lean_on_their_own_connection_and_token_alone():
         await dev.say(request, stream)
         return await dev.hear()
 
-    async with serving(accounts=accounts) as service:
+    async with serving(accounts=two_accounts()) as service:
         async with device(service, **shown(A)) as dev:
             await dev.greet(capabilities=("prefix", "brief"))
             text, _ = await dev.generate(PROMPT, 8)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
+import threading
 
 import pytest
+from certificates import certificate
 from verifier_lab import (
     ArithmeticBackend,
-    Device,
     closed,
     continuation,
     device,
@@ -18,56 +20,16 @@ from verifier_lab import (
     serving,
 )
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidMessage, InvalidStatus
 
 import draftwire
 from draftwire.errors import ConfigError, ModelError, RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
-from draftwire.transport.messages import Block, Bye, Error, Finish, Welcome
+from draftwire.transport.messages import Block, Bye, Commit, Error, Finish, Opened, Progress
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Accounts
 from draftwire.verifier.serving.limits import Limits
-from draftwire.verifier.serving.service import VerifierService
-
-
-async def test_several_devices_get_the_targets_own_text():
-    async with serving() as service:
-
-        async def one(seed):
-            prompt = [seed, 1, 2 + seed]
-            async with device(service) as dev:
-                welcome = await dev.greet()
-                assert welcome.capabilities == ("resume",)
-                assert welcome.compatibility == "family"
-                assert welcome.target_version == "v1"
-                text, finish = await dev.generate(prompt, 40, k=1 + seed)
-                assert text == continuation(prompt, 40)
-                assert finish is Finish.LENGTH
-                # the connection serves a second stream
-                text, _ = await dev.generate([9], 10, stream=2)
-                assert text == continuation([9], 10)
-
-        await asyncio.gather(*(one(seed) for seed in range(4)))
-
-
-async def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
-    async with serving(accounts=Accounts.of("right")) as service:
-        for headers in (
-            {},
-            {"Authorization": "Bearer wrong"},
-            {"Authorization": "Basic right"},
-            {"Authorization": "Bearer"},
-        ):
-            with pytest.raises(InvalidStatus) as caught:
-                async with device(service, additional_headers=headers):
-                    pass
-            assert caught.value.response.status_code == 401
-            assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
-        assert (await get(service, "/metrics"))[0] == 401
-        right = {"Authorization": "Bearer right"}
-        assert (await get(service, "/metrics", **right))[0] == 200
-        async with device(service, additional_headers=right) as dev:
-            assert isinstance(await dev.greet(), Welcome)
+from draftwire.verifier.serving.service import VerifierService, tls_context
 
 
 async def test_health_names_the_targets():
@@ -83,8 +45,10 @@ async def test_health_names_the_targets():
         assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
         assert [t["numerics"] for t in health["targets"]] == ["exact", "close"]
         assert health["targets"][1]["near_ties"] == 0
-        assert (await get(service, "/", Authorization="Bearer secret"))[0] >= 400
-        assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 400
+        status, body = await get(service, "/models/verifier/healthz?x=1", **right)
+        assert status == 200 and json.loads(body)["targets"] == health["targets"]
+        assert (await get(service, "/models/metrics", **right))[0] == 200
+        assert (await get(service, "/healthzz", **right))[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -107,19 +71,6 @@ async def test_who_does_not_fit_is_refused_with_a_reason(changes, code, words):
         await closed(dev, 1008)
 
 
-@pytest.mark.parametrize("path", ["/models/verifier", "/?key=1", "//%20/.", "/healthzz"])
-async def test_any_path_and_query_is_served(path):
-    async with serving() as service:
-        url = service.url + path
-        async with connect(url, subprotocols=[SUBPROTOCOL], compression=None) as socket:
-            dev = Device(socket)
-            await dev.greet()
-            assert (await dev.generate([1, 2], 6))[0] == continuation([1, 2], 6)
-        status, body = await get(service, "/models/verifier/healthz?x=1")
-        assert status == 200 and json.loads(body)["status"] == "ok"
-        assert (await get(service, "/models/metrics"))[0] == 200
-
-
 async def test_what_a_proxy_has_left_out_is_said_in_words():
     async with serving() as service:
         status, body = await get(service, "/x")
@@ -127,6 +78,10 @@ async def test_what_a_proxy_has_left_out_is_said_in_words():
         headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
         status, body = await get(service, "/x", **headers)
         assert status == 400 and "pass Sec-WebSocket-Protocol" in body
+        headers["Sec-WebSocket-Protocol"] = "draftwire.v1, chat"
+        status, body = await get(service, "/x", **headers)
+        assert status == 426 and "offered draftwire.v1, chat:" in body
+        assert SUBPROTOCOL in body
 
 
 @pytest.mark.parametrize(
@@ -144,9 +99,11 @@ async def test_what_a_proxy_has_left_out_is_said_in_words():
 async def test_only_trusted_proxies_name_devices_in_the_log(trusted, said, name, caplog):
     async with serving(accounts=Accounts.of("right"), trusted=trusted) as service:
         headers = {} if said is None else {"X-Forwarded-For": said}
-        with pytest.raises(InvalidStatus):
+        with pytest.raises(InvalidStatus) as caught:
             async with device(service, additional_headers=headers):
                 pass
+        assert caught.value.response.status_code == 401
+        assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
     (line,) = [r.getMessage() for r in caplog.records if "wrong token" in r.getMessage()]
     assert re.fullmatch(name + ": missing or wrong token", line), line
 
@@ -154,18 +111,6 @@ async def test_only_trusted_proxies_name_devices_in_the_log(trusted, said, name,
 def test_a_proxy_that_is_no_address_is_refused():
     with pytest.raises(ConfigError, match="no address of a proxy"):
         VerifierService(Registry(lambda path: None), trusted=["proxy.example"])
-
-
-async def test_without_the_subprotocol_nobody_is_served():
-    async with serving() as service:
-        for offered in (["draftwire.v1", "chat"], None):
-            with pytest.raises(InvalidStatus) as caught:
-                async with device(service, subprotocols=offered):
-                    pass
-            answer = caught.value.response
-            assert answer.status_code == (426 if offered else 400)
-            said = "offered draftwire.v1, chat:" if offered else "no subprotocol"
-            assert said in answer.body.decode() and SUBPROTOCOL in answer.body.decode()
 
 
 @pytest.mark.parametrize(
@@ -188,15 +133,6 @@ async def test_an_error_of_the_engine_is_internal_short_and_printable(error, wor
         answer = await dev.hear()
         assert (answer.code, answer.fatal) == ("internal", False)
         assert words in answer.message and answer.message.isprintable()
-
-
-@pytest.mark.parametrize("reason", [b"", b"\x02\x01\x03", b"\x02\x02\xe8\x07"])
-async def test_a_bye_of_any_reason_ends_the_stream(reason):
-    async with serving() as service, greeted(service) as dev:
-        await dev.open([1], 5)
-        await dev.socket.send(b"\x0b" + reason)  # also one of tomorrow
-        assert await dev.hear() == Bye(forwards=0)
-        assert (await dev.generate([4], 6))[0] == continuation([4], 6)
 
 
 async def test_too_many_devices_and_silent_ones_are_shown_out():
@@ -246,3 +182,129 @@ async def test_draining_does_not_wait_for_ever():
         await service.drain(0.1)
         assert (await dev.hear()).code == "draining"
         await closed(dev, 1001)
+
+
+# ---- several streams on one connection, and what tells that it works
+
+
+async def test_a_close_by_the_device_tells_that_it_has_seen_the_end():
+    async with serving() as service:
+        for cut in (False, True):
+            async with greeted(service) as dev:
+                assert (await dev.generate([4], 6))[1] is Finish.LENGTH
+                if cut:
+                    dev.cut()
+            while service.connections:
+                await asyncio.sleep(0.002)
+            assert len(service.kept) == int(cut)
+
+
+async def test_a_target_that_works_says_so_and_one_that_hangs_does_not():
+    backend = ArithmeticBackend(slots=4)
+    right, hangs = backend.forward, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(batch):
+        if any(item.rows for item in batch):
+            while hangs.is_set():
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.04), loop).result()
+        return right(batch)
+
+    backend.forward = slow
+    limits = Limits(progress_s=0.1)
+    async with serving(backend, limits=limits) as service, device(service) as dev:
+        assert (await dev.greet()).progress_ms == 100
+        await dev.open([1] * 250, 5)  # read in several forwards
+        await dev.say(Block(0, 0, ()))
+        said = []
+        while isinstance(message := await dev.hear(), Progress):
+            said.append(message)
+        assert isinstance(message, Commit)
+        for progress in said:
+            assert progress.work >= 1 and progress.activity != "idle"
+        hangs.set()
+        await dev.say(Block(0, 1, ()))
+        await asyncio.sleep(0.5)
+        assert dev.frames.empty()
+        hangs.clear()
+        assert isinstance(await dev.hear(), Commit)
+        await dev.say(Block(0, 0, (9,)))  # all of it is text already
+        answer = await dev.hear()
+        assert answer == Progress("idle", answer.epoch, 2, 0)
+
+
+async def test_a_slot_that_is_on_its_way_back_is_worth_a_moment():
+    """A device that cancels and asks again need not wait as for a full verifier."""
+    backend = ArithmeticBackend(slots=1)
+    backend.gate = threading.Event()
+    async with serving(backend) as service:
+        async with greeted(service) as dev, device(service) as other:
+            assert isinstance(await dev.open([4], 20, 0), Opened)
+            await dev.say(Block(0, 0, (1, 2)), 0)
+            await other.greet()
+            full = await other.open([5], 20)
+            assert (full.code, full.fatal) == ("busy", False) and full.retry_after_ms >= 500
+            while not service.registry.all[0].driven._batch:
+                await asyncio.sleep(0.001)
+            await dev.say(Bye(), 0)
+            assert isinstance(await dev.hear(), Bye)
+            soon = await dev.open([6], 20, 1)
+            assert (soon.code, soon.fatal) == ("busy", False) and soon.retry_after_ms < 500
+            backend.gate.set()
+            while isinstance(opened := await dev.open([6], 20, 1), Error):
+                await asyncio.sleep(0.01)
+            assert isinstance(opened, Opened)
+
+
+# ---- who may connect, and how
+
+
+async def upgrade(service, context):
+    options = {"subprotocols": [SUBPROTOCOL], "compression": None}
+    async with connect(service.url, ssl=context, **options) as socket:
+        return socket.subprotocol
+
+
+async def test_another_certificate_holds_for_handshakes_from_then_on(tmp_path):
+    cert, key = certificate(tmp_path)
+    new, its_key = certificate(tmp_path, "IP:127.0.0.1", "new")
+    old_trust = ssl.create_default_context(cafile=str(cert))
+    new_trust = ssl.create_default_context(cafile=str(new))
+    async with serving(tls=tls_context(cert, key)) as service:
+        async with connect(
+            service.url, ssl=old_trust, subprotocols=[SUBPROTOCOL]
+        ) as before:
+            service.renew((), tls_context(new, its_key, new))
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await upgrade(service, old_trust)
+            with pytest.raises((OSError, EOFError, InvalidMessage)):
+                await upgrade(service, new_trust)  # clients must show one now
+            new_trust.load_cert_chain(new, its_key)
+            assert await upgrade(service, new_trust) == SUBPROTOCOL
+            await (await before.ping())  # who was there is not concerned
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"host": "0.0.0.0"}, "plain ws://"),
+        ({"host": "0.0.0.0", "accounts": Accounts.of("x")}, "plain ws://"),
+        ({"host": "verifier"}, "plain ws://"),
+        ({"host": "::", "insecure": True}, "without a token"),
+    ],
+)
+async def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        VerifierService(Registry(lambda path: None), **options)
+
+
+async def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):
+    async with serving() as service:
+        port = int(service.url.rpartition(":")[2])
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+            await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+    assert "Traceback" not in caplog.text + capfd.readouterr().err

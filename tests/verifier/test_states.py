@@ -227,42 +227,6 @@ def test_half_of_the_epochs_are_dead(epoch, ahead):
     assert found.epoch == (epoch if dead else (epoch + ahead) & 0xFF)
 
 
-@pytest.mark.parametrize("split", [(4,), (1, 3), (2, 2)])
-def test_as_many_drafts_wait_as_may_and_not_one_more(split):
-    for more in (0, 1):
-        found = session(max_new_tokens=40)
-        base = 0
-        for n in split:
-            found.receive(Block(0, base, (3,) * n))
-            base += n
-        if more:
-            with pytest.raises(ProtocolError, match="5 drafted tokens wait"):
-                found.receive(Block(0, base, (3,)))
-            continue
-        # those under judgement count as well
-        found.complete(found.poll(), one_hot())
-        work = found.poll()
-        assert work.drafted == 4
-        with pytest.raises(ProtocolError, match="5 drafted tokens wait"):
-            found.receive(Block(0, base, (3,)))
-
-
-@pytest.mark.parametrize(
-    ("base", "fits"), [(0, True), (1, True), (2, True), (3, False), (200, False)]
-)
-def test_a_block_starts_within_the_text_or_at_its_end(base, fits):
-    found = session()
-    found.receive(Block(0, 0, (3,)))
-    found.complete(found.poll(), one_hot())
-    found.complete(found.poll(), one_hot(3, 4))  # two tokens of text
-    block = Block(0, base, (3, 4, 7, 7)[base : base + 2] or (7,))
-    if fits:
-        found.receive(block)
-    else:
-        with pytest.raises(ProtocolError, match=f"a block at {base} leaves a gap: 2 comes"):
-            found.receive(block)
-
-
 @pytest.mark.parametrize(("base", "fits"), [(2, True), (3, True), (4, False)])
 def test_evidence_ends_with_the_text(base, fits):
     found = session(scheme="separate", temperature=1.0, max_new_tokens=5)

@@ -5,11 +5,9 @@ The histories are those of tests/helpers/world.py, whose target forgives nothing
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import world
-from world import Plan, StreamPlan
+from world import Plan, StreamPlan, quiet
 
 from draftwire.errors import DraftwireError
 from draftwire.verifier.streams import Stream
@@ -17,10 +15,9 @@ from draftwire.verifier.target_session import TargetSession
 
 
 @pytest.fixture(autouse=True)
-def quiet():
-    logging.disable(logging.CRITICAL)  # lost links by the hundred
-    yield
-    logging.disable(logging.NOTSET)
+def silent():
+    with quiet():
+        yield
 
 
 def history(seed):

@@ -13,18 +13,18 @@ import time
 import urllib.request
 from importlib.util import find_spec
 
-import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
 
+from pieces import target_only
 from verifier_process import ROOT, TINY, serving
 
 import draftwire
 from draftwire.cli import main
 from draftwire.errors import RefusedError
-from draftwire.packages import identity, load_target
-from draftwire.verifier.backends.base import SlotInput
+from draftwire.packages import identity
+from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
 DRAFT = ROOT / "tests" / "fixtures" / "tiny.draft"
@@ -34,16 +34,6 @@ def check(url, capsys, *words):
     code = main(["verifier", "check", url, "--health", "--json", *map(str, words)])
     text = capsys.readouterr().out
     return code, json.loads(text) if text else None
-
-
-def greedy(prompt, n):
-    target = OnnxTarget(TINY, slots=1, threads=1)
-    slot, text = target.allocate(), list(prompt)
-    for i in range(n):
-        start = 0 if i == 0 else len(text) - 1
-        (rows,) = target.forward([SlotInput(slot, start, np.array(text[start:]), 1)])
-        text.append(int(rows[0].argmax()))
-    return text[len(prompt) :]
 
 
 def test_a_device_gets_the_targets_text_and_sigterm_ends_it(tmp_path, capsys):
@@ -69,10 +59,8 @@ def test_a_device_gets_the_targets_text_and_sigterm_ends_it(tmp_path, capsys):
                 for chunk in session.generate(prompt, max_new_tokens=24)
                 for t in chunk.tokens
             ]
-        wanted = greedy(prompt, 24)
-        stops = load_target(TINY).eos_ids
-        end = next((i + 1 for i, t in enumerate(wanted) if t in stops), 24)
-        assert found == wanted[:end]
+        whole = OnnxTarget(TINY, slots=1, threads=1)
+        assert found == target_only(whole, prompt, SamplingParams(), 24)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert check(url, capsys)[0] == 4

@@ -1,4 +1,4 @@
-"""Second choices: chosen by what they gain, judged beside the drafts, never in the way."""
+"""What stands in a forward beside the drafts: found, priced, judged, never in the way."""
 
 from __future__ import annotations
 
@@ -13,11 +13,30 @@ from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_graph import opened
-from draftwire.verifier.rows import Leaves
+from draftwire.verifier.rows import Leaves, Lookup
 from draftwire.verifier.target_session import TargetSession
 
 V = 16
 TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
+
+
+def session(prompt=(1, 2, 3), leaves=4, further=True, context=64, **options):
+    """Return a stream that has read its prompt."""
+    lookup = Lookup(prompt, options.pop("lookup")) if "lookup" in options else None
+    count = options.pop("count", 9)
+    request = Open(prompt, "greedy", 0.0, 0, 1.0, 0, count, **options)
+    has = ("leaves", "further") if further else ("leaves",)
+    welcome = promised(V, context, capabilities=("processors", "logprobs", *has))
+    found = TargetSession(request, welcome, leaves=leaves, lookup=lookup)
+    found.complete(found.poll(), np.zeros((0, V), np.float32))
+    return found
+
+
+def logits(*ids):
+    return np.eye(V, dtype=np.float32)[list(ids)] * 9
+
+
+# ---- second choices of the device
 
 
 def test_a_leaf_must_gain_more_than_its_row_costs():
@@ -39,20 +58,6 @@ def test_a_leaf_must_gain_more_than_its_row_costs():
     assert Leaves(0).choose(drafts, seconds, 0.0, 99) == ()
 
 
-def session(prompt=(1, 2, 3), leaves=4, further=True, context=64, **options):
-    scheme, count = options.pop("scheme", "greedy"), options.pop("count", 9)
-    request = Open(prompt, scheme, 0.0, 0, 1.0, 0, count, **options)
-    has = ("leaves", "further") if further else ("leaves",)
-    welcome = promised(V, context, capabilities=("processors", "logprobs", *has))
-    found = TargetSession(request, welcome, leaves=leaves)
-    found.complete(found.poll(), np.zeros((0, V), np.float32))
-    return found
-
-
-def logits(*ids):
-    return np.eye(V, dtype=np.float32)[list(ids)] * 9
-
-
 def test_a_leaf_that_is_right_brings_the_token_behind_it():
     found = session()
     found.receive(Block(0, 0, (4, 5, 6), leaves=(7, 8)))
@@ -69,41 +74,17 @@ def test_a_leaf_that_is_right_brings_the_token_behind_it():
     assert work.start == 4 and list(work.tokens) == [8, 9, 2] and work.rows == 2
 
 
-@pytest.mark.parametrize("own", [4, 6], ids=["the draft", "another"])
-def test_a_leaf_that_is_wrong_changes_nothing(own):
-    found = session()
-    found.receive(Block(0, 0, (4,), leaves=(7,)))
-    (said,) = found.complete(found.poll(), logits(own, 5, 9))
-    right = own == 4
-    assert said == Commit(0, int(right), 5 if right else 6)
-
-
 @pytest.mark.parametrize(
-    ("options", "finish", "further"),
-    [
-        ({"stop_ids": (7,)}, Finish.STOP, ()),
-        ({"stop_ids": (9,)}, Finish.STOP, (9,)),
-        ({"count": 2}, Finish.LENGTH, (9,)),
-        ({"logprobs": 1}, Finish.NOT_YET, (9,)),
-        ({"logit_bias": ((9, 5.0),)}, Finish.NOT_YET, (9,)),
-    ],
+    ("options", "further"),
+    [({"stop_ids": (7,)}, ()), ({"stop_ids": (9,)}, (9,)), ({"count": 2}, (9,))],
 )
-def test_what_a_text_may_be_holds_behind_a_leaf_too(options, finish, further):
+def test_the_text_ends_behind_a_leaf_too(options, further):
     found = session(**options)
     found.receive(Block(0, 0, (4, 5), leaves=(7,)))
     work = found.poll()
     (said,) = found.complete(work, logits(7, *[0] * work.drafted, 9))
+    finish = Finish.LENGTH if "count" in options else Finish.STOP
     assert (said.token, said.finish, said.further) == (7, finish, further)
-    if "logprobs" in options:
-        assert [i for i, _ in said.logprobs] == [7, 9]
-
-
-def test_penalties_know_of_the_leaf():
-    found = session(repetition_penalty=50.0)
-    found.receive(Block(0, 0, (4,), leaves=(7,)))
-    both = logits(7)[0] + logits(8)[0] * 0.5
-    (said,) = found.complete(found.poll(), np.stack([logits(7)[0], both, both]))
-    assert (said.token, said.further) == (7, (8,))
 
 
 @pytest.mark.parametrize(
@@ -157,3 +138,89 @@ def test_a_graph_of_another_form_is_left_as_it_is():
     graph = (TINY / "model.onnx").read_bytes()
     assert opened(graph) is not None
     assert opened(graph.replace(b"new_mask", b"odd_mask")) is None
+
+
+# ---- what the verifier looks up
+
+
+def test_it_finds_what_followed_the_longest_like_end():
+    lookup = Lookup([1, 2, 3, 9, 5, 6, 2, 3, 7, 8, 1, 2, 3], 2)
+    assert lookup.find([]) == [9, 5], "three tokens alike count for more than two later"
+    assert lookup.find([9, 5]) == [6, 2]
+    lookup.extend([4])
+    assert lookup.find([]) == [], "nothing like it"
+    assert lookup.find([7, 8]) == [1, 2], "drafts alone may be the end"
+    assert Lookup([3, 3], 2).find([]) == [] and Lookup([1], 2).find([]) == []
+
+
+def test_a_loop_goes_on():
+    assert Lookup([1, 2] * 4, 4).find([]) == [1, 2, 1, 2]
+    assert Lookup([7] * 9, 3).find([]) == [7, 7, 7]
+    assert Lookup([1, 2] * 4, 3).find([1]) == [2, 1, 2]
+
+
+def test_what_is_seldom_right_is_not_worth_a_row():
+    lookup = Lookup([1, 2, 3, 4, 5, 1, 2], 4)
+    assert len(lookup.find([])) == 4, "free rows take all"
+    assert len(lookup.find([], 0.1)) == 1
+    for _ in range(50):
+        lookup.find([])
+        lookup.judged(1, 0)
+    assert lookup.find([], 0.1) == []
+    for _ in range(200):
+        lookup.find([])
+        lookup.judged(4, 4)
+    assert len(lookup.find([], 0.1)) == 4
+
+
+def looking(**options):
+    return session((1, 2, 3, 1, 2), lookup=4, **options)
+
+
+def test_a_commit_brings_what_came_true():
+    found = looking()
+    found.receive(Block(0, 0, (3, 1)))
+    work = found.poll()
+    assert work.drafts == [3, 1, 2, 3, 1, 2] and work.found == 4
+    (said,) = found.complete(work, logits(3, 1, 2, 3, 7, 0, 0))
+    assert said == Commit(0, 2, 2, forwards=None, further=(3, 7))
+    assert found.counts.drafted == found.counts.accepted == 2
+    assert (found.counts.found, found.counts.found_right) == (4, 2)
+    found.receive(Block(0, 4, (7, 5)))  # one was overtaken, the other waits
+    work = found.poll()
+    assert work.start == 9 and list(work.tokens) == [7, 5]
+    found.complete(work, logits(1, *[0] * (work.rows - 1)))  # behind a wrong draft
+    assert (found.counts.found, found.counts.found_right, found.epoch) == (4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "finish"),
+    [({"count": 3}, Finish.LENGTH), ({"stop_ids": (2,)}, Finish.STOP)],
+)
+def test_the_text_ends_within_what_came_true(options, finish):
+    found = looking(**options)
+    found.receive(Block(0, 0, (3,)))
+    work = found.poll()
+    (said,) = found.complete(work, logits(*[3, 1, 2, 3, 7, 0][: work.rows]))
+    assert (said.accepted, said.token, said.further) == (1, 1, (2,))
+    assert said.finish is finish and len(work.drafts) <= 5
+
+
+@pytest.mark.parametrize(
+    "options", [{"further": False}, {"bonus": False}], ids=["old device", "no bonus"]
+)
+def test_a_device_that_cannot_take_more_gets_one_token(options):
+    found = looking(**options)
+    found.receive(Block(0, 0, (3, 1)))
+    assert found.poll().drafts == [3, 1]
+
+
+def test_a_device_refuses_what_follows_nothing():
+    from draftwire.runtime.edge.in_flight import InFlight
+    from draftwire.runtime.edge.lines import Lines
+    from draftwire.runtime.edge.verdict import read_verdict
+
+    wire = InFlight(whole=False)
+    said = Commit(0, 0, None, Finish.LENGTH, further=(1,))
+    with pytest.raises(ProtocolError, match="left out a token"):
+        read_verdict(said, wire, Lines(), None, 0)
