@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -12,10 +11,10 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 from fake_boards import BOARDS, build
+from places import MODELS, draftwire
 
 from draftwire.boards.checks import python as check_python
 from draftwire.boards.checks.draft import check_draft
@@ -31,8 +30,6 @@ from draftwire.cli import main
 from draftwire.cli._local_verifier import local_verifier
 from draftwire.cli.boards.doctor import PROBE, check_verifier, render
 
-ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "models"
 PROFILES = load_profiles()
 
 
@@ -270,27 +267,14 @@ def test_a_process_that_hangs_is_stopped(tmp_path):
     assert run_python(["-c", code]).illegal
 
 
-def doctor(*words, folder, **environ):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "draftwire", "boards", "doctor", *map(str, words)],
-        cwd=folder,
-        env={**clean, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_this_machine_the_reference_draft_and_a_real_verifier(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("tokenizers")
     with local_verifier([MODELS / "v1.target"]) as (url, token):
         (tmp_path / "token").write_text(token)
         words = ["--verifier", url, "--token-file", "token", "--json", "out.json"]
-        code, out, err = doctor(*words, folder=tmp_path)
-        assert code == 0, out + err
+        done = draftwire("boards", "doctor", *words, folder=tmp_path, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stdout + done.stderr
         document = json.loads((tmp_path / "out.json").read_text())
         assert document["would_run"] is True
         found = {finding["name"]: finding for finding in document["findings"]}
@@ -299,7 +283,7 @@ def test_this_machine_the_reference_draft_and_a_real_verifier(tmp_path):
         assert found["handshake"]["status"] == "ok"
         (run, *_) = document["draft"]["runs"]
         assert run["step_ms"] > 0 and run["peak_bytes"] > 1 << 20
-        assert "A draft would run here." in out
+        assert "A draft would run here." in done.stdout
         options = {"target": "", "ca": None, "insecure": False}
         draft = MODELS / "reference.draft"
         _, greeting = check_verifier(url, draft, token_file=None, **options)

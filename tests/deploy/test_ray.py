@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from places import FIXTURES, ROOT
 
 pytest.importorskip("ray")
 
@@ -18,8 +19,6 @@ import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import ConfigError, DraftwireError
 
-ROOT = Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
 DRAFT, TARGET = FIXTURES / "tiny.draft", FIXTURES / "tiny.target"
 PORT = 18431
 URL = f"ws://127.0.0.1:{PORT}"

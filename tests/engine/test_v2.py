@@ -6,13 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(2400)]
 
-ROOT = Path(__file__).resolve().parents[2]
 TRITON = os.environ.get("TRITON_FOLDER", "")
 
 

@@ -6,16 +6,15 @@ import json
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from places import ROOT
 
 from draftwire.export.pieces import backbone_fingerprint
 from draftwire.tensors import read_tensors
 
-ROOT = Path(__file__).resolve().parents[2]
 VECTORS = json.loads((ROOT / "tests" / "golden" / "fingerprints_v1.json").read_text())
 HIDDEN, HEADS, KV, INNER, WORDS = 16, 4, 2, 24, 40
 HEAD = HIDDEN // HEADS

@@ -14,6 +14,7 @@ import shutil
 import numpy as np
 import pieces
 import pytest
+from live import ids_of
 
 import draftwire
 from draftwire.cli import main
@@ -104,10 +105,6 @@ def run(session, prompt, scheme="greedy", temperature=0.0, seed=0):
     return session.generate(
         prompt, max_new_tokens=COUNT, scheme=scheme, temperature=temperature, seed=seed
     )
-
-
-def ids_of(chunks):
-    return [token.id for chunk in chunks for token in chunk.tokens]
 
 
 @pytest.mark.parametrize(

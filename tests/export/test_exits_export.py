@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from places import FIXTURES, MODELS
 
 from draftwire.cli import main
 from draftwire.errors import ConfigError, ModelError
@@ -37,8 +38,7 @@ from draftwire.export.training.base import model_of
 from draftwire.packages import load_target
 from draftwire.tensors import read_tensors, target_weights
 
-TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
-MODELS = Path(__file__).resolve().parents[2] / "models"
+TINY = FIXTURES / "tiny.target"
 QUICK = ExitSettings(rank=4, agreement=0.2, tokens=4096)
 
 

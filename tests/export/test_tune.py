@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from places import FIXTURES
 
 from draftwire.bench import tune as tuning
 from draftwire.bench.tune import Tuning, read_prompts, tune
@@ -17,7 +18,6 @@ from draftwire.packages import load_draft
 from draftwire.runtime.engines import choice as engine_choice
 from draftwire.runtime.engines.draft_model import DraftModel
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TINY = FIXTURES / "tiny.draft"
 
 

@@ -12,7 +12,7 @@ from draftwire.options import OPTIONS
 from draftwire.settings import resolve
 
 
-def write(path: Path, text: str) -> Path:
+def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path

@@ -8,16 +8,13 @@ import re
 import stat
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from places import ROOT
 
 
 @pytest.fixture
-def venvs() -> ModuleType:
+def venvs():
     spec = importlib.util.spec_from_file_location("venvs", ROOT / "tools" / "venvs.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -25,7 +22,7 @@ def venvs() -> ModuleType:
     return module
 
 
-def executable(path: Path, text: str) -> Path:
+def executable(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -56,9 +53,9 @@ def test_what_was_installed_is_current_until_its_files_change(venvs, tmp_path, m
         (tmp_path / name).write_text("a==1\n")
     for name in ("setup.py", "pyproject.toml"):
         (tmp_path / name).write_text("")
-    ran: list[list[str]] = []
+    ran = []
 
-    def run(command: list[str], **_: object) -> None:
+    def run(command, **_):
         ran.append(command[1:3] + command[-1:])
 
     monkeypatch.setattr(venvs, "ROOT", str(tmp_path))

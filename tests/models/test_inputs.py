@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from places import ROOT
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.graphs.reference import reference_logits
@@ -19,7 +19,7 @@ from draftwire.export.sources.checkpoint import load_checkpoint
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.packages import load_draft
 
-SCRIPT = str(Path(__file__).resolve().parents[2] / "examples" / "fingerprint.py")
+SCRIPT = str(ROOT / "examples" / "fingerprint.py")
 HEADS, KV, LAYERS = 4, 2, 2
 KINDS = {
     name: gguf.GGMLQuantizationType[name]

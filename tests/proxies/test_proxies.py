@@ -13,17 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
+import places
 import pytest
 from certificates import authority
+from places import FIXTURES, ROOT
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, TransportError
 
-ROOT = Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
 DOCUMENT = (ROOT / "docs" / "proxies.md").read_text(encoding="utf-8")
 CONFIGS = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", DOCUMENT, re.S))
 PROMPT = [5, 17, 3, 99, 41]
@@ -259,15 +258,8 @@ def test_the_text_is_the_same_through_it(kind, through, folder, expected):
     with connect(proxy, folder) as session:
         assert texts(session) == expected
         assert session.link.reconnects == 0
-    words = [sys.executable, "-m", "draftwire", "verifier", "check", "--health"]
-    words += [proxy.url, "--ca", str(folder / "ca.pem")]
-    done = subprocess.run(
-        words,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["check", "--health", proxy.url, "--ca", folder / "ca.pem"]
+    done = places.draftwire("verifier", *words)
     assert done.returncode == 0 and "tiny" in done.stdout, done.stderr
     if kind in ("nginx-tls.conf", "Caddyfile", "haproxy-tls.cfg"):
         # The proxy's own address says nothing; what it heard of the device is another.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import FIXTURES
 
 from draftwire.cli import main
 from draftwire.cli._common import write_json
@@ -71,9 +71,8 @@ def live_report():
     import draftwire
     from draftwire.cli._local_verifier import local_verifier
 
-    fixtures = Path(__file__).resolve().parents[1] / "fixtures"
-    with local_verifier([fixtures / "tiny.target"]) as (url, token):
-        draft = fixtures / "tiny.draft"
+    with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
+        draft = FIXTURES / "tiny.draft"
         with draftwire.connect(url, draft=draft, token=token, energy="off") as session:
             list(session.generate("the robot", max_new_tokens=6))
             return session.report

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -18,13 +16,15 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: E402
     InMemorySpanExporter,
 )
-from verifier_process import ENVIRONMENT, ROOT, TINY, serving  # noqa: E402
+from places import FIXTURES  # noqa: E402
+from places import draftwire as run  # noqa: E402
+from verifier_process import TINY, serving  # noqa: E402
 
 import draftwire  # noqa: E402
 from draftwire import tracing  # noqa: E402
 from draftwire.errors import DraftwireError  # noqa: E402
 
-DRAFT = ROOT / "tests" / "fixtures" / "tiny.draft"
+DRAFT = FIXTURES / "tiny.draft"
 
 
 @pytest.fixture
@@ -176,13 +176,8 @@ def test_commands_export_where_the_environment_says(tmp_path):
         "--target", TINY, folder=tmp_path, OTEL_SERVICE_NAME="cloud", **traced
     ) as (process, url):
         words = ["generate", "Once", "--verifier", url, "--draft", str(DRAFT)]
-        done = subprocess.run(
-            [sys.executable, "-m", "draftwire", *words, "--max-new-tokens", "8"],
-            env={**ENVIRONMENT, **traced, "OTEL_SERVICE_NAME": "board"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+        words += ["--max-new-tokens", "8"]
+        done = run(*words, folder=tmp_path, OTEL_SERVICE_NAME="board", **traced)
         assert done.returncode == 0, done.stderr
         process.terminate()
         assert process.wait(60) == 0
