@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from places import ROOT
 
 from draftwire.boards.profiles import load_profiles
@@ -30,21 +31,14 @@ R36 = Userland("L4T R36", "3.10", "2.35", "3.4.30")
 def test_our_pins_are_those_that_the_tests_run_with():
     """``make test`` runs the device rooms with what these two files name."""
     tested = {}
-    lines = []
     for name in ("device.txt", "litert.txt"):
-        lines += (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        if not line or line.startswith("#"):
-            continue
-        requirement, _, marker = line.partition(";")
-        name, version = requirement.strip().split("==")
-        for python in ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13"):
-            minor = int(python.split(".")[1])
-            # The markers of this file compare python_version alone.
-            condition = marker.replace("python_version", str(minor)).replace('"3.', '"')
-            condition = condition.replace('"', "")
-            if not marker or eval(condition, {}, {}):
-                tested[name, python] = version
+        for line in (ROOT / "requirements" / name).read_text("utf-8").splitlines():
+            if not line or line.startswith("#"):
+                continue
+            pin = Requirement(line)
+            for python in ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13"):
+                if not pin.marker or pin.marker.evaluate({"python_version": python}):
+                    tested[pin.name, python] = str(pin.specifier)[2:]
     table = wheels.read_toml(wheels.PINS)
     for python, pins in table["python"].items():
         for name, version in pins.items():

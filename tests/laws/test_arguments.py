@@ -75,8 +75,8 @@ WRONG = {
     "max_joules_per_token": ([-2.0], []),
 }
 # What a request of OpenAI's form says by the same name.
-AS_OPENAI = "temperature top_p top_k stop min_p bad_words ignore_eos presence_penalty".split()
-AS_OPENAI += ["frequency_penalty", "repetition_penalty"]
+AS_OPENAI = "temperature top_p top_k stop min_p bad_words ignore_eos".split()
+AS_OPENAI += ["presence_penalty", "frequency_penalty", "repetition_penalty"]
 CASES = [
     (name, value, str(value) if said else None)
     for name, lists in WRONG.items()
