@@ -122,15 +122,6 @@ def test_slips_fail_at_run_time(name):
         getattr(aio, name)
 
 
-def test_unknown_arguments_fail_at_run_time():
-    for connect in (draftwire.connect, aio.connect):
-        with pytest.raises(TypeError, match="tokne"):
-            connect("ws://x", draft="d", tokne="t")
-    for kind in (Session, AsyncSession):
-        with pytest.raises(TypeError, match="max_new_token"):
-            kind.generate(None, "x", max_new_token=5)
-
-
 def test_all_that_is_promised_is_there():
     for module in (draftwire, aio):
         for name in module.__all__:

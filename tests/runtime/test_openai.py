@@ -24,6 +24,7 @@ from draftwire.sampling.grammar.engine import missing
 CHAT = {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 4}
 TEXT = {"prompt": "Once", "max_tokens": 4}
 RESPONSE = {"input": "Once", "max_output_tokens": 4}
+PLAIN = {"chat": CHAT, "text": TEXT, "response": RESPONSE}
 PATHS = {
     "chat": "/v1/chat/completions",
     "text": "/v1/completions",
@@ -76,6 +77,10 @@ def ask(board, *args, **more):
 # ---- fields
 
 
+def read(kind, **fields):
+    return read_ask(kind, json.dumps({**PLAIN[kind], **fields}).encode())
+
+
 def test_what_the_models_find_out_is_named_too(board):
     """What reading alone cannot know: vocabulary, template, grammars."""
     tool = {"type": "function", "function": {"name": "go", "parameters": {}}}
@@ -93,8 +98,7 @@ def test_what_the_models_find_out_is_named_too(board):
         ("chat", {"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ("response", {"text": {"format": {"type": "regex", "regex": "("}}}, "text.format"),
     ):
-        plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
-        status, _, found = ask(board, PATHS[kind], {**plain, **change})
+        status, _, found = ask(board, PATHS[kind], {**PLAIN[kind], **change})
         assert (status, found["error"]["param"]) == (400, param), found
     # Tools that may not be called are none, also for a draft that shows no tools.
     for choice in ("none", "auto"):
@@ -105,7 +109,6 @@ def test_what_the_models_find_out_is_named_too(board):
 
 @pytest.mark.parametrize("kind", ["chat", "text", "response"])
 def test_every_field_that_is_not_there_yet_is_refused_by_name(kind):
-    plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
     table = openai._FIELDS[kind][0]
     harmless = {
         "tools": [],
@@ -117,88 +120,84 @@ def test_every_field_that_is_not_there_yet_is_refused_by_name(kind):
     }
     for name in table:
         with pytest.raises(HttpError) as caught:
-            read_ask(kind, json.dumps({**plain, name: "something"}).encode())
+            read(kind, **{name: "something"})
         assert (caught.value.status, caught.value.param) == (400, name)
         for value in (None, harmless.get(name)):
-            read_ask(kind, json.dumps({**plain, name: value}).encode())
+            read(kind, **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "param", "words"),
-    [
-        ("chat", {"messages": []}, "messages", "no messages"),
-        ("chat", {"messages": "hi"}, "messages", "must be a list"),
-        ("chat", {"messages": None}, "messages", "is missing"),
-        ("chat", {"messages": [{"content": "x"}]}, "messages", "messages[0].role"),
-        ("chat", {"messages": [{"role": "king", "content": "x"}]}, "messages", "'king'"),
-        ("chat", {"messages": [{"role": "user"}]}, "messages", "content must be text"),
-        (
-            "chat",
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages",
-            "content[0] is no part of type text",
-        ),
-        ("chat", {"temprature": 1}, "temprature", "no field 'temprature'"),
-        ("chat", {"temperature": True}, "temperature", "temperature is True"),
-        ("chat", {"seed": 2**64}, "seed", "seed is"),
-        ("chat", {"seed": 1.5}, "seed", "seed is 1.5"),
-        ("chat", {"logit_bias": {"x": 1}}, "logit_bias", "logit_bias is"),
-        ("chat", {"logit_bias": {"1": 101}}, "logit_bias", "logit_bias is"),
-        ("chat", {"logprobs": 3}, "logprobs", "true or false"),
-        ("chat", {"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
-        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "is 21"),
-        ("text", {"logprobs": True}, "logprobs", "logprobs is True"),
-        ("text", {"top_logprobs": 3}, "top_logprobs", "no field"),
-        ("response", {"top_logprobs": 3}, "top_logprobs", "include"),
-        ("response", {"include": ["file"]}, "include", '"file" is not supported'),
-        ("response", {"include": "file"}, "include", "must be a list"),
-        ("chat", {"n": 0}, "n", "n is 0"),
-        ("chat", {"n": MAX_CHOICES + 1}, "n", "n is"),
-        ("chat", {"n": True}, "n", "n is true"),
-        ("chat", {"max_tokens": 0}, "max_tokens", "max_tokens is 0"),
-        ("chat", {"max_completion_tokens": 1e99}, "max_completion_tokens", "is 1e+99"),
-        ("chat", {"stream": "yes"}, "stream", "true or false"),
-        ("chat", {"stream_options": {"x": 1}}, "stream_options.x", "no 'x'"),
-        ("chat", {"model": 5}, "model", "model is 5"),
-        ("chat", {"draftwire": 5}, "draftwire", "an object"),
-        ("chat", {"draftwire": {"dead": 1}}, "draftwire.dead", "no option 'dead'"),
-        ("chat", {"draftwire": {"report": 1}}, "draftwire.report", "true or false"),
-        (
-            "chat",
-            {"stream_options": {"include_usage": 1}},
-            "stream_options.include_usage",
-            "true or false",
-        ),
-        ("response", {"text": {"verbosity": "low"}}, "text.verbosity", "no 'verbosity'"),
-        ("chat", {"chat_template_kwargs": []}, "chat_template_kwargs", "an object"),
-        ("text", {"prompt": ""}, "prompt", "is empty"),
-        ("text", {"prompt": []}, "prompt", "is empty"),
-        ("text", {"prompt": {}}, "prompt", "neither text nor"),
-        ("text", {"prompt": [[1], ["a"]]}, "prompt", "neither text nor"),
-        ("text", {"prompt": ["a"] * 9}, "prompt", "at most 8 answers"),
-        ("text", {"prompt": ["a"] * 3, "n": 3}, "prompt", "at most 8 answers"),
-        ("text", {"best_of": 2}, "best_of", "not supported"),
-        ("response", {"input": [{"type": "reasoning"}]}, "input", "input[0].type"),
-        ("response", {"instructions": 5}, "instructions", "must be text"),
-        ("response", {"max_tokens": 5}, "max_tokens", "no field"),
-        ("response", {"stop": "x"}, "stop", "no field"),
-    ],
-)
-def test_a_wrong_field_is_named(kind, change, param, words):
-    plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
+# Of each kind: what is wrong, what is said of it, and its name where that is another one.
+WRONG = [
+    ("chat", {"messages": []}, "no messages"),
+    ("chat", {"messages": "hi"}, "must be a list"),
+    ("chat", {"messages": None}, "is missing"),
+    ("chat", {"messages": [{"content": "x"}]}, "messages[0].role"),
+    ("chat", {"messages": [{"role": "king", "content": "x"}]}, "'king'"),
+    ("chat", {"messages": [{"role": "user"}]}, "content must be text"),
+    (
+        "chat",
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "content[0] is no part of type text",
+    ),
+    ("chat", {"temprature": 1}, "no field 'temprature'"),
+    ("chat", {"temperature": True}, "temperature is True"),
+    ("chat", {"seed": 2**64}, "seed is"),
+    ("chat", {"seed": 1.5}, "seed is 1.5"),
+    ("chat", {"logit_bias": {"x": 1}}, "logit_bias is"),
+    ("chat", {"logit_bias": {"1": 101}}, "logit_bias is"),
+    ("chat", {"logprobs": 3}, "true or false"),
+    ("chat", {"top_logprobs": 3}, "logprobs: true"),
+    ("chat", {"logprobs": True, "top_logprobs": 21}, "is 21", "top_logprobs"),
+    ("text", {"logprobs": True}, "logprobs is True"),
+    ("text", {"top_logprobs": 3}, "no field"),
+    ("response", {"top_logprobs": 3}, "include"),
+    ("response", {"include": ["file"]}, '"file" is not supported'),
+    ("response", {"include": "file"}, "must be a list"),
+    ("chat", {"n": 0}, "n is 0"),
+    ("chat", {"n": MAX_CHOICES + 1}, "n is"),
+    ("chat", {"n": True}, "n is true"),
+    ("chat", {"max_tokens": 0}, "max_tokens is 0"),
+    ("chat", {"max_completion_tokens": 1e99}, "is 1e+99"),
+    ("chat", {"stream": "yes"}, "true or false"),
+    ("chat", {"stream_options": {"x": 1}}, "no 'x'", "stream_options.x"),
+    ("chat", {"model": 5}, "model is 5"),
+    ("chat", {"draftwire": 5}, "an object"),
+    ("chat", {"draftwire": {"dead": 1}}, "no option 'dead'", "draftwire.dead"),
+    ("chat", {"draftwire": {"report": 1}}, "true or false", "draftwire.report"),
+    (
+        "chat",
+        {"stream_options": {"include_usage": 1}},
+        "true or false",
+        "stream_options.include_usage",
+    ),
+    ("response", {"text": {"verbosity": "low"}}, "no 'verbosity'", "text.verbosity"),
+    ("chat", {"chat_template_kwargs": []}, "an object"),
+    ("text", {"prompt": ""}, "is empty"),
+    ("text", {"prompt": []}, "is empty"),
+    ("text", {"prompt": {}}, "neither text nor"),
+    ("text", {"prompt": [[1], ["a"]]}, "neither text nor"),
+    ("text", {"prompt": ["a"] * 9}, "at most 8 answers"),
+    ("text", {"prompt": ["a"] * 3, "n": 3}, "at most 8 answers", "prompt"),
+    ("text", {"best_of": 2}, "not supported"),
+    ("response", {"input": [{"type": "reasoning"}]}, "input[0].type"),
+    ("response", {"instructions": 5}, "must be text"),
+    ("response", {"max_tokens": 5}, "no field"),
+    ("response", {"stop": "x"}, "no field"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case[0]} {case[1]}"[:60])
+def test_a_wrong_field_is_named(case):
+    kind, change, words, *named = case
     with pytest.raises(HttpError) as caught:
-        read_ask(kind, json.dumps({**plain, **change}).encode())
+        read(kind, **change)
     error = caught.value.document()["error"]
-    assert (caught.value.status, error["param"]) == (400, param)
+    assert (caught.value.status, error["param"]) == (400, *(named or [*change][-1:]))
     assert words in error["message"], error
     assert error["type"] == "invalid_request_error"
 
 
 def test_fields_mean_what_they_mean():
-    def read(kind, **fields):
-        plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
-        return read_ask(kind, json.dumps({**plain, **fields}).encode())
-
     assert read("chat", max_completion_tokens=9).options["max_new_tokens"] == 9
     given = {"min_p": 0.1, "presence_penalty": -1, "repetition_penalty": 1.1}
     given.update(frequency_penalty=0.5, ignore_eos=True, bad_words=["x"])
@@ -242,7 +241,7 @@ def test_offline_guesses_and_what_they_become_are_marked():
     """What a piece of text carries when the draft was on its own."""
     from draftwire.runtime.stream import Chunk
 
-    form = openai.Answer(read_ask("chat", json.dumps(CHAT).encode()), "m")
+    form = openai.Answer(read("chat"), "m")
     guess = Chunk("a", (), 0.1, verified=False, unverified=1)
     ((_, data),) = form.piece(0, guess)
     said = data["choices"][0]["draftwire"]
@@ -485,7 +484,7 @@ async def test_slow_clients_are_let_go(monkeypatch):
 
 def test_without_a_verifier_it_says_when_to_come_again(tmp_path):
     with service(tmp_path, 1, "--http", "127.0.0.1:0", "--patience", "0.1") as board:
-        for kind, body in (("chat", CHAT), ("text", TEXT), ("response", RESPONSE)):
+        for kind, body in PLAIN.items():
             status, fields, found = ask(board, PATHS[kind], body)
             assert status == 503 and fields["Retry-After"]
             assert "no verifier yet" in found["error"]["message"]
@@ -510,7 +509,7 @@ def test_a_stream_that_fails_says_so_in_the_stream(tmp_path):
             process.kill()
             end = sock.makefile("rb").read()
     assert b'data: {"error":{"message":' in end and b"[DONE]" not in end, end[-300:]
-    form = openai.Response(read_ask("response", json.dumps(RESPONSE).encode()), "m")
+    form = openai.Response(read("response"), "m")
     before = [*form.begin()][-1][1]["sequence_number"]
     ((name, data),) = form.failed(HttpError(503, "gone", code="x").document())
     assert name == data["type"] == "error" and data["sequence_number"] == before + 1
