@@ -31,7 +31,6 @@ from draftwire.export.exits.make import (
     windows,
 )
 from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
-from draftwire.export.onnx import export_onnx
 from draftwire.export.precision.runners import session
 from draftwire.export.settings import ExitSettings
 from draftwire.export.training.base import model_of
@@ -73,12 +72,8 @@ def bare(tmp_path):
 
 @pytest.mark.parametrize("shape", ["llama_tied_biased", "gpt_neox", "gpt_neox_sequential"])
 @pytest.mark.parametrize(("rows", "past", "steps"), [(1, 0, 7), (3, 19, 4)])
-def test_the_parts_of_any_shape_say_what_the_whole_says(
-    models, tmp_path_factory, shape, rows, past, steps
-):
-    out = tmp_path_factory.mktemp("parts") / "a.target"
-    export_onnx(models(shape), out, role="target", against="numpy")
-    package = load_target(out)
+def test_the_parts_of_any_shape_say_what_the_whole_says(targets, shape, rows, past, steps):
+    package = load_target(targets(shape))
     graph = whole_graph(package)
     graphs = split_target_graph(graph, [1], rank=4)
     rng = np.random.default_rng(0)

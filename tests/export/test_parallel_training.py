@@ -13,7 +13,6 @@ import torch
 from safetensors.numpy import load_file
 
 from draftwire.errors import ConfigError
-from draftwire.export.onnx import export_onnx
 from draftwire.export.settings import DraftSettings
 from draftwire.export.sources.checkpoint import load_model
 from draftwire.export.training import draft as build
@@ -54,13 +53,9 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def family(models, tmp_path_factory, text):
+def family(targets, tmp_path_factory, text):
     """A target package, and the Hugging Face directory of a draft of it."""
-    place = tmp_path_factory.mktemp("family")
-    target = export_onnx(
-        models("llama"), place / "v1.target", role="target", precision="fp32",
-        anchor_layers=1, against="numpy",
-    )  # fmt: skip
+    place, target = tmp_path_factory.mktemp("family"), targets("llama")
     made = build_draft(
         target, place / "d.draft", [text], settings=SMALL, precision="fp32", say=quiet,
         min_agreement=0,

@@ -83,12 +83,16 @@ def family(request, tokenizer):
     return request.param, theirs, place
 
 
-def outcome(make):
-    """Return what ``make`` gives, or that it refuses."""
+def outcome(call, *args, **options):
+    """Return what a call gives, or that it refuses."""
     try:
-        return make()
+        return call(*args, **options)
     except Exception:  # noqa: BLE001  (theirs raises what jinja raises)
         return "refused"
+
+
+def rendered(template, messages, **how):
+    return outcome(lambda: template.render(check_messages(messages), **how))
 
 
 def cases():
@@ -102,22 +106,9 @@ def test_text_is_that_of_transformers(family):
     ours, refused = Template.of(folder), 0
     for messages, tools in cases():
         for prompt in (True, False):
-            wanted = outcome(
-                lambda: theirs.apply_chat_template(  # noqa: B023
-                    messages,  # noqa: B023
-                    tools=tools,  # noqa: B023
-                    tokenize=False,
-                    add_generation_prompt=prompt,  # noqa: B023
-                )
-            )
-            found = outcome(
-                lambda: ours.render(
-                    check_messages(messages),  # noqa: B023
-                    tools=tools,  # noqa: B023
-                    add_generation_prompt=prompt,  # noqa: B023
-                )
-            )
-            assert found == wanted, (messages, tools)
+            how = {"tools": tools, "add_generation_prompt": prompt}
+            wanted = outcome(theirs.apply_chat_template, messages, tokenize=False, **how)
+            assert rendered(ours, messages, **how) == wanted, (messages, tools)
             refused += wanted == "refused"
     assert refused < len(CONVERSATIONS) * 3
 
@@ -140,15 +131,11 @@ def test_tokens_are_those_of_transformers(family):
     ours = Conversation(Package(folder, 1), load_tokenizer(folder))
     compared = 0
     for messages, tools in cases():
-        wanted = outcome(
-            lambda: theirs.apply_chat_template(
-                messages,  # noqa: B023
-                tools=tools,  # noqa: B023
-                add_generation_prompt=True,
-            )["input_ids"]
-        )
+        how = {"tools": tools, "add_generation_prompt": True}
+        wanted = outcome(theirs.apply_chat_template, messages, **how)
         if wanted != "refused":
-            assert ours.prompt(messages, tools=tools).ids == wanted, messages
+            found = ours.prompt(messages, tools=tools).ids
+            assert found == wanted["input_ids"], messages
             compared += 1
     assert compared > 20
     end = ours.prompt(CONVERSATIONS[0]).stop_ids
@@ -235,11 +222,11 @@ def test_boards_without_jinja_have_the_same_text(family, monkeypatch, tmp_path):
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
     board, compared = Template.of(tmp_path), 0
-    wanted = [outcome(lambda: board.render(check_messages(m))) for m in CONVERSATIONS]  # noqa: B023
+    wanted = [rendered(board, messages) for messages in CONVERSATIONS]
     monkeypatch.setattr(templates, "_has_jinja", lambda: False)
     board = Template.of(tmp_path)
     for messages, right in zip(CONVERSATIONS, wanted):
-        found = outcome(lambda: board.render(check_messages(messages)))  # noqa: B023
+        found = rendered(board, messages)
         assert found in (right, "refused")
         compared += found == right != "refused"
     assert compared >= 14 or name in NEED_JINJA

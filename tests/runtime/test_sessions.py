@@ -81,13 +81,6 @@ def test_full_acceptance_brings_a_bonus_and_keeps_the_epoch():
     assert (draft.valid, draft.tokens) == (6, (4,))
 
 
-def test_proposals_of_an_old_branch_are_void():
-    session = edge()
-    first = session.start()[-1].branch
-    session.stop("cancelled")
-    assert session.drafted(first, Proposal(1)) == []
-
-
 @pytest.mark.parametrize(
     "commit",
     [Commit(0, 4, 1), Commit(9, 2, 1), Commit(0, 0, None)],
