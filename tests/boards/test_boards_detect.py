@@ -1,7 +1,5 @@
 """Each board is known from the files it shows; what is broken or foreign is said."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

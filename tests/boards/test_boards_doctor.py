@@ -1,7 +1,5 @@
 """The doctor: what fails is found in a process of its own, and one command mends it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shlex

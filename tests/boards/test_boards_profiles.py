@@ -1,7 +1,5 @@
 """Board profiles: every file is sound, and boards are known by what they show."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

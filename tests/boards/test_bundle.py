@@ -1,7 +1,5 @@
 """What is in a bundle, and what is refused before a byte of it is written."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import fnmatch

@@ -1,7 +1,5 @@
 """The installer as a board meets it: killed at any step, short of room, or not for it."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The wheels of a board: which, for what, and whether the registry has them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Container, compose, chart, unit and manifests: their schemas, and flags that work."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

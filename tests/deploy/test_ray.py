@@ -1,7 +1,5 @@
 """Two replicas under Ray Serve, real devices, one replica killed: ``make test-ray``."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

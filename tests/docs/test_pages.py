@@ -7,8 +7,6 @@ that are marked ``sh`` and ``python`` run in order as one script, in an empty fo
 stands in plain fences needs a board, or minutes of export.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -16,12 +14,11 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
-from places import MODELS, ROOT, environment
+from places import MODELS, ROOT, environment, free_port
 from service_lab import service, verifier
 
 pytest.importorskip("onnxruntime")
@@ -152,12 +149,6 @@ def script_of(page):
     for kind, text in fenced(page, "sh", "python"):
         lines.append(text if kind == "sh" else f"python - <<'PAGE'\n{text}PAGE")
     return "\n".join(lines)
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.mark.slow  # `make docs` runs them

@@ -1,7 +1,5 @@
 """The adapter for vLLM's V2 model runner, on the real one, its kernels interpreted."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

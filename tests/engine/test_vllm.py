@@ -3,8 +3,6 @@
 `make test-vllm` sets it up and runs this; nothing here is part of `make test`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """The client for C++ control stacks: compiled, and run against a real service."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 

@@ -3,8 +3,6 @@
 Whatever the two ends are and however drafts travel, the text is that of the target alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """The plan loop gives commands that the robot knows, with a link and without."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

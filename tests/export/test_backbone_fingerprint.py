@@ -1,7 +1,5 @@
 """One backbone, one fingerprint: by any names, in any file that holds the same weights."""
 
-from __future__ import annotations
-
 import json
 import struct
 import subprocess

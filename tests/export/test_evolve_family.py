@@ -4,8 +4,6 @@ Packages made by the commands, a verifier process, real websockets. Whatever the
 is, the text is the target's own; what changes is what the handshake says of it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

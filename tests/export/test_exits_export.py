@@ -1,7 +1,5 @@
 """Exits of a target: the graph in parts, training, thresholds, packages."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The flags of ``draftwire export`` are what its functions take."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 

@@ -1,7 +1,5 @@
 """Whole exports: what is written, what is refused, and that nothing stays behind."""
 
-from __future__ import annotations
-
 import json
 import struct
 

@@ -1,7 +1,5 @@
 """Drafts whose head says the frequent tokens alone: what they say, and what they cost."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """LiteRT drafts say what their origin says, whatever its shape."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

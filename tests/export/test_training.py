@@ -1,7 +1,5 @@
 """``export draft`` and ``export evolve``: what comes out, what is refused, going on."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -182,10 +180,11 @@ def test_a_budget_that_is_none_says_so():
         begin.Pace(10.0, 1000).tokens_in(60)
 
 
-def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted):
+@pytest.mark.parametrize("kind", [{}, {"parallel": 4, "written": 0.5}], ids=["one", "many"])
+def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted, kind):
     def run(name, **changes):
-        out, named = tmp_path / f"{name}.draft", {"name": "d"}
-        return make(models("llama"), out, text, named=named, save_every=0.0, **changes)
+        out, how = tmp_path / f"{name}.draft", {**kind, **changes, "save_every": 0.0}
+        return make(models("llama"), out, text, named={"name": "d"}, **how)
 
     whole = run("whole")
     interrupted(build, "_loss", 3)

@@ -1,7 +1,5 @@
 """The models that are trained here say what transformers says."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

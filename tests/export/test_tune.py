@@ -1,7 +1,5 @@
 """What a board shall run: accepted tokens a second, not tokens; and where that stands."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A session that is played: no model, no verifier, the same three chunks each time."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """What the public API promises: types that notice slips, twins that are the same."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import os

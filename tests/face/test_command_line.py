@@ -1,7 +1,5 @@
 """The command line: usage, exit codes, errors, settings; with a played session."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

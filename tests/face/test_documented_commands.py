@@ -1,7 +1,5 @@
 """Every command that README and docs show is one, with flags that it has."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Fingerprints by PROTOCOL.md 4.1: packages, vectors, and a script that stands alone."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Flags that are declared as the lines of their help."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

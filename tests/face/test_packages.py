@@ -1,7 +1,5 @@
 """Packages: what loads, what is refused, and how they are written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

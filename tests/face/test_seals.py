@@ -1,7 +1,5 @@
 """A package is hashed once; a change, however well hidden, is found."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """Settings: which source wins, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

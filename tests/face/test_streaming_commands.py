@@ -1,7 +1,5 @@
 """``draftwire generate`` and ``draftwire demo``, with a played session."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

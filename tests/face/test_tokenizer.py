@@ -1,7 +1,5 @@
 """The tokenizer wrapper, streaming text, and what a fingerprint tells apart."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """GGUF files as llama.cpp's converter writes them, of weights by their other names."""
 
-from __future__ import annotations
-
 import gguf
 
 NAMES = {

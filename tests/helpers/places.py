@@ -1,14 +1,20 @@
 """Where things lie, and a command of draftwire as a user types it."""
 
-from __future__ import annotations
-
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES, MODELS = ROOT / "tests" / "fixtures", ROOT / "models"
+
+
+def free_port():
+    """Return a port that nobody listens on yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def environment(**more):

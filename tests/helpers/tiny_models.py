@@ -203,6 +203,7 @@ def targets(models, tmp_path_factory):
             made[shape] = export_onnx(
                 models(shape), tmp_path_factory.mktemp("targets") / "v1.target",
                 role="target", precision="fp32", anchor_layers=1, against="numpy",
+                family_name=shape,
             )  # fmt: skip
         return made[shape]
 

@@ -1,7 +1,5 @@
 """``draftwire demo`` as a user runs it: two processes, a websocket, the real models."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """GGUF files and names on the hub, as what is exported."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -4,8 +4,6 @@ The graphs themselves are held to transformers in tests/export/test_graphs.py.
 ``make models`` runs both.
 """
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -4,8 +4,6 @@
 (93 MB, Apache-2.0). Where the package index does not give it, these tests say so.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,8 +1,7 @@
 """Chat templates against transformers: the same text, and the same tokens."""
 
-from __future__ import annotations
-
 import json
+from types import SimpleNamespace
 
 import pytest
 from chat_templates import (
@@ -22,11 +21,9 @@ from draftwire.template import Template, check_messages, template_files
 from draftwire.tokenizer import load_tokenizer
 
 
-class Package:
-    """As much of a draft package as a conversation reads."""
-
-    def __init__(self, path, bos_id):
-        self.path, self.bos_id = path, bos_id
+def talk(folder):
+    package = SimpleNamespace(path=folder, bos_id=1)
+    return Conversation(package, load_tokenizer(folder))
 
 
 def engine(kind):
@@ -128,7 +125,7 @@ def test_variables_of_a_template_are_passed_on(tokenizer, tmp_path):
 def test_tokens_are_those_of_transformers(family):
     """Also where the template writes the first token itself: there is one, not two."""
     name, theirs, folder = family
-    ours = Conversation(Package(folder, 1), load_tokenizer(folder))
+    ours = talk(folder)
     compared = 0
     for messages, tools in cases():
         how = {"tools": tools, "add_generation_prompt": True}
@@ -155,7 +152,7 @@ ATTACKS = (
 def test_what_a_message_spells_stays_text(family):
     """A message with special tokens has as many of them as the same one without."""
     _, theirs, folder = family
-    ours = Conversation(Package(folder, 1), load_tokenizer(folder))
+    ours = talk(folder)
     special = set(theirs.convert_tokens_to_ids(list(SPECIAL)))
     for attack in ATTACKS:
         for make in (
@@ -190,7 +187,7 @@ def test_tools_and_parts_spell_nothing_either(tokenizer, tmp_path):
         if not place.exists():
             theirs.chat_template = TEMPLATES[name]
             theirs.save_pretrained(place)
-        made = Conversation(Package(place, 1), load_tokenizer(place))
+        made = talk(place)
         return [i for i in made.prompt(messages, tools=tools).ids if i in special]
 
     evil = json.loads(json.dumps(TOOLS).replace("an object", "<|im_end|>"))
@@ -209,7 +206,7 @@ def test_a_template_that_looks_at_what_is_spelt_refuses_it(tokenizer, tmp_path):
     theirs, _ = tokenizer
     theirs.chat_template = "{{ 'A</s>' if '</s>' in messages[0].content else 'B' }}x"
     theirs.save_pretrained(tmp_path)
-    ours = Conversation(Package(tmp_path, 1), load_tokenizer(tmp_path))
+    ours = talk(tmp_path)
     with pytest.raises(ConfigError, match="spells a special token"):
         ours.prompt([{"role": "user", "content": "</s>"}])
     assert ours.prompt([{"role": "user", "content": "<s"}]).ids == theirs.encode("Bx")

@@ -1,7 +1,5 @@
 """``draftwire bench device``: fresh processes, honest gaps."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

@@ -1,7 +1,5 @@
 """OpenAI's clients, unmodified, against the service of a board and a real verifier."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The draft model on each engine: blocks, rewinds and chunks say what single steps say."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import subprocess

@@ -1,7 +1,5 @@
 """Execution providers: which one is asked for, and what falls back is said aloud."""
 
-from __future__ import annotations
-
 import json
 from types import SimpleNamespace
 

@@ -1,6 +1,6 @@
 """Messages to tokens on a board: with jinja2, and without."""
 
-from __future__ import annotations
+from types import SimpleNamespace
 
 import pytest
 from chat_templates import CONVERSATIONS, NEED_JINJA, TEMPLATES, TOOLS
@@ -18,13 +18,6 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi "}]
 
 
-class Package:
-    """As much of a draft package as a conversation reads."""
-
-    def __init__(self, path):
-        self.path, self.bos_id = path, 0
-
-
 def rendered(template, messages, **more):
     try:
         return template.render(check_messages(messages), **more)
@@ -35,7 +28,7 @@ def rendered(template, messages, **more):
 def talk(folder, text, settings="{}"):
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
-    return Conversation(Package(folder), load_tokenizer(TINY))
+    return Conversation(SimpleNamespace(path=folder, bos_id=0), load_tokenizer(TINY))
 
 
 def test_texts_by_hand():

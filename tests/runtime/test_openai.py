@@ -1,7 +1,5 @@
 """The service's endpoint byte by byte: fields, limits, gates, and what goes wrong."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

@@ -1,7 +1,5 @@
 """OpenAI's fields for structure: formats, tools, and the answers that come of them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Run reports: every key there, null for what was not measured, and read back."""
 
-from __future__ import annotations
-
 import json
 import os
 

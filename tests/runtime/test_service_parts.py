@@ -1,7 +1,5 @@
 """The parts of the service with a session of sand: what hangs, fails, is refused."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,16 +1,15 @@
 """``draftwire service`` as systemd and local programs see it: processes and sockets."""
 
-from __future__ import annotations
-
+import contextlib
 import grp
 import json
 import os
-import socket
 import stat
 import threading
 from pathlib import Path
 
 import pytest
+from places import free_port
 from service_lab import (
     FIXTURES,
     PATIENCE_S,
@@ -33,9 +32,7 @@ def text_of(events):
 def test_a_verifier_that_comes_goes_and_comes_back(tmp_path):
     """The whole life: no verifier, one, killed in mid-stream, another, SIGTERM."""
     manager = Manager(tmp_path)
-    with socket.socket() as holder:  # a port that nobody listens on yet
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
+    port = free_port()  # nobody listens on it yet
     environ = {
         "NOTIFY_SOCKET": str(manager.path),
         "WATCHDOG_USEC": "600000",
@@ -95,9 +92,7 @@ def shared(tmp_path_factory):
 
 def test_without_a_verifier_the_draft_answers_alone(tmp_path, capsys):
     """A robot boots in a cellar: text at once, marked; and verified once there is one."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
+    port = free_port()
     with service(tmp_path, port, "--offline", "draft", "--patience", "0") as running:
         ask = ["service", "ask", "Once", "--socket", str(running.socket)]
         with running.client() as client:
@@ -169,13 +164,12 @@ def test_limits(shared):
 
     def come_in():
         client = shared.client()
-        try:
+        with contextlib.suppress(TransportError):  # those of other tests still hang up
             client.status()
-        except TransportError:  # those of other tests are still hanging up
-            client.close()
-            return False
-        clients.append(client)
-        return len(clients) == MAX_CLIENTS
+            clients.append(client)
+            return len(clients) == MAX_CLIENTS
+        client.close()
+        return False
 
     try:
         eventually(come_in, "all are in")
@@ -187,10 +181,8 @@ def test_limits(shared):
             client.close()
 
     def there_is_room():
-        try:
+        with contextlib.suppress(TransportError):  # the last of them still hang up
             return bool(shared.status())
-        except TransportError:  # the last of them are still hanging up
-            return False
 
     eventually(there_is_room, "the service takes programs again")
 

@@ -1,7 +1,5 @@
 """``draftwire service top``: what a board does, in 80 columns."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Streamed text is the whole text, cut anywhere."""
 
-from __future__ import annotations
-
 import pytest
 
 tokenizers = pytest.importorskip("tokenizers")

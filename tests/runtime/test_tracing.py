@@ -1,7 +1,5 @@
 """One trace from the device's prompt to the verifier's commits, with the real SDK."""
 
-from __future__ import annotations
-
 import http.server
 import threading
 
