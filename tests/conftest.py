@@ -18,6 +18,23 @@ sys.path.append(str(HERE.parent))  # last: only `studies` and `tools` are found 
 # A shell's background job ignores Ctrl-C, and so would every process that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from tiny_models import (  # noqa: E402
+    model_copy,
+    models,
+    targets,
+    tokenizer_file,
+    torch_logits,
+)
+from workstation import (  # noqa: E402
+    pytest_collection_modifyitems,
+    pytest_ignore_collect,
+    pytest_terminal_summary,
+)
+
+__all__ = ["model_copy", "models", "targets", "tokenizer_file", "torch_logits"]
+__all__ += ["pytest_collection_modifyitems", "pytest_ignore_collect"]
+__all__ += ["pytest_terminal_summary"]
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:

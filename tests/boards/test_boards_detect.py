@@ -1,15 +1,13 @@
 """Each board is known from the files it shows; what is broken or foreign is said."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from fake_boards import BOARDS, Cores, Fake, build
+from places import draftwire, environment
 
 from draftwire.boards import detect as detect_module
 from draftwire.boards.cores import architecture, clusters, parse_list
@@ -20,7 +18,6 @@ from draftwire.boards.tree import Tree
 from draftwire.cli import main
 from draftwire.cli.boards import render
 
-ROOT = Path(__file__).resolve().parents[2]
 PROFILES = load_profiles()
 
 
@@ -66,16 +63,12 @@ def test_each_board_is_what_it_is(tmp_path, fake):
     generic = [text for text in found.warnings if "no board that draftwire knows" in text]
     assert bool(generic) == fake.profile.startswith("generic-")
     assert any("offline" in text for text in found.warnings) == bool(fake.offline)
-
-
-def test_the_document_is_json_and_of_that_root_alone(tmp_path, fake):
-    found = detect(build(tmp_path, fake), PROFILES)
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert next(iter(document)) == "schema"
     assert document["schema"] == "draftwire.detect/1"
     assert document["python"]["running"] is None and document["engines"] is None
     assert str(tmp_path) in document["engines_why_null"]
-    assert os.uname().release not in json.dumps(document)
+    assert os.uname().release not in json.dumps(document), "of that root alone"
     text = render(found)
     assert fake.title in text and max(map(len, text.splitlines())) <= 100
 
@@ -233,14 +226,8 @@ def test_the_command_as_a_user_meets_it(tmp_path, capsys, monkeypatch):
 def test_this_machine_runs_a_model_and_says_where(tmp_path):
     """A real process, a real onnxruntime: listed is not the same as running."""
     pytest.importorskip("onnxruntime")
-    done = subprocess.run(
-        [sys.executable, "-m", "draftwire", "boards", "detect", "--json"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    document = json.loads(done.stdout)
+    said = draftwire("boards", "detect", "--json", folder=tmp_path).stdout
+    document = json.loads(said)
     engine = next(e for e in document["engines"] if e["name"] == "onnxruntime")
     trials = {trial["provider"]: trial for trial in engine["providers"]}
     assert trials["CPUExecutionProvider"]["ran"]
@@ -278,6 +265,5 @@ def test_a_crash_of_one_provider_is_told_and_the_next_is_tried(monkeypatch):
 def test_detection_needs_no_numpy():
     code = "import sys, draftwire.boards.detect as d; d.detect(engines=False); "
     code += "sys.exit('numpy' in sys.modules)"
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    assert subprocess.run([sys.executable, "-c", code], env=environ).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
     assert detect_module.SCHEMA == "draftwire.detect/1"

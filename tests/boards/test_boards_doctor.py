@@ -1,10 +1,7 @@
 """The doctor: what fails is found in a process of its own, and one command mends it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -12,10 +9,10 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 from fake_boards import BOARDS, build
+from places import MODELS, draftwire
 
 from draftwire.boards.checks import python as check_python
 from draftwire.boards.checks.draft import check_draft
@@ -31,8 +28,6 @@ from draftwire.cli import main
 from draftwire.cli._local_verifier import local_verifier
 from draftwire.cli.boards.doctor import PROBE, check_verifier, render
 
-ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "models"
 PROFILES = load_profiles()
 
 
@@ -149,54 +144,54 @@ def test_an_illegal_instruction_in_numpy_is_found_and_got_round(tmp_path, monkey
     assert environ == {"OPENBLAS_CORETYPE": "ARMV8"}
 
 
-KILL = 'case "$*" in *numpy*) kill -{} $$ ;; esac'
+def dies(words, said="", number=""):
+    """Return a script that ends, or is killed, where the words for Python have these."""
+    end = f"kill -{number} $$" if number else f'echo "{said}" >&2; exit 1'
+    return f'case "$*" in {words}) {end} ;; esac\n'
+
+
+LOST = "ModuleNotFoundError: No module named "
+NO_LITERT = dies("*litert*|*tflite*", LOST)
+OLD_API = "AttributeError: _ARRAY_API not found"
+OLD_LIBC = "ImportError: version 'GLIBC_2.34' not found"
 
 
 @pytest.mark.parametrize(
-    ("script", "name", "status", "detail", "fix"),
+    ("script", "name", "detail", "fix"),
     [
-        (KILL.format("ILL"), "numpy", "fail", "SIGILL", "numpy"),
-        (KILL.format("SEGV"), "numpy", "fail", "SIGSEGV", "numpy"),
+        (dies("*numpy*", number="ILL"), "numpy", "SIGILL", "numpy"),
+        (dies("*numpy*", number="SEGV"), "numpy", "SIGSEGV", "numpy"),
         (
-            "case \"$*\" in *websockets*) echo \"ModuleNotFoundError: No module named "
-            "'websockets'\" >&2; exit 1 ;; esac",
+            dies("*websockets*", LOST + "'websockets'"),
             "websockets",
-            "fail",
             "not installed",
             "install websockets",
         ),
         (
-            'case "$*" in *onnxruntime*|*litert*|*tflite*) echo "ModuleNotFoundError: No '
-            'module named x" >&2; exit 1 ;; esac',
+            dies("*onnxruntime*", LOST) + NO_LITERT,
             "engine",
-            "fail",
             "no engine",
             "install tflite-runtime",
         ),
         (
-            'case "$*" in *"import onnxruntime"*) echo "AttributeError: _ARRAY_API not '
-            'found" >&2; exit 1 ;; *litert*|*tflite*) echo "No module named" >&2; '
-            "exit 1 ;; esac",
+            dies('*"import onnxruntime"*', OLD_API) + NO_LITERT,
             "onnxruntime",
-            "fail",
             "numpy 2 is installed",
             "numpy<2",
         ),
         (
-            "case \"$*\" in *tokenizers*) echo \"ImportError: version 'GLIBC_2.34' not "
-            'found" >&2; exit 1 ;; esac',
+            dies("*tokenizers*", OLD_LIBC),
             "tokenizers",
-            "fail",
             "newer system",
             "--upgrade tokenizers",
         ),
     ],
-)  # fmt: skip
-def test_what_an_import_dies_of(tmp_path, script, name, status, detail, fix):
-    python = fake_python(tmp_path, script + '\ncase "$*" in *import*) exit 0 ;; esac')
+)
+def test_what_an_import_dies_of(tmp_path, script, name, detail, fix):
+    python = fake_python(tmp_path, script + 'case "$*" in *import*) exit 0 ;; esac')
     findings, _ = check_imports(("tflite-runtime",), python=python)
     finding = by_name(findings)[name]
-    assert finding.status == status and detail in finding.detail
+    assert finding.status == "fail" and detail in finding.detail
     assert fix in finding.fix.replace("'", "") and is_one_command(finding.fix)
 
 
@@ -270,17 +265,9 @@ def test_a_process_that_hangs_is_stopped(tmp_path):
     assert run_python(["-c", code]).illegal
 
 
-def doctor(*words, folder, **environ):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "draftwire", "boards", "doctor", *map(str, words)],
-        cwd=folder,
-        env={**clean, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+def asked(url, draft=None, **changes):
+    options = {"token_file": None, "target": "", "ca": None, "insecure": False}
+    return check_verifier(url, draft, **{**options, **changes})
 
 
 def test_this_machine_the_reference_draft_and_a_real_verifier(tmp_path):
@@ -289,8 +276,8 @@ def test_this_machine_the_reference_draft_and_a_real_verifier(tmp_path):
     with local_verifier([MODELS / "v1.target"]) as (url, token):
         (tmp_path / "token").write_text(token)
         words = ["--verifier", url, "--token-file", "token", "--json", "out.json"]
-        code, out, err = doctor(*words, folder=tmp_path)
-        assert code == 0, out + err
+        done = draftwire("boards", "doctor", *words, folder=tmp_path, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stdout + done.stderr
         document = json.loads((tmp_path / "out.json").read_text())
         assert document["would_run"] is True
         found = {finding["name"]: finding for finding in document["findings"]}
@@ -299,15 +286,12 @@ def test_this_machine_the_reference_draft_and_a_real_verifier(tmp_path):
         assert found["handshake"]["status"] == "ok"
         (run, *_) = document["draft"]["runs"]
         assert run["step_ms"] > 0 and run["peak_bytes"] > 1 << 20
-        assert "A draft would run here." in out
-        options = {"target": "", "ca": None, "insecure": False}
+        assert "A draft would run here." in done.stdout
         draft = MODELS / "reference.draft"
-        _, greeting = check_verifier(url, draft, token_file=None, **options)
+        _, greeting = asked(url, draft)
         assert greeting.status == "fail" and "--token-file" in greeting.fix
         assert greeting.exit_code == 4
-        answer = check_verifier(
-            url, draft, token_file=tmp_path / "token", **{**options, "target": "v9"}
-        )
+        answer = asked(url, draft, token_file=tmp_path / "token", target="v9")
         assert answer[-1].status == "fail" and "v9" in answer[-1].detail
 
 
@@ -329,10 +313,10 @@ def test_a_damaged_draft_ends_with_its_own_code(tmp_path):
 
 
 @contextlib.contextmanager
-def web(body, *, date=None, status=200):
+def web(body, *, date=None):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response_only(status)
+            self.send_response_only(200)
             if date:
                 self.send_header("Date", date)
             self.end_headers()
@@ -369,17 +353,15 @@ DRAINING = json.dumps({**HEALTH, "status": "draining"}).encode()
     ],
 )
 def test_what_may_answer_in_a_verifiers_place(body, date, name, status, detail):
-    options = {"token_file": None, "target": "", "ca": None, "insecure": False}
     with web(body, date=date) as url:
-        finding = by_name(check_verifier(url, None, **options))[name]
+        finding = by_name(asked(url))[name]
     assert finding.status == status and detail in finding.detail
     if status != "ok":
         assert is_one_command(finding.fix)
 
 
 def test_nobody_answers(tmp_path, capsys):
-    options = {"token_file": None, "target": "", "ca": None, "insecure": False}
-    (finding,) = check_verifier("ws://127.0.0.1:9", None, **options)
+    (finding,) = asked("ws://127.0.0.1:9")
     assert finding.status == "fail" and finding.exit_code == 4
     assert "draftwire verifier serve" in finding.fix
     root = build(tmp_path, BOARDS["pi5"])

@@ -1,15 +1,14 @@
 """The wheels of a board: which, for what, and whether the registry has them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from places import ROOT
 
 from draftwire.boards.profiles import load_profiles
 from draftwire.boards.ship import wheels
@@ -23,29 +22,21 @@ from draftwire.boards.ship.wheels import (
 )
 from draftwire.errors import BoardError, ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 R35 = Userland("L4T R35", "3.8", "2.31", "3.4.28")
 R36 = Userland("L4T R36", "3.10", "2.35", "3.4.30")
 
 
-def test_our_pins_are_those_that_the_tests_run_with() -> None:
+def test_our_pins_are_those_that_the_tests_run_with():
     """``make test`` runs the device rooms with what these two files name."""
-    tested: dict[tuple[str, str], str] = {}
-    lines: list[str] = []
+    tested = {}
     for name in ("device.txt", "litert.txt"):
-        lines += (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        if not line or line.startswith("#"):
-            continue
-        requirement, _, marker = line.partition(";")
-        name, version = requirement.strip().split("==")
-        for python in ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13"):
-            minor = int(python.split(".")[1])
-            # The markers of this file compare python_version alone.
-            condition = marker.replace("python_version", str(minor)).replace('"3.', '"')
-            condition = condition.replace('"', "")
-            if not marker or eval(condition, {}, {}):
-                tested[name, python] = version
+        for line in (ROOT / "requirements" / name).read_text("utf-8").splitlines():
+            if not line or line.startswith("#"):
+                continue
+            pin = Requirement(line)
+            for python in ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13"):
+                if not pin.marker or pin.marker.evaluate({"python_version": python}):
+                    tested[pin.name, python] = str(pin.specifier)[2:]
     table = wheels.read_toml(wheels.PINS)
     for python, pins in table["python"].items():
         for name, version in pins.items():
@@ -55,7 +46,7 @@ def test_our_pins_are_those_that_the_tests_run_with() -> None:
         assert ("tomli" in pins) == (int(python.split(".")[1]) < 11)
 
 
-def test_every_board_has_a_system_to_make_bundles_for() -> None:
+def test_every_board_has_a_system_to_make_bundles_for():
     for name, profile in load_profiles().items():
         known = userlands_of(profile.raw)
         assert known, name
@@ -67,7 +58,7 @@ def test_every_board_has_a_system_to_make_bundles_for() -> None:
                 wanted_wheels(profile.arch, found.python, engines=[engine])
 
 
-def test_the_oldest_system_with_a_python_is_taken() -> None:
+def test_the_oldest_system_with_a_python_is_taken():
     known = userlands_of({"l4t": ["R32", "R35"]})
     assert choose_userland("nano", known, None, None).glibc == "2.27"
     assert choose_userland("nano", known, "3.8", "2.31").glibc == "2.31"
@@ -77,7 +68,7 @@ def test_the_oldest_system_with_a_python_is_taken() -> None:
         choose_userland("nano", known, "3.6", None)
 
 
-def test_what_a_board_needs() -> None:
+def test_what_a_board_needs():
     wanted = wanted_wheels("aarch64", "3.8", engines=["onnxruntime"])
     assert " ".join(wanted.requirements) == (
         "numpy==1.24.4 onnxruntime==1.19.2 tokenizers==0.20.3 tomli==2.5.0 websockets==13.1"
@@ -102,7 +93,7 @@ def test_what_a_board_needs() -> None:
             wanted_wheels(arch, python, engines=[engine])
 
 
-def test_platform_tags_go_down_from_the_boards_glibc() -> None:
+def test_platform_tags_go_down_from_the_boards_glibc():
     tags = platform_tags("aarch64", "2.31")
     assert tags[0] == "manylinux_2_31_aarch64" and tags[-1] == "manylinux2014_aarch64"
     assert "manylinux_2_34_aarch64" not in tags
@@ -110,7 +101,7 @@ def test_platform_tags_go_down_from_the_boards_glibc() -> None:
     assert "manylinux2010_aarch64" not in tags
 
 
-def wheel(folder: Path, name: str, code: bytes = b"") -> Path:
+def wheel(folder, name, code=b""):
     path = folder / name
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("pkg/core.cpython-38.so", code)
@@ -136,7 +127,7 @@ def wheel(folder: Path, name: str, code: bytes = b"") -> Path:
         ("a-1-py2-none-any.whl", R35, False),
     ],
 )
-def test_tags(tmp_path: Path, name: str, userland: Userland, fits: bool) -> None:
+def test_tags(tmp_path, name, userland, fits):
     path = wheel(tmp_path, name)
     if "linux_aarch64" in name:  # of one's own it may have the plain tag
         check_wheel(path, userland, "aarch64", local=True)
@@ -150,9 +141,7 @@ def test_tags(tmp_path: Path, name: str, userland: Userland, fits: bool) -> None
 @pytest.mark.parametrize(
     ("symbol", "complaint"), [(b"GLIBC_2.34", "GLIBC_2.34"), (b"GLIBCXX_3.4.30", "GLIBCXX")]
 )
-def test_code_that_wants_more_than_its_tag_says(
-    tmp_path: Path, symbol: bytes, complaint: str
-) -> None:
+def test_code_that_wants_more_than_its_tag_says(tmp_path, symbol, complaint):
     """As ai-edge-litert 2.3.0 does: tagged manylinux_2_27, and it needs 2.34."""
     name = "a-1-cp38-cp38-manylinux_2_27_aarch64.whl"
     check_wheel(wheel(tmp_path, name, b"\0GLIBC_2.17\0GLIBC_2.31\0"), R35, "aarch64")
@@ -174,9 +163,7 @@ def test_code_that_wants_more_than_its_tag_says(
         ("ERROR: something else", "pip failed: ERROR: something else"),
     ],
 )
-def test_pips_complaints_in_our_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, complaint: str
-) -> None:
+def test_pips_complaints_in_our_words(tmp_path, monkeypatch, stderr, complaint):
     done = subprocess.CompletedProcess([], 1, b"", stderr.encode())
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     wanted = wanted_wheels("aarch64", "3.10", engines=["onnxruntime"])
@@ -184,15 +171,13 @@ def test_pips_complaints_in_our_words(
         resolve_wheels(wanted, R36, "aarch64", cache=tmp_path)
 
 
-def test_the_second_bundle_needs_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_bundle_needs_no_network(tmp_path, monkeypatch):
     calls = []
 
-    def run(command: list[str], **_: Any) -> Any:
+    def run(command, **_):
         calls.append(command)
         report = next(w for w in command if w.startswith("--report=")).split("=", 1)[1]
-        info: dict[str, Any] = {"url": "https://host/x/a-1-py3-none-any.whl#sha256=0"}
+        info = {"url": "https://host/x/a-1-py3-none-any.whl#sha256=0"}
         info["archive_info"] = {"hashes": {"sha256": "f" * 64}}
         wheel = {"metadata": {"name": "a", "version": "1"}, "download_info": info}
         Path(report).write_text(json.dumps({"install": [wheel]}))
@@ -217,9 +202,9 @@ def test_the_second_bundle_needs_no_network(
 # ---- the real registry
 
 
-def combinations() -> list[tuple[str, str, str]]:
+def combinations():
     """Return (board, arch, Python), each pair of system and processor once."""
-    found: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+    found = {}
     for name, profile in sorted(load_profiles().items()):
         for userland in userlands_of(profile.raw):
             if profile.arch == "armv7l" and userland.python != "3.11":
@@ -231,7 +216,7 @@ def combinations() -> list[tuple[str, str, str]]:
     return sorted(found.values())
 
 
-def resolve_for(board: str, arch: str, python: str) -> list[Resolved]:
+def resolve_for(board, arch, python):
     if subprocess.call([sys.executable, "-m", "pip", "--version"], stdout=-3, stderr=-3):
         pytest.skip("this Python has no pip: nothing can be resolved")
     report = subprocess.run(
@@ -255,13 +240,13 @@ def resolve_for(board: str, arch: str, python: str) -> list[Resolved]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("board", "arch", "python"), combinations())
-def test_the_wheels_of_every_board_exist(board: str, arch: str, python: str) -> None:
+def test_the_wheels_of_every_board_exist(board, arch, python):
     found = {wheel.name.lower() for wheel in resolve_for(board, arch, python)}
     assert {"websockets", "tokenizers"} <= found
     assert "numpy" in found or arch == "armv7l"
 
 
-def test_the_wheels_of_one_board_exist() -> None:
+def test_the_wheels_of_one_board_exist():
     found = {w.name: w for w in resolve_for("jetson-orin-nano", "aarch64", "3.8")}
     assert found["onnxruntime"].version == "1.19.2"
     assert "cp38" in found["numpy"].filename and "aarch64" in found["numpy"].filename

@@ -1,6 +1,4 @@
-"""Container, compose, chart and unit: their schemas, and their flags on a real process."""
-
-from __future__ import annotations
+"""Container, compose, chart, unit and manifests: their schemas, and flags that work."""
 
 import json
 import re
@@ -16,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from verifier_process import ENVIRONMENT, ROOT, TINY
+
+from draftwire.cli import parse
 
 yaml = pytest.importorskip("yaml")
 pytestmark = pytest.mark.workstation
@@ -141,6 +141,35 @@ def test_the_chart_has_the_version_of_the_package():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert chart["appVersion"] == values["image"]["tag"] == draftwire.__version__
+
+
+# ---- plain manifests
+
+
+def test_every_command_is_one_of_ours_and_the_pieces_meet():
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    named = {(d["kind"], d["metadata"]["name"]): d["spec"] for d in documents}
+    parsed = {}
+    for name in ("verifier", "gateway"):
+        pod = named["Deployment", name]["template"]["spec"]
+        (container,) = pod["containers"]
+        program, *words = container["args"]
+        assert program == "draftwire"
+        args = parsed[name] = parse(words)
+        ports = {port["containerPort"] for port in container["ports"]}
+        assert ports == {args.port, args.admin[1]}
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert str(Path(args.token_file).parent) in mounted
+        for probe in ("readinessProbe", "startupProbe"):
+            if probe in container:
+                assert container[probe]["httpGet"] == {"path": "/healthz", "port": "admin"}
+    verifier = named["Deployment", "verifier"]["template"]["spec"]
+    assert verifier["terminationGracePeriodSeconds"] > parsed["verifier"].drain_s
+    headless = named["Service", "verifiers"]
+    assert headless["clusterIP"] == "None"
+    port = headless["ports"][0]["port"]
+    assert parsed["gateway"].to_name == [f"ws://verifiers:{port}"]
+    assert port == parsed["verifier"].port
 
 
 # ---- the others

@@ -1,7 +1,5 @@
 """Two replicas under Ray Serve, real devices, one replica killed: ``make test-ray``."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -11,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from places import FIXTURES, ROOT
 
 pytest.importorskip("ray")
 
@@ -18,8 +17,6 @@ import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import ConfigError, DraftwireError
 
-ROOT = Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
 DRAFT, TARGET = FIXTURES / "tiny.draft", FIXTURES / "tiny.target"
 PORT = 18431
 URL = f"ws://127.0.0.1:{PORT}"

@@ -1,34 +1,36 @@
-"""What pages show runs: Python blocks, the notebook, and commands.
+"""What pages show runs: Python blocks, the notebook, commands, and whole tutorials.
 
 Every Python block of every page runs as it stands, with a verifier and a service behind
 the ports that it names. Commands run too, but for those of ``NOT_RUN``, which says why;
-whether these exist and have their flags is tested in ``tests/face``.
+whether these exist and have their flags is tested in ``tests/face``. A tutorial's blocks
+that are marked ``sh`` and ``python`` run in order as one script, in an empty folder; what
+stands in plain fences needs a board, or minutes of export.
 """
 
-from __future__ import annotations
-
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import MODELS, ROOT, environment, free_port
 from service_lab import service, verifier
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
 
-ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "models"
 NOTEBOOK = ROOT / "docs" / "tutorials" / "energy-notebook.ipynb"
 PAGES = [
     ROOT / "README.md",
     ROOT / "ros" / "README.md",
     *(p for p in sorted((ROOT / "docs").rglob("*.md")) if p.parent.name != "tutorials"),
 ]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
 NEEDS = {"from openai": "openai", "schema=": "llguidance"}
 NOT_RUN = {  # what a command begins with, or has in it: why it is not run here
@@ -51,26 +53,22 @@ LINE = re.compile(
 )
 
 
-def blocks(page: Path, kind: str) -> list[str]:
+def fenced(page, *kinds):
+    """Return the blocks of a page that are of these kinds, each with its own."""
     found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [text for known, text in found if known == kind]
+    return [(kind, text) for kind, text in found if kind in kinds]
 
 
-def commands() -> list[str]:
+def commands():
     lines = []
     for page in PAGES:
-        for text in blocks(page, "") + blocks(page, "sh"):
+        for _, text in fenced(page, "", "sh"):
             lines += LINE.findall(text.replace("\\\n", " "))
     return list(dict.fromkeys(" ".join(line.split()) for line in lines))
 
 
-def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE")}
-    return {**kept, "PYTHONPATH": str(ROOT / "src"), "MPLBACKEND": "Agg"}
-
-
-def run(words: list[str], folder: Path, **more: str) -> None:
-    environ = {**environment(), "HOME": str(folder), **more}
+def run(words, folder, **more):
+    environ = environment(MPLBACKEND="Agg", HOME=str(folder), **more)
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(words, cwd=folder, env=environ, timeout=280, **both)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -86,7 +84,7 @@ def board(tmp_path_factory):
             yield port, running.up()["http"]
 
 
-def has(name: str) -> str:
+def has(name):
     """Return a Python that has a package, or nothing."""
     for python in (sys.executable, str(ROOT / ".venvs" / "clients" / "bin" / "python")):
         asked = [python, "-c", f"import {name}"]
@@ -98,7 +96,7 @@ def has(name: str) -> str:
 BLOCKS = [
     pytest.param(text, id=f"{page.stem}-{number}")
     for page in PAGES
-    for number, text in enumerate(blocks(page, "python"))
+    for number, (_, text) in enumerate(fenced(page, "python"))
 ]
 
 
@@ -144,3 +142,42 @@ def test_a_command_runs_as_it_stands(line, board, tmp_path):
     # These say with 3 that a machine lacks something.
     known = " || test $? = 3" if re.search("doctor|sources", line) else ""
     run([bash, "-c", f"({words}){known}"], tmp_path, DRAFTWIRE_VERIFIER=url)
+
+
+def script_of(page):
+    lines = ["set -e", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT"]
+    for kind, text in fenced(page, "sh", "python"):
+        lines.append(text if kind == "sh" else f"python - <<'PAGE'\n{text}PAGE")
+    return "\n".join(lines)
+
+
+@pytest.mark.slow  # `make docs` runs them
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs(page, tmp_path):
+    script = script_of(page)
+    for port in set(re.findall(r"\b(876\d|9100)\b", script)):
+        script = script.replace(port, str(free_port()))
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name, words in (("python", ""), ("draftwire", " -m draftwire")):
+        file = bin_ / name
+        file.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{words} "$@"\n')
+        file.chmod(0o755)
+    path = f"{bin_}:{os.environ['PATH']}"
+    environ = environment(PATH=path, MODELS=str(MODELS), HOME=str(tmp_path))
+    (tmp_path / "work").mkdir()
+    with open(tmp_path / "said", "wb") as said:
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=tmp_path / "work",
+            env=environ,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        process.wait(280)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, (tmp_path / "said").read_text()

@@ -1,18 +1,15 @@
 """The adapter for vLLM's V2 model runner, on the real one, its kernels interpreted."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(2400)]
 
-ROOT = Path(__file__).resolve().parents[2]
 TRITON = os.environ.get("TRITON_FOLDER", "")
 
 

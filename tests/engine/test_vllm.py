@@ -3,8 +3,6 @@
 `make test-vllm` sets it up and runs this; nothing here is part of `make test`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -14,12 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import hf_folder
 import numpy as np
 import pytest
 from engine_lab import LAWS, Verifier, oracle_of, request_of, together
+from places import MODELS, ROOT
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.sampling import SamplingParams, make_decider
@@ -32,7 +30,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SMALL = bool(os.environ.get("DRAFTWIRE_TESTS_SMALL"))  # where each step takes long
 PROMPTS, COUNT, SLOTS = (4, 24, 4) if SMALL else (20, 64, 16)
 KINDS = ("right", "80 %", "wrong", "absent")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def prompts(vocab_size, n=PROMPTS):
@@ -105,7 +102,7 @@ def test_texts_are_those_of_our_own_engine(target, alone):
     """The same weights on onnxruntime, with our own sampling: the noise is the same."""
     from draftwire.verifier.backends.onnx_target import OnnxTarget
 
-    onnx = OnnxTarget(ROOT / "models" / "v1.target", slots=1, threads=1)
+    onnx = OnnxTarget(MODELS / "v1.target", slots=1, threads=1)
     differ = []
     for (law, i), text in alone.items():
         request = request_of([1], law, 1, i)
@@ -332,7 +329,7 @@ def test_openais_clients_ask_the_same_engine(served, openai_port, target, alone,
         return answer.choices[0].token_ids
 
     command = [sys.executable, "-m", "draftwire", "generate", "Once upon a time"]
-    command += ["--verifier", served, "--draft", str(ROOT / "models" / "reference.draft")]
+    command += ["--verifier", served, "--draft", str(MODELS / "reference.draft")]
     command += ["--max-new-tokens", "200", "--temperature", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
         texts = [write(i) for i in range(4)]
@@ -361,7 +358,7 @@ def test_openais_clients_ask_the_same_engine(served, openai_port, target, alone,
 
 def test_a_device_writes_with_the_reference_draft(served, target):
     command = [sys.executable, "-m", "draftwire", "generate", "Once upon a time"]
-    command += ["--verifier", served, "--draft", str(ROOT / "models" / "reference.draft")]
+    command += ["--verifier", served, "--draft", str(MODELS / "reference.draft")]
     command += ["--max-new-tokens", "60", "--temperature", "0", "--json"]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     report = json.loads(found.stdout)

@@ -1,18 +1,15 @@
 """The client for C++ control stacks: compiled, and run against a real service."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from places import MODELS, ROOT
 
 pytest.importorskip("onnxruntime")
 
 from service_lab import service, verifier  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 PROMPT = 'A "quoted"\n\\path\x01 – käse 😀'
@@ -30,8 +27,8 @@ def plan(tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
-    with verifier(target=ROOT / "models" / "v1.target") as (_, port):
-        draft = str(ROOT / "models" / "reference.draft")
+    with verifier(target=MODELS / "v1.target") as (_, port):
+        draft = str(MODELS / "reference.draft")
         words = ("--draft", draft, "--http", "127.0.0.1:0")
         with service(folder, port, *words) as found:
             found.up()

@@ -3,32 +3,27 @@
 Whatever the two ends are and however drafts travel, the text is that of the target alone.
 """
 
-from __future__ import annotations
-
 import asyncio
+import contextlib
 import functools
 import hashlib
 import json
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import js_ends
 import numpy as np
+import places
 import pytest
 import verifier_lab as lab
 from cached_target import CachedTarget
 from js_ends import toy_text
 
 import draftwire
-from draftwire.io import environment
 from draftwire.sampling import SamplingParams
 from draftwire.transport.messages import Block, Bye, Commit, Error, Open, Progress, Resume
 from draftwire.verifier.serving.limits import Limits
 
-TESTS = Path(__file__).resolve().parents[1]
-GOLDEN, FIXTURES = TESTS / "golden", TESTS / "fixtures"
+FIXTURES, GOLDEN = places.FIXTURES, places.ROOT / "tests" / "golden"
 PROMPTS = ([1, 2, 3], [77], [5, 250, 250, 9])
 COUPLED = {"scheme": "coupled", "temperature": 0.8, "top_p": 0.9, "top_k": 60}
 LAWS = {
@@ -63,19 +58,6 @@ def verifier():
 @pytest.mark.parametrize("part", ["wire", "sampling"])
 def test_against_the_vectors(part):
     assert js_ends.check(part, GOLDEN / f"{part}_v2.json") == []
-
-
-@pytest.mark.parametrize(("law", "mode"), PAIRS)
-def test_both_ends(verifier, law, mode):
-    law, mode = LAWS[law], MODES[mode]
-    options = {**law, **mode, "max_new_tokens": 40, "token": "a token"}
-    streams = js_ends.device(verifier, prompt=PROMPTS, **options)  # three, and two at once
-    for prompt, stream in zip(PROMPTS, streams):
-        assert stream["ids"] == toy_text(prompt, 40, **law)
-        assert stream["finish"] == "length"
-        assert 40 / 65 <= stream["forwards"] <= 40
-    if mode["mode"] != "race":
-        assert sum(stream["forwards"] for stream in streams) < 110  # drafts did save some
 
 
 def test_stop_ids_end_a_text(verifier):
@@ -182,26 +164,24 @@ def near_miss(sequence, vocab):
 
 
 @pytest.mark.parametrize(("law", "mode"), [*PAIRS, ("greedy", "cut link")])
-def test_device_with_our_verifier(tmp_path, law, mode):
+async def test_device_with_our_verifier(tmp_path, law, mode):
     law, cut = LAWS[law], mode == "cut link"
     mode = {"block": 2, "draft_ms": 2} if cut else MODES[mode]
     target, count = CachedTarget(vocab_size=300, context=512), 150 if cut else 40
     wanted = [target.text(prompt, SamplingParams(**law), count) for prompt in PROMPTS]
     script = tmp_path / "drafts.json"
-    script.write_text(json.dumps([near_miss(p + t, 300) for p, t in zip(PROMPTS, wanted)]))
+    script.write_text(json.dumps([p + near_miss(t, 300) for p, t in zip(PROMPTS, wanted)]))
 
-    async def whole():
-        async with lab.serving(target) as service:
-            url = (
-                js_ends.cutter(service.url, every=1000, times=3).url if cut else service.url
-            )
-            options = {**law, **mode, "draft": script, "max_new_tokens": count}
-            options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300)
-            return await in_thread(js_ends.device, url, prompt=PROMPTS, **options)
-
-    streams = asyncio.run(asyncio.wait_for(whole(), 60))
+    async with lab.serving(target) as service:
+        url = js_ends.cutter(service.url, every=1000, times=3).url if cut else service.url
+        options = {**law, **mode, "draft": script, "max_new_tokens": count}
+        options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300)
+        streams = await in_thread(js_ends.device, url, prompt=PROMPTS, **options)
     assert [s["ids"] for s in streams] == wanted
+    assert all(s["finish"] == "length" for s in streams)
     assert any(s["resumes"] for s in streams) == cut
+    if mode.get("mode") in ("wait", "pipeline"):  # drafts did save some
+        assert sum(s["forwards"] for s in streams) < 110
 
 
 class ToyModel:
@@ -250,7 +230,7 @@ def texts(url, law, mode, count):
 
 
 @pytest.mark.parametrize("mode", OURS)
-@pytest.mark.parametrize("law", ["greedy", "coupled"])
+@pytest.mark.parametrize("law", LAWS)
 def test_our_device_with_the_verifier(tiny_verifier, law, mode):
     law = {"sample": 3, **LAWS[law]}
     found = texts(tiny_verifier, law, OURS[mode], 40)
@@ -276,6 +256,7 @@ def part(base, *tokens):
     return Block(0, base, tokens, more=True)
 
 
+ANSWERED = object()  # here it is waited for an answer
 # What is said, behind an opening and given the right text; and what is heard.
 FATAL = "fatal protocol"
 BY_HAND = {
@@ -299,11 +280,11 @@ BY_HAND = {
         "1+1",
     ),
     "a dead branch": (
-        lambda r: [opening(), Block(0, 0, ((r[0] + 1) % 50,)), 0.3, Block(0, 1, (5,))],
+        lambda r: [opening(), Block(0, 0, ((r[0] + 1) % 50,)), ANSWERED, Block(0, 1, (5,))],
         "0+1 idle 1",
     ),
     "nothing new": (
-        lambda r: [opening(), Block(0, 0, ()), 0.3, Block(0, 0, ())],
+        lambda r: [opening(), Block(0, 0, ()), ANSWERED, Block(0, 0, ())],
         "0+1 idle 0",
     ),
     "another branch": (lambda r: [opening(), Block(1, 0, (r[0],))], "1+1"),
@@ -331,50 +312,45 @@ def said_by(message):
 
 async def spoken(service, frames, number):
     """Return what a verifier answers; with ``number`` each frame is of another stream."""
+    heard = []
     async with lab.device(service) as device:
         await device.greet()
         for frame in frames:
-            if isinstance(frame, float):
-                await asyncio.sleep(frame)
+            if frame is ANSWERED:
+                while not any(heard):
+                    heard.append(
+                        said_by(device.codec.decode(await device.frames.get()).message)
+                    )
             elif isinstance(frame, str):
                 await device.socket.send(frame)
             else:
                 await device.say(frame, number)
                 number += number > 0
-        heard = []
-        while True:
-            try:
-                frame = await asyncio.wait_for(device.frames.get(), 1.5)
-            except asyncio.TimeoutError:
-                break
-            if frame is None:
-                break
-            heard.append(said_by(device.codec.decode(frame).message))
-        return " ".join(filter(None, heard))
+        with contextlib.suppress(asyncio.TimeoutError):
+            while (frame := await asyncio.wait_for(device.frames.get(), 1.5)) is not None:
+                heard.append(said_by(device.codec.decode(frame).message))
+    return " ".join(filter(None, heard))
 
 
-@pytest.mark.parametrize("whose", ["theirs", "ours"])
-def test_the_verifiers_by_hand(toy_verifier, whose):
+async def by_hand(service, right):
     """All cases at once, each on a connection of its own."""
-
-    async def all_of(service, right):
-        cases = [
-            spoken(service, frames(right), int(answer == "limit"))
-            for frames, answer in BY_HAND.values()
-        ]
-        return dict(zip(BY_HAND, await asyncio.gather(*cases)))
-
-    async def whole():
-        if whose == "theirs":
-            return await all_of(toy_verifier, toy_text([1, 2], 12, vocab=50))
-        target = CachedTarget(vocab_size=50, slots=64)
-        right = target.text([1, 2], SamplingParams("greedy", 0.0), 12)
-        limits = Limits(block=16, waiting=64, streams=2, progress_s=0.1)
-        async with lab.serving(target, limits=limits) as service:
-            return await all_of(service, right)
-
-    heard = asyncio.run(asyncio.wait_for(whole(), 60))
+    cases = [
+        spoken(service, frames(right), int(answer == "limit"))
+        for frames, answer in BY_HAND.values()
+    ]
+    heard = dict(zip(BY_HAND, await asyncio.gather(*cases)))
     assert heard == {name: answer for name, (_, answer) in BY_HAND.items()}
+
+
+async def test_the_verifier_by_hand(toy_verifier):
+    await by_hand(toy_verifier, toy_text([1, 2], 12, vocab=50))
+
+
+async def test_our_verifier_by_hand():
+    target = CachedTarget(vocab_size=50, slots=64)
+    limits = Limits(block=16, waiting=64, streams=2, progress_s=0.1)
+    async with lab.serving(target, limits=limits) as service:
+        await by_hand(service, target.text([1, 2], SamplingParams("greedy", 0.0), 12))
 
 
 @pytest.fixture(scope="module")
@@ -388,10 +364,7 @@ def toy_verifier():
 
 
 def kit(*words):
-    command = [sys.executable, "-m", "draftwire", "verifier", *words]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=environment()
-    )
+    done = places.draftwire("verifier", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,27 +1,22 @@
 """The plan loop gives commands that the robot knows, with a link and without."""
 
-from __future__ import annotations
-
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import MODELS, ROOT, environment
 from service_lab import verifier
 
 pytest.importorskip("llguidance")
 pytest.importorskip("onnxruntime")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def commands(url):
     done = subprocess.run(
         [sys.executable, "examples/robot_plan.py", url],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": "src"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -33,7 +28,7 @@ def commands(url):
 @pytest.mark.parametrize("linked", [True, False])
 def test_every_step_is_a_command(linked):
     if linked:
-        with verifier(target=ROOT / "models" / "v2.target") as (_, port):
+        with verifier(target=MODELS / "v2.target") as (_, port):
             found = commands(f"ws://127.0.0.1:{port}")
     else:
         found = commands("ws://127.0.0.1:9")

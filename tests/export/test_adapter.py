@@ -1,7 +1,5 @@
 """Evolved targets from LoRA adapters."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

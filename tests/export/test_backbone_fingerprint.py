@@ -1,35 +1,26 @@
 """One backbone, one fingerprint: by any names, in any file that holds the same weights."""
 
-from __future__ import annotations
-
 import json
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
+from places import ROOT
 
 from draftwire.export.pieces import backbone_fingerprint
 from draftwire.tensors import read_tensors
 
-ROOT = Path(__file__).resolve().parents[2]
 VECTORS = json.loads((ROOT / "tests" / "golden" / "fingerprints_v1.json").read_text())
 HIDDEN, HEADS, KV, INNER, WORDS = 16, 4, 2, 24, 40
 HEAD = HIDDEN // HEADS
-NAMES = {
-    "attn_norm": ("input_layernorm", (HIDDEN,)),
-    "ffn_norm": ("post_attention_layernorm", (HIDDEN,)),
-    "attn_q": ("self_attn.q_proj", (HIDDEN, HIDDEN)),
-    "attn_k": ("self_attn.k_proj", (KV * HEAD, HIDDEN)),
-    "attn_v": ("self_attn.v_proj", (KV * HEAD, HIDDEN)),
-    "attn_output": ("self_attn.o_proj", (HIDDEN, HIDDEN)),
-    "ffn_gate": ("mlp.gate_proj", (INNER, HIDDEN)),
-    "ffn_up": ("mlp.up_proj", (INNER, HIDDEN)),
-    "ffn_down": ("mlp.down_proj", (HIDDEN, INNER)),
-}
+SHAPES = {"q_proj": (HIDDEN, HIDDEN), "o_proj": (HIDDEN, HIDDEN)}
+SHAPES.update(dict.fromkeys(("k_proj", "v_proj"), (KV * HEAD, HIDDEN)))
+SHAPES.update(dict.fromkeys(("gate_proj", "up_proj"), (INNER, HIDDEN)))
+SHAPES["down_proj"] = (HIDDEN, INNER)
 
 
 def short(values):
@@ -46,7 +37,8 @@ def state():
         "lm_head.weight": rng.normal(0, 1, (WORDS, HIDDEN)),
     }
     for i in range(3):
-        for theirs, shape in NAMES.values():
+        for theirs in gguf_files.NAMES:
+            shape = SHAPES.get(theirs.split(".")[-1], (HIDDEN,))
             values = rng.uniform(0.1, 1, shape) * rng.choice([-1, 1], shape)
             found[f"model.layers.{i}.{theirs}.weight"] = values
         found[f"model.layers.{i}.self_attn.q_proj.bias"] = rng.uniform(0.1, 1, HIDDEN)
@@ -81,31 +73,6 @@ def save(file, state, kind):
     file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def save_gguf(file, state, kind, architecture):
-    """Write GGUF as llama.cpp's converter does."""
-    writer = gguf.GGUFWriter(str(file), architecture)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV)
-    ours = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
-    ours["lm_head"] = "output"
-    for i in range(3):
-        for name, (theirs, _) in NAMES.items():
-            ours[f"model.layers.{i}.{theirs}"] = f"blk.{i}.{name}"
-    for name, values in state.items():
-        theirs, _, form = name.rpartition(".")
-        type_ = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
-        heads = {"q_proj": HEADS, "k_proj": KV}.get(theirs.rpartition(".")[2])
-        if heads and architecture == "llama":  # the two of a rotated pair side by side
-            rows = values.reshape(heads, 2, HEAD // 2, -1)
-            values = np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(values.shape)
-        data = gguf.quants.quantize(values, type_)
-        writer.add_tensor(f"{ours[theirs]}.{form}", data, raw_dtype=type_)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 def test_every_file_of_the_same_weights_has_one_fingerprint(state, kind, tmp_path):
     expected = fingerprint(state)
@@ -113,9 +80,14 @@ def test_every_file_of_the_same_weights_has_one_fingerprint(state, kind, tmp_pat
     assert script(2, tmp_path / "model.safetensors") == expected
     read = read_tensors(tmp_path / "model.safetensors")
     assert fingerprint(read) == expected
+    packed = {}
+    for name, values in state.items():
+        type_ = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        packed[name] = gguf.quants.quantize(values, type_), type_
     for architecture in ("llama", "qwen2"):
-        save_gguf(tmp_path / f"{architecture}.gguf", state, kind, architecture)
-        assert script(2, tmp_path / f"{architecture}.gguf") == expected
+        file = tmp_path / f"{architecture}.gguf"
+        gguf_files.write_gguf(file, packed, heads=HEADS, kv=KV, architecture=architecture)
+        assert script(2, file) == expected
 
 
 def test_shards_and_their_order_do_not_matter(state, tmp_path):

@@ -4,8 +4,6 @@ Packages made by the commands, a verifier process, real websockets. Whatever the
 is, the text is the target's own; what changes is what the handshake says of it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random
@@ -14,13 +12,13 @@ import shutil
 import numpy as np
 import pieces
 import pytest
+from live import ids_of
 
 import draftwire
 from draftwire.cli import main
 from draftwire.cli._local_verifier import local_verifier
 from draftwire.errors import IncompatibleError
 from draftwire.export.adapter import package_adapter
-from draftwire.export.onnx import export_onnx
 from draftwire.packages import load_draft, load_target
 from draftwire.sampling import SamplingParams
 from draftwire.tensors import target_weights, write_tensors
@@ -104,10 +102,6 @@ def run(session, prompt, scheme="greedy", temperature=0.0, seed=0):
     return session.generate(
         prompt, max_new_tokens=COUNT, scheme=scheme, temperature=temperature, seed=seed
     )
-
-
-def ids_of(chunks):
-    return [token.id for chunk in chunks for token in chunk.tokens]
 
 
 @pytest.mark.parametrize(
@@ -213,35 +207,3 @@ def test_an_adapter_directory_joins_the_family(shelf, models):
     assert np.abs(rows[0] - rows[1]).max() < 0.02 * largest  # one has weights in float16
     assert np.abs(rows[0] - rows[2]).max() > 0.05 * largest
     shutil.rmtree(out)
-
-
-@pytest.mark.slow
-def test_a_68m_draft_of_a_32k_vocabulary(tmp_path):
-    """The shape of Vicuna-68M (2 layers, 768 wide, Llama-2's vocabulary), random."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {t: i for i, t in enumerate(["<s>", "</s>", *letters])}
-    for number in range(32000 - len(vocab)):
-        vocab[f"<{number}>"] = len(vocab)
-    engine = Tokenizer(models.BPE(vocab, []))
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    engine.decoder = decoders.ByteLevel()
-    folder = tmp_path / "vicuna-68m.hf"
-    config = LlamaConfig(
-        vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=2,
-        num_attention_heads=12, max_position_embeddings=2048, rms_norm_eps=1e-6,
-        bos_token_id=0, eos_token_id=1, pad_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.float16).save_pretrained(folder)
-    engine.save(str(folder / "tokenizer.json"))
-    out = export_onnx(folder, tmp_path / "v.draft", min_agreement=0.2, context=512)
-    package = load_draft(out)
-    assert package.vocab_size == 32000
-    assert package.family.backbone is None
-    assert 60e6 < package.model_file("int8").bytes + sum(
-        f.bytes for n, f in package.files.items() if n.endswith(".data")
-    ) < 160e6  # fmt: skip

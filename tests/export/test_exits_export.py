@@ -1,7 +1,5 @@
 """Exits of a target: the graph in parts, training, thresholds, packages."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from places import FIXTURES, MODELS
 
 from draftwire.cli import main
 from draftwire.errors import ConfigError, ModelError
@@ -30,15 +29,13 @@ from draftwire.export.exits.make import (
     windows,
 )
 from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
-from draftwire.export.onnx import export_onnx
 from draftwire.export.precision.runners import session
 from draftwire.export.settings import ExitSettings
 from draftwire.export.training.base import model_of
 from draftwire.packages import load_target
 from draftwire.tensors import read_tensors, target_weights
 
-TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
-MODELS = Path(__file__).resolve().parents[2] / "models"
+TINY = FIXTURES / "tiny.target"
 QUICK = ExitSettings(rank=4, agreement=0.2, tokens=4096)
 
 
@@ -73,12 +70,8 @@ def bare(tmp_path):
 
 @pytest.mark.parametrize("shape", ["llama_tied_biased", "gpt_neox", "gpt_neox_sequential"])
 @pytest.mark.parametrize(("rows", "past", "steps"), [(1, 0, 7), (3, 19, 4)])
-def test_the_parts_of_any_shape_say_what_the_whole_says(
-    models, tmp_path_factory, shape, rows, past, steps
-):
-    out = tmp_path_factory.mktemp("parts") / "a.target"
-    export_onnx(models(shape), out, role="target", against="numpy")
-    package = load_target(out)
+def test_the_parts_of_any_shape_say_what_the_whole_says(targets, shape, rows, past, steps):
+    package = load_target(targets(shape))
     graph = whole_graph(package)
     graphs = split_target_graph(graph, [1], rank=4)
     rng = np.random.default_rng(0)

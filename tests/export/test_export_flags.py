@@ -1,14 +1,12 @@
 """The flags of ``draftwire export`` are what its functions take."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 
 import pytest
 
 from draftwire.cli import main
-from draftwire.cli.export import JOBS, LEAVES
+from draftwire.cli.export import JOBS
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -57,11 +55,3 @@ def test_a_wrong_flag_is_named(words, sentence, capsys):
 def test_what_is_misspelt_gets_the_nearest(words, hint, capsys):
     assert main(["export", *words]) == 2
     assert f"hint: {hint}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", LEAVES)
-def test_each_has_a_help(name, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["export", name, "--help"])
-    assert ended.value.code == 0
-    assert "SOURCE" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """Whole exports: what is written, what is refused, and that nothing stays behind."""
 
-from __future__ import annotations
-
 import json
 import struct
 
@@ -272,13 +270,6 @@ def test_a_place_that_cannot_be_written(models, tmp_path):
         export_onnx(models("llama"), tmp_path / "file" / "a.draft")
 
 
-def test_a_draft_serves_a_shorter_context(models, tmp_path):
-    how = {"precision": "fp32", "context": 64}
-    assert drafted(models("llama"), tmp_path / "a.draft", **how).context == 64
-    with pytest.raises(ConfigError, match="161 was asked for"):
-        export_onnx(models("llama"), tmp_path / "b.draft", context=161)
-
-
 def drop(folder, *names):
     for name in names:
         (folder / name).unlink()
@@ -471,6 +462,7 @@ def test_the_gate_notices_a_wrong_graph(models, tmp_path, monkeypatch):
         ({"graph": "tree"}, "no graph"),
         ({"out": "a.target"}, "called NAME.draft"),
         ({"anchor_layers": 9}, "anchor of 9"),
+        ({"context": 161}, "161 was asked for"),
         ({"name": "a\nb"}, "name must be"),
     ],
 )

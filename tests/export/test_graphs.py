@@ -1,7 +1,5 @@
 """The graphs and the numpy forward against transformers, token by token."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from tiny_models import ATTENDING, SHAPES

@@ -1,7 +1,5 @@
 """Drafts whose head says the frequent tokens alone: what they say, and what they cost."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -120,12 +118,8 @@ def test_what_it_says_is_what_the_whole_head_says(shape, models, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["greedy", "coupled", "residual", "separate", "qs"])
-def test_the_text_is_the_targets_own(scheme, models, tmp_path):
+def test_the_text_is_the_targets_own(scheme, models, targets, tmp_path):
     """Tokens that the draft cannot say come from the target, at once."""
-    target = export_onnx(
-        models("llama"), tmp_path / "v1.target", role="target", precision="fp32",
-        against="numpy",
-    )  # fmt: skip
     drafts = {
         head: export_onnx(models("llama"), tmp_path / f"{head}.draft", head=head, **FP32)
         for head in (None, SAID)
@@ -134,7 +128,7 @@ def test_the_text_is_the_targets_own(scheme, models, tmp_path):
     if scheme == "separate":
         how["top_k"] = 40
     texts = {}
-    with serving(target) as verifier:
+    with serving(targets("llama")) as verifier:
         for head, draft in drafts.items():
             with connect(verifier, draft=draft) as session:
                 stream = session.generate(

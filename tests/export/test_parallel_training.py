@@ -1,7 +1,5 @@
 """``export draft --parallel``: masks learn, the text's own rows stay, what is refused."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random
@@ -13,10 +11,8 @@ import torch
 from safetensors.numpy import load_file
 
 from draftwire.errors import ConfigError
-from draftwire.export.onnx import export_onnx
 from draftwire.export.settings import DraftSettings
 from draftwire.export.sources.checkpoint import load_model
-from draftwire.export.training import draft as build
 from draftwire.export.training.base import read_base, start_from
 from draftwire.export.training.distil import make_draft
 from draftwire.export.training.draft import build_draft
@@ -54,13 +50,9 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def family(models, tmp_path_factory, text):
+def family(targets, tmp_path_factory, text):
     """A target package, and the Hugging Face directory of a draft of it."""
-    place = tmp_path_factory.mktemp("family")
-    target = export_onnx(
-        models("llama"), place / "v1.target", role="target", precision="fp32",
-        anchor_layers=1, against="numpy",
-    )  # fmt: skip
+    place, target = tmp_path_factory.mktemp("family"), targets("llama")
     made = build_draft(
         target, place / "d.draft", [text], settings=SMALL, precision="fp32", say=quiet,
         min_agreement=0,
@@ -169,27 +161,6 @@ def test_all_layers_learn_and_again_from_there(family, tmp_path, text):
         for name, values in draft.named_parameters():
             wanted = first[name][: len(values)]
             np.testing.assert_allclose(values.detach(), wanted, atol=1e-6)
-
-
-def test_an_interrupted_one_goes_on(family, tmp_path, text, monkeypatch):
-    whole = make(family, tmp_path / "whole.draft", text, written=0.5)[1]
-    loss, calls = build._loss, []
-
-    def breaks(*args):
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return loss(*args)
-
-    monkeypatch.setattr(build, "_loss", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        make(family, tmp_path / "cut.draft", text, written=0.5)
-    said = []
-    again = make(family, tmp_path / "cut.draft", text, written=0.5, say=said.append)[1]
-    assert "resumed at step 6 of 16" in said
-    first, second = (load_file(f / "model.safetensors") for f in (whole, again))
-    for name, values in first.items():
-        np.testing.assert_allclose(second[name], values, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused(family, models, tmp_path, text):

@@ -1,7 +1,5 @@
 """What rounding leaves of a draft, and which file a device gets."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import pytest

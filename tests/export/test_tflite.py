@@ -1,12 +1,10 @@
 """LiteRT drafts say what their origin says, whatever its shape."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import MODELS
 from tiny_models import ATTENDING
 
 from draftwire.cli import main
@@ -264,8 +262,7 @@ def test_the_weights_of_a_package_are_as_good(shape, models, tmp_path, torch_log
 
 def test_the_reference_draft_gets_an_engine(tmp_path):
     """A package whose weights are rounded in the form of older exporters."""
-    models = Path(__file__).resolve().parents[2] / "models"
-    out = export_tflite(models / "reference.draft", tmp_path / "r.draft")
+    out = export_tflite(MODELS / "reference.draft", tmp_path / "r.draft")
     found = load_draft(out)
     parity = found.model_file("int8", engine="litert").details["parity"]
     assert parity["agreement"] > 0.95

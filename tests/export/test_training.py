@@ -1,7 +1,5 @@
 """``export draft`` and ``export evolve``: what comes out, what is refused, going on."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -19,7 +17,6 @@ from tiny_models import SHAPES
 
 from draftwire.cli import main
 from draftwire.errors import ConfigError, DraftwireError, ModelError
-from draftwire.export.adapter import package_adapter
 from draftwire.export.onnx import export_onnx
 from draftwire.export.settings import DraftSettings, EvolveSettings
 from draftwire.export.sources.documents import read_documents
@@ -124,24 +121,13 @@ def test_the_draft_learns(models, tmp_path, text):
 
 
 @pytest.mark.parametrize("shape", ["qwen2", "gpt_neox", "gemma3"])
-def test_other_shapes_and_packages_as_base(models, tmp_path, text, shape):
+def test_other_shapes_and_packages_as_base(models, targets, tmp_path, text, shape):
     """From the checkpoint and from its target package: the same draft."""
-    target = export_onnx(
-        models(shape),
-        tmp_path / "v1.target",
-        role="target",
-        precision="fp32",
-        min_agreement=0,
-        anchor_layers=1,
-        family_name="kin",
-        against="numpy",
-    )
-    named = {"family_name": "kin"}
     made = [
-        load_draft(make(source, tmp_path / f"{name}.draft", text, named=named))
-        for name, source in (("a", models(shape)), ("b", target))
+        load_draft(make(source, tmp_path / f"{name}.draft", text))
+        for name, source in (("a", models(shape)), ("b", targets(shape)))
     ]
-    assert made[0].family == made[1].family == load_target(target).family
+    assert made[0].family == made[1].family == load_target(targets(shape)).family
     require_same(tmp_path, "ab", 5e-3)
 
 
@@ -194,10 +180,11 @@ def test_a_budget_that_is_none_says_so():
         begin.Pace(10.0, 1000).tokens_in(60)
 
 
-def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted):
+@pytest.mark.parametrize("kind", [{}, {"parallel": 4, "written": 0.5}], ids=["one", "many"])
+def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted, kind):
     def run(name, **changes):
-        out, named = tmp_path / f"{name}.draft", {"name": "d"}
-        return make(models("llama"), out, text, named=named, save_every=0.0, **changes)
+        out, how = tmp_path / f"{name}.draft", {**kind, **changes, "save_every": 0.0}
+        return make(models("llama"), out, text, named={"name": "d"}, **how)
 
     whole = run("whole")
     interrupted(build, "_loss", 3)
@@ -436,17 +423,6 @@ def test_the_command_evolves_a_target(v1, text, capsys):
     report = json.loads((v1.parent / "v2.work" / "report.json").read_text())
     row = report["held_out"]["robot"]
     assert row["loss"] < row["base_loss"]
-
-
-def test_a_directory_evolves_into_a_peft_adapter(models, v1, tmp_path, text):
-    how = {"version": "v9", "settings": EVOLVED, "say": quiet}
-    out = evolve_target(models("llama"), tmp_path / "coffee", [text], **how)
-    config = json.loads((out / "adapter_config.json").read_text())
-    assert config["r"] == config["lora_alpha"] == 2
-    package = package_adapter(out, v1, v1.parent / "v9.target", version="v9")
-    assert load_target(package).version == "v9"
-    with pytest.raises(ConfigError, match="already"):
-        evolve_target(models("llama"), out, [text], **how)
 
 
 def test_an_interrupted_evolution_goes_on(v1, text, interrupted):

@@ -1,7 +1,5 @@
 """The models that are trained here say what transformers says."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -27,7 +25,7 @@ def said(model):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_base_says_what_transformers_says(models, torch_logits, tmp_path, shape):
+def test_a_base_says_what_transformers_says(models, targets, torch_logits, shape):
     """From the checkpoint, and from a package of it."""
     expected = torch_logits(models(shape), IDS)
     base = read_base(models(shape))
@@ -40,20 +38,14 @@ def test_a_base_says_what_transformers_says(models, torch_logits, tmp_path, shap
     assert np.abs(step[0].numpy() - expected[-1]).max() < 1e-4 * scale
     if shape not in ATTENDING:
         return
-    out = export_onnx(
-        models(shape), tmp_path / "v1.target", role="target", precision="fp32",
-        against="numpy",
-    )  # fmt: skip
-    packaged = read_base(out)
+    packaged = read_base(targets(shape))
     for field in ("heads", "windows", "rope_of", "tied", "parallel", "score_scale"):
         assert getattr(packaged.architecture, field) == getattr(base.architecture, field)
     assert np.abs(said(packaged.model) - expected).max() < 1e-4 * scale
 
 
-def test_a_package_that_does_not_say_its_shape_is_refused(models, tmp_path):
-    out = tmp_path / "v1.target"
-    export_onnx(models("llama"), out, role="target", against="numpy")
-    target = load_target(out)
+def test_a_package_that_does_not_say_its_shape_is_refused(targets):
+    target = load_target(targets("llama"))
     target.raw["made"].pop("config")
     with pytest.raises(ModelError, match="says nothing of its shape") as caught:
         config_of(target)

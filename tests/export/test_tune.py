@@ -1,12 +1,11 @@
 """What a board shall run: accepted tokens a second, not tokens; and where that stands."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from places import FIXTURES
 
 from draftwire.bench import tune as tuning
 from draftwire.bench.tune import Tuning, read_prompts, tune
@@ -17,7 +16,6 @@ from draftwire.packages import load_draft
 from draftwire.runtime.engines import choice as engine_choice
 from draftwire.runtime.engines.draft_model import DraftModel
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TINY = FIXTURES / "tiny.draft"
 
 

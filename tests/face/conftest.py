@@ -1,10 +1,6 @@
 """A session that is played: no model, no verifier, the same three chunks each time."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
-from typing import Any, Iterator
 
 import pytest
 
@@ -12,13 +8,13 @@ import draftwire
 from draftwire import Chunk, Token
 
 
-def words_of_generate() -> list[str]:
+def words_of_generate():
     """Return a whole ``generate`` command."""
     words = ["generate", "Once", "--verifier", "ws://x:1", "--draft", "d.draft"]
     return [*words, "--target", "v1", "--token-file", "token"]
 
 
-def report_of(tokens: int, finish: str) -> dict[str, Any]:
+def report_of(tokens, finish):
     return {
         "schema": "draftwire.report/1",
         "tokens": tokens,
@@ -37,15 +33,15 @@ def report_of(tokens: int, finish: str) -> dict[str, Any]:
 class FakeStream:
     """Plays three chunks; its report is there once it is over."""
 
-    def __init__(self, interrupt: bool) -> None:
-        self.report: dict[str, Any] | None = None
-        self.error: Exception | None = None
+    def __init__(self, interrupt):
+        self.report = None
+        self.error = None
         self._interrupt = interrupt
 
-    def cancel(self) -> None:
+    def cancel(self):
         pass
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self):
         finish = "cancelled"
         try:
             yield Chunk(" lived", (Token(1, "accepted"),), 0.0)
@@ -62,24 +58,24 @@ class FakeSession:
     """Gives played streams; ``interrupt`` plays Ctrl-C after the first chunk."""
 
     interrupt = False
-    failure: Exception | None = None
-    at_close: Exception | None = None
-    calls: list[tuple[str, dict[str, Any]]] = []
-    where: dict[str, Any] = {}
+    failure = None
+    at_close = None
+    calls = []
+    where = {}
     report_of = staticmethod(report_of)
     words = staticmethod(words_of_generate)
 
-    def __init__(self, url: str, **where: Any) -> None:
+    def __init__(self, url, **where):
         type(self).where = {"url": url, **where}
 
-    def __enter__(self) -> FakeSession:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *exc):
         if self.at_close:
             raise self.at_close
 
-    def generate(self, prompt: str, **options: Any) -> FakeStream:
+    def generate(self, prompt, **options):
         self.calls.append((prompt, options))
         if self.failure:
             raise self.failure
@@ -87,11 +83,11 @@ class FakeSession:
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeSession]:
+def played(monkeypatch, tmp_path):
     """Put a played session behind `draftwire.connect`, and stand in an empty folder."""
 
     class Played(FakeSession):
-        calls: list[tuple[str, dict[str, Any]]] = []
+        calls = []
 
     monkeypatch.setattr(draftwire, "connect", Played)
     monkeypatch.chdir(tmp_path)

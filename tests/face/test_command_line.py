@@ -1,17 +1,15 @@
 """The command line: usage, exit codes, errors, settings; with a played session."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
+from places import ROOT
+from places import draftwire as run
 
 import draftwire
 from draftwire import errors
@@ -20,22 +18,17 @@ from draftwire.cli.completion import words_of
 from draftwire.io import environment
 from draftwire.options import GROUPS, OPTIONS, options_of
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def python(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "draftwire", *words],
-        env=environment(**options.pop("env", {})),
-        capture_output=True,
-        check=False,
-        **options,
-    )
+@functools.lru_cache(maxsize=None)
+def leaves():
+    """Return the words of each command that runs, and what may follow."""
+    found = {" ".join(path): words for path, words in words_of(whole_parser())}
+    return {name: words for name, words in found.items() if "--json" in words}
 
 
 def test_help_lists_the_commands_and_the_exit_codes():
-    done = python("--help")
-    text = done.stdout.decode()
+    done = run("--help")
+    text = done.stdout
     assert done.returncode == 0
     for name in COMMANDS:
         assert f"  {name}" in text
@@ -43,16 +36,16 @@ def test_help_lists_the_commands_and_the_exit_codes():
         assert f"\n  {code}" in text
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+@pytest.mark.parametrize("name", sorted({*COMMANDS, *leaves()}))
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as caught:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert caught.value.code == 0
     assert f"draftwire {name}" in capsys.readouterr().out
 
 
 def test_version():
-    assert python("--version").stdout.decode() == f"draftwire {draftwire.__version__}\n"
+    assert run("--version").stdout == f"draftwire {draftwire.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +164,7 @@ def test_a_full_disk_under_stdout_is_exit_code_6():
 
 
 def test_the_first_screen_of_help_has_what_is_used_most():
-    text = python("generate", "--help", env={"COLUMNS": "80"}).stdout.decode()
+    text = run("generate", "--help", COLUMNS="80").stdout
     assert len(text.splitlines()) <= 40
     first = "\n".join(text.splitlines()[:26])
     common = [option for option in OPTIONS.values() if option.common]
@@ -179,16 +172,9 @@ def test_the_first_screen_of_help_has_what_is_used_most():
     for option in common:
         assert f"  {option.flag} " in first, option.flag
     assert "  --json " in first and "--help-all shows" in text
-    whole = python("generate", "--help-all", env={"COLUMNS": "80"}).stdout.decode()
+    whole = run("generate", "--help-all", COLUMNS="80").stdout
     for option in options_of(*GROUPS):
         assert (f"  {option.flag} " in whole.replace(",", " ")) is not option.secret
-
-
-@functools.lru_cache(maxsize=None)
-def leaves() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Return the words of each command that runs, and what may follow."""
-    found = {" ".join(path): words for path, words in words_of(whole_parser())}
-    return {name: words for name, words in found.items() if "--json" in words}
 
 
 def test_the_commands_are_few_and_all_have_the_flags_of_all():
@@ -209,7 +195,7 @@ def test_what_a_command_was_called_before_it_still_is(old):
 
 
 def test_a_shell_completes_commands_flags_and_words():
-    script = python("config", "--completion", "bash").stdout.decode()
+    script = run("config", "--completion", "bash").stdout
     tries = {
         "dem": "demo",
         "boards doc": "doctor",
@@ -228,7 +214,7 @@ def test_a_shell_completes_commands_flags_and_words():
         )
         assert done.stdout.decode().split() == [wanted], words
     for shell in ("zsh", "fish"):
-        assert "temperature" in python("config", "--completion", shell).stdout.decode()
+        assert "temperature" in run("config", "--completion", shell).stdout
 
 
 def test_the_reference_page_says_what_the_options_say(capsys):

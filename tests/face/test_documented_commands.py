@@ -1,16 +1,13 @@
 """Every command that README and docs show is one, with flags that it has."""
 
-from __future__ import annotations
-
 import re
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from draftwire.cli import COMMANDS, GONE, MOVED, whole_parser
 from draftwire.cli.completion import words_of
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "transport" / "PROTOCOL.md"]
     + list((ROOT / "docs").rglob("*.md"))
@@ -22,7 +19,7 @@ FIRST = {name.split()[0] for name in (*COMMANDS, *MOVED, *GONE)}
 GLOBAL = {"--help-all", "--debug", "--no-color"}
 
 
-def shown(page: Path) -> list[str]:
+def shown(page):
     """Return what stands behind ``draftwire`` in code, to its end or its line's."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     found = re.findall(r"`draftwire ([a-z][^`]*)`", text)
@@ -30,7 +27,7 @@ def shown(page: Path) -> list[str]:
     return [" ".join(words.split()) for words in found if words.split()[0] in FIRST]
 
 
-def trouble(words: str) -> str:
+def trouble(words):
     """Return what is wrong with a command that a page shows, or nothing."""
     before = re.split(r" -- |[#|;&>]| {2,}", words)[0].split()
     if before[0] not in COMMANDS:

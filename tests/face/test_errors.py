@@ -1,7 +1,5 @@
 """The error tree: exit codes, hints, pickling."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

@@ -1,22 +1,19 @@
 """Fingerprints by PROTOCOL.md 4.1: packages, vectors, and a script that stands alone."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import MODELS, ROOT
 
 pytest.importorskip("tokenizers")
 
 from draftwire.packages import load_draft, load_target, tokenizer_fingerprint  # noqa: E402
 from draftwire.tokenizer import PROBES  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 VECTORS = json.loads((ROOT / "tests" / "golden" / "fingerprints_v1.json").read_text())
 SCRIPT = ROOT / "examples" / "fingerprint.py"
 
@@ -61,7 +58,7 @@ def test_the_packages_of_the_repository_have_them():
     """Also those that hold no weights to compute a backbone from."""
     words, _ = (case["fingerprint"] for case in VECTORS["tokenizers"])
     _, anchor, _ = (case["fingerprint"] for case in VECTORS["backbones"])
-    models = ROOT / "models"
+    models = MODELS
     found = [load_target(models / f"v{i}.target") for i in (1, 2, 3)]
     for package in (*found, load_draft(models / "reference.draft")):
         assert (package.family.tokenizer, package.family.backbone) == (words, anchor)

@@ -1,10 +1,7 @@
 """Flags that are declared as the lines of their help."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,7 +27,7 @@ limits:
 """
 
 
-def parsed(*words: str) -> dict[str, Any]:
+def parsed(*words):
     parser = Parser(prog="it")
     add_flags(parser, LINES)
     return vars(parser.parse_args(["--out", "o", *words]))

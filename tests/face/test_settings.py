@@ -1,7 +1,5 @@
 """Settings: which source wins, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from draftwire.options import OPTIONS
 from draftwire.settings import resolve
 
 
-def write(path: Path, text: str) -> Path:
+def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path

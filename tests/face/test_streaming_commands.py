@@ -1,7 +1,5 @@
 """``draftwire generate`` and ``draftwire demo``, with a played session."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io
@@ -10,7 +8,6 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
 
 import pytest
 
@@ -63,7 +60,7 @@ def test_what_is_asked_for_reaches_the_session(played, monkeypatch, tmp_path):
     assert played.calls == [("Once", {**defaults(*STREAM_GROUPS), **asked})]
 
 
-def defaults(*groups: Any) -> dict[str, Any]:
+def defaults(*groups):
     return {option.name: option.default for option in options_of(*groups)}
 
 
@@ -120,7 +117,7 @@ def test_a_report_that_cannot_be_kept_loses_nothing_else(played, capsys, tmp_pat
     played.at_close = OutputError("cannot write the suffix cache")
     whole = played.__exit__
 
-    def vanish(self: Any, *exc: object) -> None:
+    def vanish(self, *exc):
         folder.rmdir()
         whole(self, *exc)
 
@@ -134,7 +131,7 @@ def test_a_report_that_cannot_be_kept_loses_nothing_else(played, capsys, tmp_pat
 class Full(io.StringIO):
     """A terminal's file on a full disk."""
 
-    def write(self, text: str) -> int:
+    def write(self, text):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -182,17 +179,15 @@ def test_a_bad_token_file_is_a_clear_error(text, message, played, tmp_path, caps
 
 
 @pytest.fixture
-def demo(
-    played: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[list[list[Path]]]:
+def demo(played, monkeypatch, tmp_path):
     """Make the verifier of the demo a played one too; yields what it was given."""
     from draftwire.cli import _local_verifier
     from draftwire.cli import demo as command
 
-    served: list[list[Path]] = []
+    served = []
 
     @contextmanager
-    def local_verifier(targets: list[Path], flags: list[str]) -> Iterator[tuple[str, str]]:
+    def local_verifier(targets, flags):
         served.append(targets)
         yield "ws://127.0.0.1:4321", "fresh"
 
@@ -247,7 +242,7 @@ def test_demo_without_models_says_where_it_looked(demo, monkeypatch, tmp_path, c
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
@@ -275,7 +270,7 @@ def test_colours_are_for_terminals(variables, terminal, never, wanted, monkeypat
     assert _common.wants_colour(stream, never=never) is wanted
 
 
-def words() -> Any:
+def words():
     """Return a byte-level tokenizer of the words that the played session says."""
     tokenizers = pytest.importorskip("tokenizers")
     spelt = ["?", "Ġlived", "Ġin", "Ġa", "ĠcafÃ©."]

@@ -1,7 +1,5 @@
 """Safetensors without the library: what is read, what is refused, what is merged."""
 
-from __future__ import annotations
-
 import json
 import struct
 

@@ -1,7 +1,5 @@
 """The tokenizer wrapper, streaming text, and what a fingerprint tells apart."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -12,29 +10,12 @@ from draftwire.errors import PackageError  # noqa: E402
 from draftwire.packages import load_tokenizer, tokenizer_fingerprint  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    engine = tokenizers.Tokenizer(tokenizers.models.BPE())
-    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    engine.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    engine.train_from_iterator(["the robot takes the red cup to the table"] * 4, trainer)
-    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    engine.save(str(file))
-    return file
-
-
 @pytest.fixture
-def copy(path, tmp_path):
+def copy(tokenizer_file, tmp_path):
     """Return a function that writes a changed copy."""
 
     def make(change, **form):
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(tokenizer_file.read_text(encoding="utf-8"))
         change(raw)
         file = tmp_path / "tokenizer.json"
         file.write_text(json.dumps(raw, **form), encoding="utf-8")
@@ -43,18 +24,18 @@ def copy(path, tmp_path):
     return make
 
 
-def test_text_comes_back(path):
-    tokenizer = load_tokenizer(path)
+def test_text_comes_back(tokenizer_file):
+    tokenizer = load_tokenizer(tokenizer_file)
     ids = tokenizer.encode("the red cup, Zoë 😀", bos_id=0)
     assert ids[0] == 0
     assert tokenizer.decode(ids) == "the red cup, Zoë 😀"
     assert tokenizer.token_id("<|endoftext|>") == 0
     assert tokenizer.token_id("no such token") is None
-    assert load_tokenizer(path.parent).encode("cup") == tokenizer.encode("cup")
+    assert load_tokenizer(tokenizer_file.parent).encode("cup") == tokenizer.encode("cup")
 
 
-def test_formatting_and_padding_do_not_change_the_fingerprint(path, copy):
-    expected = tokenizer_fingerprint(path)
+def test_formatting_and_padding_do_not_change_the_fingerprint(tokenizer_file, copy):
+    expected = tokenizer_fingerprint(tokenizer_file)
     assert len(expected) == 64
     padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_id": 0}
     padding.update(pad_to_multiple_of=None, pad_type_id=0, pad_token="<|endoftext|>")
@@ -69,15 +50,17 @@ def test_formatting_and_padding_do_not_change_the_fingerprint(path, copy):
         assert tokenizer_fingerprint(copy(change, **form)) == expected
 
 
-def test_a_pad_token_at_the_end_does_not_change_the_fingerprint(path, tmp_path):
-    engine = tokenizers.Tokenizer.from_file(str(path))
+def test_a_pad_token_at_the_end_does_not_change_the_fingerprint(tokenizer_file, tmp_path):
+    engine = tokenizers.Tokenizer.from_file(str(tokenizer_file))
     engine.add_special_tokens(["[PAD]"])
     engine.save(str(tmp_path / "padded.json"))
-    assert tokenizer_fingerprint(tmp_path / "padded.json") == tokenizer_fingerprint(path)
+    assert tokenizer_fingerprint(tmp_path / "padded.json") == tokenizer_fingerprint(
+        tokenizer_file
+    )
 
 
-def test_another_vocabulary_or_special_token_changes_it(path, copy, tmp_path):
-    expected = tokenizer_fingerprint(path)
+def test_another_vocabulary_or_special_token_changes_it(tokenizer_file, copy, tmp_path):
+    expected = tokenizer_fingerprint(tokenizer_file)
 
     def swap(raw):
         # Two ids that no probe text contains: only the vocabulary tells.
@@ -92,7 +75,7 @@ def test_another_vocabulary_or_special_token_changes_it(path, copy, tmp_path):
 
     for change in (swap, drop_pre_tokenizer, not_special):
         assert tokenizer_fingerprint(copy(change)) != expected
-    engine = tokenizers.Tokenizer.from_file(str(path))
+    engine = tokenizers.Tokenizer.from_file(str(tokenizer_file))
     engine.add_special_tokens(["<|tool|>"])
     engine.save(str(tmp_path / "more.json"))
     assert tokenizer_fingerprint(tmp_path / "more.json") != expected

@@ -191,6 +191,25 @@ def models(tmp_path_factory, tokenizer_file):
     return get
 
 
+@pytest.fixture(scope="session")
+def targets(models, tmp_path_factory):
+    """Return a function: a target package of some shape in float32, made once."""
+    made = {}
+
+    def get(shape):
+        from draftwire.export.onnx import export_onnx
+
+        if shape not in made:
+            made[shape] = export_onnx(
+                models(shape), tmp_path_factory.mktemp("targets") / "v1.target",
+                role="target", precision="fp32", anchor_layers=1, against="numpy",
+                family_name=shape,
+            )  # fmt: skip
+        return made[shape]
+
+    return get
+
+
 @pytest.fixture
 def model_copy(models, tmp_path):
     """Return a function: a copy of a tiny model that a test may change."""

@@ -768,10 +768,7 @@ class World:
         return late + self.plan.forward_s * self.rng.uniform(0.5, 1.5)
 
     def greet(self, hello):
-        welcome = welcome_to(
-            hello, self.target, self.kept.limits,
-            grammars=self.served.grammars.offered, beside=self.plan.beside,
-        )  # fmt: skip
+        welcome = welcome_to(hello, self.served, self.kept.limits)
         return Terms(self.served, self.usage, welcome)
 
     def dialogue(self, wire):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
-from typing import Callable, Iterable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import pytest
+from places import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 FACE = "face"
 LEAVES = {"sampling", "transport", "energy", "boards"}
 # Room -> the other rooms that it may know.  The face and the bench may know everyone.
@@ -42,11 +40,11 @@ class Import(NamedTuple):
     lazy: bool  # inside a function, or for type checkers alone
 
 
-def folder(room: str) -> Path:
+def folder(room):
     return ROOT / "src" / "draftwire" if room == FACE else ROOT / room
 
 
-def files(room: str) -> list[Path]:
+def files(room):
     if room == FACE:  # without the links to the rooms
         here = folder(FACE)
         inside = [
@@ -56,12 +54,12 @@ def files(room: str) -> list[Path]:
     return sorted(folder(room).rglob("*.py"))
 
 
-def rooms() -> list[str]:
+def rooms():
     links = [p.name for p in folder(FACE).iterdir() if p.is_symlink()]
     return sorted([*links, FACE])
 
 
-def module_name(room: str, path: Path) -> str:
+def module_name(room, path):
     parts = path.relative_to(folder(room)).with_suffix("").parts
     if parts[-1] == "__init__":
         parts = parts[:-1]
@@ -69,14 +67,14 @@ def module_name(room: str, path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=None)
-def imports(room: str, path: Path) -> tuple[Import, ...]:
+def imports(room, path):
     """Every import of the file, absolute, those of type checkers included."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     package = module_name(room, path)
     if path.name != "__init__.py":
         package = package.rpartition(".")[0]
 
-    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+    def walk(node, lazy):
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import):
                 for name in child.names:
@@ -98,7 +96,7 @@ def imports(room: str, path: Path) -> tuple[Import, ...]:
     return tuple(walk(tree, False))
 
 
-def offenders(those: Iterable[str], wrong: Callable[[Import], bool]) -> list[str]:
+def offenders(those, wrong):
     """Return which imports of some rooms are wrong, and where they stand."""
     return [
         f"{path.relative_to(ROOT)}:{found.line} imports {found.module}"
@@ -109,13 +107,13 @@ def offenders(those: Iterable[str], wrong: Callable[[Import], bool]) -> list[str
     ]
 
 
-def ours(found: Import) -> str:
+def ours(found):
     """Return which part of draftwire an import is of."""
     first, *others = found.module.split(".")
     return others[0] if first == "draftwire" and others else ""
 
 
-def top(found: Import) -> str:
+def top(found):
     return found.module.split(".")[0]
 
 
@@ -198,7 +196,7 @@ def test_every_device_module_imports_without_heavy_libraries():
     ]
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL.format(heavy=sorted(HEAVY), modules=modules)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env=environment(),
         capture_output=True,
         check=False,
     )

@@ -1,24 +1,21 @@
 """``draftwire demo`` as a user runs it: two processes, a websocket, the real models."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from verifier_process import ENVIRONMENT
+from places import environment
 
 
-def demo(*words: str, folder: Path) -> subprocess.Popen[str]:
+def demo(*words, folder):
     """Start it in ``folder``; its temporary files go to ``folder/tmp``."""
     (folder / "tmp").mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "draftwire", "demo", *words],
         cwd=folder,
-        env={**ENVIRONMENT, "TMPDIR": str(folder / "tmp")},
+        env=environment(TMPDIR=str(folder / "tmp")),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -26,7 +23,7 @@ def demo(*words: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def left_behind(folder: Path) -> list[str]:
+def left_behind(folder):
     """Return our files in ``folder``; an engine may leave files of its own in tmp."""
     ours = [p.name for p in (folder / "tmp").glob("draftwire*")]
     return ours + [p.name for p in folder.iterdir() if p.name != "tmp"]

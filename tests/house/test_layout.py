@@ -1,19 +1,21 @@
-"""Folders, links and ``setup.py`` agree, and what is built from them works."""
-
-from __future__ import annotations
+"""Folders, links and ``setup.py`` agree; what is built of them works, and costs little."""
 
 import ast
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
 import zipfile
 from importlib import metadata
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+import draftwire
+from draftwire.io import environment
+
 FACE = ROOT / "src" / "draftwire"
 PROFILES = list((ROOT / "boards" / "profiles").glob("*.toml"))
 OUTSIDE = {"studies"}  # run from a checkout, in no wheel
@@ -21,7 +23,7 @@ DATA = {".toml", ".json", ".css", ".js", ".mplstyle"}
 BUILT_FROM = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
-def declared() -> set[str]:
+def declared():
     """Return FOLDERS of setup.py, read and not run."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.dump(node.targets[0]).count("FOLDERS"):
@@ -50,7 +52,7 @@ def test_no_name_differs_by_case_alone_or_needs_quoting():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """Build a wheel from a copy: a build in the tree leaves files behind."""
     home = tmp_path_factory.mktemp("wheel")
     source = home / "source"
@@ -109,3 +111,100 @@ def test_the_installed_wheel_runs(wheel, tmp_path):
         asked = [*words, "--version"]
         said = subprocess.check_output(asked, cwd=tmp_path, env=clean).decode()
         assert said == f"draftwire {wheel.name.split('-')[1]}\n"
+
+
+# ---- what every file of the repository keeps to
+
+TEXT = {"", ".md", ".py", ".toml", ".txt", ".in", ".json", ".yml", ".cfg", ".sh"}
+# Spelled in halves: this file is read as well.
+MACHINE_PATHS = re.compile(
+    "|".join(["/wo" + "rk/", "/ro" + "ot/", "/tmp/" + r"(train|dev)\b"])
+)
+
+
+def text_files():
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(words, cwd=ROOT, text=True).splitlines():
+        path = ROOT / name
+        if name.startswith("shared/"):
+            continue
+        if path.suffix in TEXT and path.is_file() and not path.is_symlink():
+            yield path
+
+
+def test_no_file_names_a_place_on_somebodys_machine():
+    found = []
+    for path in text_files():
+        if path.stat().st_size > 2_000_000:  # a vocabulary, not prose
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            if MACHINE_PATHS.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert not found, "\n".join(found)
+
+
+def test_no_two_test_files_share_a_name():
+    seen = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        assert path.name not in seen, f"{path} and {seen.get(path.name)}"
+        seen[path.name] = path
+
+
+# ---- what the command and the core may cost
+
+HELP_CPU_S = 0.060
+MAX_DEPENDENCIES = 3
+
+
+def child_cpu_s(words):
+    """Return the user and system time of one Python process, in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command, nowhere = [sys.executable, *words], subprocess.DEVNULL
+    subprocess.run(command, env=environment(), stdout=nowhere, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_costs_little_above_bare_python():
+    """Of pairs of runs, the best: a busy machine makes each of them dearer."""
+    extra = []
+    for _ in range(12):
+        bare = child_cpu_s(["-c", "pass"])
+        extra.append(child_cpu_s(["-m", "draftwire", "--help"]) - bare)
+        if extra[-1] <= HELP_CPU_S:
+            return
+    raise AssertionError(f"draftwire --help costs {min(extra) * 1e3:.0f} ms")
+
+
+def test_help_and_config_import_nothing_heavy():
+    for words in (["--help"], ["demo", "--help"], ["config", "show"]):
+        script = (
+            "import sys\n"
+            "from draftwire.cli import main\n"
+            "try:\n"
+            f"    main({words!r})\n"
+            "except SystemExit:\n"
+            "    pass\n"
+            "loaded = {name.split('.')[0] for name in sys.modules}\n"
+            "heavy = {'numpy', 'websockets', 'asyncio', 'onnxruntime', 'tokenizers'}\n"
+            "sys.exit(' '.join(sorted(loaded & heavy)) or 0)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment(), capture_output=True
+        )
+        assert done.returncode == 0, (words, done.stderr.decode())
+
+
+def test_the_core_depends_on_three_packages_at_most():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.S | re.M)
+    assert block is not None
+    names = re.findall(r'^\s*"([A-Za-z0-9_-]+)', block.group(1), re.M)
+    assert 1 <= len(names) <= MAX_DEPENDENCIES, names
+    assert set(names) == {"numpy", "websockets", "tomli"}
+
+
+def test_the_version_is_said_once_in_two_places():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{draftwire.__version__}"\n' in text

@@ -1,7 +1,5 @@
 """Faults that once went unseen are seen now (``make slow``)."""
 
-from __future__ import annotations
-
 import mutants
 import pytest
 

@@ -1,38 +1,23 @@
 """What `make` sets up: reused while current, and honest about what it did not find."""
 
-from __future__ import annotations
-
-import importlib.util
 import os
 import re
 import stat
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from places import ROOT
+from tools import venvs
 
 
-@pytest.fixture
-def venvs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("venvs", ROOT / "tools" / "venvs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def executable(path: Path, text: str) -> Path:
+def executable(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
 
-def test_a_python_that_does_not_run_is_not_found(venvs, tmp_path):
+def test_a_python_that_does_not_run_is_not_found(tmp_path):
     shim = executable(tmp_path / "python3.8", "#!/bin/sh\necho not selected; exit 127\n")
     assert venvs.probe(str(shim)) is None
     assert venvs.probe(str(tmp_path / "gone")) is None
@@ -40,7 +25,7 @@ def test_a_python_that_does_not_run_is_not_found(venvs, tmp_path):
     assert found is not None and found[0] == sys.version_info[:2]
 
 
-def test_a_version_is_looked_for_behind_a_broken_shim(venvs, tmp_path, monkeypatch):
+def test_a_version_is_looked_for_behind_a_broken_shim(tmp_path, monkeypatch):
     executable(tmp_path / "bin" / "python9.9", "#!/bin/sh\nexit 127\n")
     real = tmp_path / "pyenv" / "versions" / "9.9.1" / "bin" / "python9.9"
     executable(real, "#!/bin/sh\necho 9.9 /somewhere/python\n")
@@ -50,15 +35,15 @@ def test_a_version_is_looked_for_behind_a_broken_shim(venvs, tmp_path, monkeypat
     assert venvs.find_python((9, 8)) is None
 
 
-def test_what_was_installed_is_current_until_its_files_change(venvs, tmp_path, monkeypatch):
+def test_what_was_installed_is_current_until_its_files_change(tmp_path, monkeypatch):
     for name in ("requirements/lint.txt", "requirements/device.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a==1\n")
     for name in ("setup.py", "pyproject.toml"):
         (tmp_path / name).write_text("")
-    ran: list[list[str]] = []
+    ran = []
 
-    def run(command: list[str], **_: object) -> None:
+    def run(command, **_):
         ran.append(command[1:3] + command[-1:])
 
     monkeypatch.setattr(venvs, "ROOT", str(tmp_path))
@@ -80,7 +65,7 @@ def test_what_was_installed_is_current_until_its_files_change(venvs, tmp_path, m
     assert [words[-1] for words in ran] == ["requirements/lint.txt"]
 
 
-def test_every_file_of_tests_is_in_one_part(venvs):
+def test_every_file_of_tests_is_in_one_part():
     found = []
     for words in venvs.parts():
         ignored = [ROOT / word for word in words if word.endswith(".py")]
@@ -93,7 +78,7 @@ def test_every_file_of_tests_is_in_one_part(venvs):
     assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
 
 
-def test_parts_run_side_by_side_and_one_that_fails_ends_no_other(venvs, tmp_path, capsys):
+def test_parts_run_side_by_side_and_one_that_fails_ends_no_other(tmp_path, capsys):
     (tmp_path / "test_good.py").write_text("def test_it(): pass\n")
     (tmp_path / "test_bad.py").write_text("def test_it(): assert not 'seen'\n")
     jobs = [(name, sys.executable, [str(tmp_path / f"test_{name}.py")])

@@ -74,6 +74,9 @@ WRONG = {
     "max_watts": (["5 W"], []),
     "max_joules_per_token": ([-2.0], []),
 }
+# What a request of OpenAI's form says by the same name.
+AS_OPENAI = "temperature top_p top_k stop min_p bad_words ignore_eos".split()
+AS_OPENAI += ["presence_penalty", "frequency_penalty", "repetition_penalty"]
 CASES = [
     (name, value, str(value) if said else None)
     for name, lists in WRONG.items()
@@ -106,7 +109,7 @@ def test_a_wrong_option_of_a_stream(session, name, value, text, capsys):
         found = refused("text", extra)
         wanted = (f"draftwire.{name}", str(api.value), api.value.hint)
         assert (found.param, str(found), found.hint) == wanted
-        if name in ("temperature", "top_p", "top_k", "stop"):
+        if name in AS_OPENAI:
             found = refused("text", {"prompt": PROMPT, name: value})
             assert (found.param, str(found), found.hint) == (name, *wanted[1:])
     if text is not None:

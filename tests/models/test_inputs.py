@@ -1,15 +1,14 @@
 """GGUF files and names on the hub, as what is exported."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import gguf
+import gguf_files
 import numpy as np
 import pytest
+from places import ROOT
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.graphs.reference import reference_logits
@@ -19,71 +18,21 @@ from draftwire.export.sources.checkpoint import load_checkpoint
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.packages import load_draft
 
-SCRIPT = str(Path(__file__).resolve().parents[2] / "examples" / "fingerprint.py")
+SCRIPT = str(ROOT / "examples" / "fingerprint.py")
 HEADS, KV, LAYERS = 4, 2, 2
-KINDS = {
-    name: gguf.GGMLQuantizationType[name]
-    for name in ("F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
-}
+KINDS = ("F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 
 
 def packed(weight, kind, rng):
-    """Return a matrix's bytes; of K kinds, which gguf cannot round to, random ones."""
-    if not kind.endswith("_K"):
-        return gguf.quants.quantize(weight, KINDS[kind])
-    count = weight.size // 256
-    raw = rng.integers(0, 256, (count, {"Q4_K": 144, "Q6_K": 210}[kind]), np.uint8)
+    """Return bytes and type; of K kinds, which gguf cannot round to, random bytes."""
+    type_ = gguf.GGMLQuantizationType["F32" if weight.ndim == 1 else kind]
+    if weight.ndim == 1 or not kind.endswith("_K"):
+        return gguf.quants.quantize(weight, type_), type_
+    size, place = {"Q4_K": (144, slice(0, 4)), "Q6_K": (210, slice(208, 210))}[kind]
+    raw = rng.integers(0, 256, (weight.size // 256, size), np.uint8)
     scale = np.array([0.001, 0.007] if kind == "Q4_K" else [0.0001], "<f2").view(np.uint8)
-    raw[:, slice(0, 4) if kind == "Q4_K" else slice(208, 210)] = scale
-    return raw.reshape(len(weight), -1)
-
-
-def unpacked(data, kind):
-    """Return what bytes stand for, by the layouts of ggml-common.h and ggml-quants.c."""
-    if kind == "F16":
-        return np.asarray(data).view("<f2").astype(np.float32)
-    sizes = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20, "Q4_K": 144, "Q6_K": 210}
-    blocks = np.asarray(data).view(np.uint8).reshape(-1, sizes[kind])
-    half = [blocks[:, i : i + 2].copy().view("<f2").astype(np.float32) for i in (0, 2)]
-    if kind == "Q8_0":
-        values = half[0] * blocks[:, 2:].view(np.int8)
-    elif kind == "Q4_0":
-        values = half[0] * (halves(blocks[:, 2:]) - 8.0)
-    elif kind == "Q4_1":
-        values = half[0] * halves(blocks[:, 4:]) + half[1]
-    elif kind == "Q4_K":
-        s = blocks[:, 4:16]
-        parts = []
-        for j in range(8):  # scale and minimum of 32 values: 6 bits each
-            if j < 4:
-                scale, least = s[:, j] & 63, s[:, j + 4] & 63
-            else:
-                scale = s[:, j + 4] & 15 | s[:, j - 4] >> 6 << 4
-                least = s[:, j + 4] >> 4 | s[:, j] >> 6 << 4
-            nibbles = blocks[:, 16 + j // 2 * 32 :][:, :32] >> 4 * (j % 2) & 15
-            parts.append(half[0] * scale[:, None] * nibbles - half[1] * least[:, None])
-        values = np.concatenate(parts, 1)
-    else:
-        d, parts = blocks[:, 208:].copy().view("<f2").astype(np.float32), []
-        scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
-        for j in range(8):  # 32 values: 4 low bits and 2 high ones
-            low = blocks[:, j // 4 * 64 + j % 2 * 32 :][:, :32] >> j // 2 % 2 * 4 & 15
-            high = blocks[:, 128 + j // 4 * 32 :][:, :32] >> j % 4 * 2 & 3
-            each = np.repeat(scales[:, 2 * j : 2 * j + 2], 16, 1)
-            parts.append(d * each * ((low | high << 4) - 32.0))
-        values = np.concatenate(parts, 1)
-    return np.asarray(values, np.float32).reshape(len(data), -1)
-
-
-def halves(data):
-    """Return the low numbers of 4 bits of a block's bytes, then the high ones."""
-    return np.concatenate([data & 15, data >> 4], 1).astype(np.float32)
-
-
-def paired(weight, heads):
-    """Rows of q or k as GGUF has them: the two of a rotated pair side by side."""
-    rows = weight.reshape(heads, 2, len(weight) // heads // 2, -1)
-    return rows.swapaxes(1, 2).reshape(weight.shape)
+    raw[:, place] = scale
+    return raw.reshape(len(weight), -1), type_
 
 
 def write(file, kind, *, pre="smollm"):
@@ -94,56 +43,33 @@ def write(file, kind, *, pre="smollm"):
     words += ["Ġt", "he", "Ġthe", "in", "Ġa"]
     merges = ["Ġ t", "h e", "Ġt he", "i n", "Ġ a"]
     hidden, inner = (256, 512) if kind.endswith("_K") else (64, 96)
-    writer = gguf.GGUFWriter(str(file), "llama")
     told = {
         "name": "tiny", "context_length": 128, "embedding_length": hidden,
-        "block_count": LAYERS, "feed_forward_length": inner, "head_count": HEADS,
-        "head_count_kv": KV, "rope_freq_base": 5000.0, "layer_norm_rms_eps": 1e-5,
+        "block_count": LAYERS, "feed_forward_length": inner,
+        "rope_freq_base": 5000.0, "layer_norm_rms_eps": 1e-5,
         "vocab_size": len(words), "tokenizer_model": "gpt2", "tokenizer_pre": pre,
         "token_list": words, "token_types": [3] + [1] * (len(words) - 1),
         "token_merges": merges, "bos_token_id": 0, "eos_token_id": 0,
         "add_bos_token": False, "chat_template": "{{ messages[0].content }}",
     }  # fmt: skip
-    for name, value in told.items():
-        getattr(writer, f"add_{name}")(value)
-    rng = np.random.default_rng(4)
-    shapes = {
-        "token_embd": ("model.embed_tokens", (len(words), hidden)),
-        "output_norm": ("model.norm", (hidden,)),
-    }
     kv = KV * hidden // HEADS
+    sizes = {"q_proj": (hidden, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden)}
+    sizes.update(o_proj=(hidden, hidden), gate_proj=(inner, hidden))
+    sizes.update(up_proj=(inner, hidden), down_proj=(hidden, inner))
+    shapes = {"model.embed_tokens": (len(words), hidden), "model.norm": (hidden,)}
     for i in range(LAYERS):
-        for ours, theirs, shape in (
-            ("attn_norm", "input_layernorm", (hidden,)),
-            ("ffn_norm", "post_attention_layernorm", (hidden,)),
-            ("attn_q", "self_attn.q_proj", (hidden, hidden)),
-            ("attn_k", "self_attn.k_proj", (kv, hidden)),
-            ("attn_v", "self_attn.v_proj", (kv, hidden)),
-            ("attn_output", "self_attn.o_proj", (hidden, hidden)),
-            ("ffn_gate", "mlp.gate_proj", (inner, hidden)),
-            ("ffn_up", "mlp.up_proj", (inner, hidden)),
-            ("ffn_down", "mlp.down_proj", (hidden, inner)),
-        ):
-            shapes[f"blk.{i}.{ours}"] = (f"model.layers.{i}.{theirs}", shape)
-    rounded = {}
-    for name, (theirs, shape) in shapes.items():
-        weight = rng.normal(1 if len(shape) == 1 else 0, 0.3, shape).astype(np.float32)
-        plain = len(shape) == 1
-        type_ = gguf.GGMLQuantizationType.F32 if plain else KINDS[kind]
-        heads = {"attn_q": HEADS, "attn_k": KV}.get(name.split(".")[-1])
-        stored = paired(weight, heads) if heads else weight
-        data = stored if plain else packed(stored, kind, rng)
-        writer.add_tensor(name + ".weight", data, raw_dtype=type_)
-        back = stored if plain else unpacked(data, kind)
-        if heads:
-            pairs = back.reshape(heads, -1, 2, hidden)
-            back = pairs.swapaxes(1, 2).reshape(shape)
-        rounded[theirs + ".weight"] = back
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return rounded
+        for name in gguf_files.NAMES:
+            size = sizes.get(name.split(".")[-1], (hidden,))
+            shapes[f"model.layers.{i}.{name}"] = size
+    rng = np.random.default_rng(4)
+    weights = {
+        f"{name}.weight": packed(
+            rng.normal(len(shape) == 1, 0.3, shape).astype(np.float32), kind, rng
+        )
+        for name, shape in shapes.items()
+    }
+    gguf_files.write_gguf(file, weights, heads=HEADS, kv=KV, **told)
+    return {name: gguf.quants.dequantize(*held) for name, held in weights.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,8 +4,6 @@ The graphs themselves are held to transformers in tests/export/test_graphs.py.
 ``make models`` runs both.
 """
 
-from __future__ import annotations
-
 import random
 
 import numpy as np
@@ -53,14 +51,11 @@ def test_the_transformers_backend_can_be_exact(shape, dtype, models):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_command_makes_a_draft_of_it(shape, models, torch_logits, tmp_path):
     folder = models(shape)
-    out = export_onnx(
-        folder,
-        tmp_path / "tiny.draft",
-        precision=["fp32", "int8"],
-        context=96,
-        min_agreement=0.6,  # random weights are the worst case for rounding
-    )
+    # Random weights are the worst case for rounding.
+    how = {"precision": ["fp32", "int8"], "context": 96, "min_agreement": 0.6}
+    out = export_onnx(folder, tmp_path / "tiny.draft", **how)
     package = load_draft(out)
+    assert package.context == 96
     assert package.model_file("fp32").details["parity"]["agreement"] == 1.0
     model = DraftModel.load(package, precision="fp32")
     model.forward(IDS[:60].tolist())

@@ -14,11 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from draftwire.errors import ConfigError
 from draftwire.export.sources.pairs import PAIRS, fetch
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "c" * 40
 
 

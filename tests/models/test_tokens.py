@@ -1,7 +1,5 @@
 """Ids as ``AutoTokenizer`` gives them, for the tokenizers of twelve families."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -3,27 +3,24 @@
 The configurations are those of docs/proxies.md, taken from the document.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
+import places
 import pytest
 from certificates import authority
+from places import FIXTURES, ROOT, free_port
+from tools.fetch import PATH, runs
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, TransportError
 
-ROOT = Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
 DOCUMENT = (ROOT / "docs" / "proxies.md").read_text(encoding="utf-8")
 CONFIGS = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", DOCUMENT, re.S))
 PROMPT = [5, 17, 3, 99, 41]
@@ -59,20 +56,9 @@ sys.exit(main(sys.argv[1:]))
 
 def find(name):
     """Return the path of a proxy that runs; Debian keeps two where no user looks."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        from fetch import PATH, runs
-    finally:
-        del sys.path[0]
     if not runs(name):
         pytest.skip(f"{name} is not installed: make test-proxies fetches it")
     return shutil.which(name, path=PATH)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Proxy:
@@ -259,15 +245,8 @@ def test_the_text_is_the_same_through_it(kind, through, folder, expected):
     with connect(proxy, folder) as session:
         assert texts(session) == expected
         assert session.link.reconnects == 0
-    words = [sys.executable, "-m", "draftwire", "verifier", "check", "--health"]
-    words += [proxy.url, "--ca", str(folder / "ca.pem")]
-    done = subprocess.run(
-        words,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["check", "--health", proxy.url, "--ca", folder / "ca.pem"]
+    done = places.draftwire("verifier", *words)
     assert done.returncode == 0 and "tiny" in done.stdout, done.stderr
     if kind in ("nginx-tls.conf", "Caddyfile", "haproxy-tls.cfg"):
         # The proxy's own address says nothing; what it heard of the device is another.
@@ -338,50 +317,40 @@ def test_what_does_no_harm(old, new, through, folder, expected):
         assert sum(len(chunk.tokens) for chunk in long) == 4
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes", "token", "words"),
-    [
-        (INGRESS, {"location /models/a": "location /models/b"}, "", "status 404"),
-        (
-            INGRESS,
-            {"proxy_set_header Upgrade $http_upgrade;": ""},
-            "",
-            "400: nothing here but a websocket; a proxy must pass Upgrade and Connection",
-        ),
-        (
-            INGRESS,
-            {OFFER: OFFER + 'proxy_set_header Sec-WebSocket-Protocol "";'},
-            "",
-            "a proxy must pass Sec-WebSocket-Protocol",
-        ),
-        (
-            INGRESS,
-            {OFFER: OFFER + "proxy_hide_header Sec-WebSocket-Protocol;"},
-            "",
-            "a proxy on the way drops Sec-WebSocket-Protocol: docs/proxies.md",
-        ),
-        (
-            INGRESS,
-            {"listen 80;": "listen 80; large_client_header_buffers 2 1k;"},
-            "t" * 1500,
-            "400 (is there another service on this port? or a proxy that passes no "
-            "websockets, or no heads of this length?)",
-        ),
-        (INGRESS, {"max_fails=0": "down"}, "", "takes no new devices now (502)"),
-        ("haproxy-tls.cfg", {"check inter 1s fall 1 rise 1": "disabled"}, "", "now (503)"),
-        (
-            "haproxy-pass.cfg",
-            {"-i verifier": "-i other.verifier"},
-            "",
-            "instead of speaking TLS",
-        ),
-    ],
-)
-def test_what_it_does_not_pass_is_said_in_a_sentence(
-    kind, changes, token, words, through, folder
-):
+NOT_PASSED = [
+    (INGRESS, {"location /models/a": "location /models/b"}, "status 404"),
+    (
+        INGRESS,
+        {"proxy_set_header Upgrade $http_upgrade;": ""},
+        "400: nothing here but a websocket; a proxy must pass Upgrade and Connection",
+    ),
+    (
+        INGRESS,
+        {OFFER: OFFER + 'proxy_set_header Sec-WebSocket-Protocol "";'},
+        "a proxy must pass Sec-WebSocket-Protocol",
+    ),
+    (
+        INGRESS,
+        {OFFER: OFFER + "proxy_hide_header Sec-WebSocket-Protocol;"},
+        "a proxy on the way drops Sec-WebSocket-Protocol: docs/proxies.md",
+    ),
+    (
+        INGRESS,
+        {"listen 80;": "listen 80; large_client_header_buffers 2 1k;"},
+        "400 (is there another service on this port? or a proxy that passes no "
+        "websockets, or no heads of this length?)",
+    ),
+    (INGRESS, {"max_fails=0": "down"}, "takes no new devices now (502)"),
+    ("haproxy-tls.cfg", {"check inter 1s fall 1 rise 1": "disabled"}, "now (503)"),
+    ("haproxy-pass.cfg", {"-i verifier": "-i other.verifier"}, "instead of speaking TLS"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "words"), NOT_PASSED)
+def test_what_it_does_not_pass_is_said_in_a_sentence(kind, changes, words, through, folder):
     proxy = through(kind, changes=changes)
-    error, sentence = refusal(proxy, folder, token=token or None)
+    token = "t" * 1500 if "heads of this length" in words else None
+    error, sentence = refusal(proxy, folder, token=token)
     assert isinstance(error, TransportError)
     sentence = sentence.replace(proxy.url.partition("?")[0], "it")
     assert words in sentence, sentence

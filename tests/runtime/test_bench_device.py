@@ -1,13 +1,11 @@
 """``draftwire bench device``: fresh processes, honest gaps."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from places import FIXTURES
 
 pytest.importorskip("onnxruntime")
 
@@ -16,12 +14,11 @@ from draftwire.bench.device import Settings, bench_device  # noqa: E402
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError  # noqa: E402
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TINY, LITERT = FIXTURES / "tiny.draft", FIXTURES / "tiny_litert.draft"
 QUICK = ["--rounds", "1", "--spawn", "1", "--threads", "1", "--precisions", "fp32"]
 
 
-def has_litert() -> bool:
+def has_litert():
     names = ("ai_edge_litert", "tflite_runtime")
     return any(importlib.util.find_spec(name) for name in names)
 
@@ -74,9 +71,3 @@ def test_a_line_that_cannot_run_does_not_end_the_others(monkeypatch):
 def test_wrong_settings(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         bench_device(Settings(TINY, **settings))
-
-
-def test_thread_counts_fit_the_machine():
-    assert device.thread_counts(1) == [1]
-    assert device.thread_counts(2) == [1, 2]
-    assert device.thread_counts(12) == [1, 2, 4]

@@ -1,16 +1,13 @@
 """OpenAI's clients, unmodified, against the service of a board and a real verifier."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import subprocess
 from importlib.util import find_spec
-from typing import Any, Iterator
 
 import pytest
-from service_lab import PATIENCE_S, ROOT, Running, eventually, service, verifier
+from service_lab import PATIENCE_S, ROOT, eventually, service, verifier
 
 import draftwire
 from draftwire.tokenizer import load_tokenizer
@@ -29,9 +26,9 @@ PROMPT = "Once upon a time there was a king"
 class Board:
     """A service with the reference models, and what a session says beside it."""
 
-    def __init__(self, running: Running, url: str) -> None:
+    def __init__(self, running, url):
         self.running = running
-        self.base: str = running.up()["http"]
+        self.base = running.up()["http"]
         draft = MODELS / "reference.draft"
         tokenizer = load_tokenizer(draft)
         with draftwire.connect(url, draft=draft, energy="off") as session:
@@ -40,7 +37,7 @@ class Board:
             for stream in (chat, text):
                 list(stream)
             word = text.text.split()[2]
-            self.expected: dict[str, Any] = {
+            self.expected = {
                 "messages": MESSAGES,
                 "prompt": PROMPT,
                 "chat": chat.text,
@@ -53,7 +50,7 @@ class Board:
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+def board(tmp_path_factory):
     folder = tmp_path_factory.mktemp("board")
     (folder / "token").write_text(TOKEN + "\n")
     words = ["--http", "127.0.0.1:0", "--http-token-file", str(folder / "token")]
@@ -63,7 +60,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
             yield Board(running, f"ws://127.0.0.1:{port}")
 
 
-def clients_python() -> str:
+def clients_python():
     """Return an interpreter that has the clients."""
     named = os.environ.get("DRAFTWIRE_CLIENTS", "")
     if named or list(CLIENTS.parents[1].glob("lib/python3*/site-packages/openai")):
@@ -78,7 +75,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("client", ["openai", *ELSEWHERE])
-def test_a_client_that_knows_nothing_of_draftwire(board: Board, client: str) -> None:
+def test_a_client_that_knows_nothing_of_draftwire(board, client):
     python = clients_python()
     before = board.running.status()["streams"]["cancelled"]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
@@ -94,14 +91,14 @@ def test_a_client_that_knows_nothing_of_draftwire(board: Board, client: str) -> 
     if client == "openai":  # it hung up twice, in the middle of long streams
         streams = board.running.status
 
-        def cancelled() -> bool:
+        def cancelled():
             found = streams()["streams"]
             return bool(found["cancelled"] >= before + 2 and not found["running"])
 
         eventually(cancelled, "both are cancelled")
 
 
-def test_curl(board: Board) -> None:
+def test_curl(board):
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed")

@@ -11,7 +11,6 @@ from draftwire.runtime.pacing.auto import Auto
 from draftwire.runtime.pacing.baselines import PipeSd, Qsv, Ucb
 from draftwire.runtime.pacing.controller import (
     PUBLISHED,
-    Controller,
     Round,
     make_controller,
 )
@@ -85,7 +84,7 @@ class Board:
 def test_specs():
     specs = ("auto", "auto:energy", "auto:cost", "fixed:3", "off", "pipesd:0.9:0.4")
     for spec in (*specs, *PUBLISHED):
-        controller: Controller = make_controller(spec)
+        controller = make_controller(spec)
         assert controller.name == spec.replace(":0.9:0.4", "")
         controller.begin(WAIT)
         assert 0 <= controller.limit() <= 255

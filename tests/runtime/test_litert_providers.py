@@ -1,12 +1,10 @@
 """Execution providers: which one is asked for, and what falls back is said aloud."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from places import FIXTURES
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -23,7 +21,6 @@ from draftwire.runtime.engines.onnx import (  # noqa: E402
     provider_options,
 )
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TINY, CONCAT, LITERT = (
     FIXTURES / f"tiny{kind}.draft" for kind in ("", "_concat", "_litert")
 )

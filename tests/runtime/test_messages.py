@@ -1,12 +1,10 @@
 """Messages to tokens on a board: with jinja2, and without."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 from chat_templates import CONVERSATIONS, NEED_JINJA, TEMPLATES, TOOLS
+from places import FIXTURES
 
 from draftwire import template as templates
 from draftwire.errors import ConfigError, PackageError
@@ -15,33 +13,26 @@ from draftwire.runtime.conversation import Conversation
 from draftwire.template import Template, check_messages, template_files
 from draftwire.tokenizer import load_tokenizer
 
-TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.draft"
+TINY = FIXTURES / "tiny.draft"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi "}]
 
 
-class Package:
-    """As much of a draft package as a conversation reads."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.bos_id = path, 0
-
-
-def rendered(template: Template, messages: Any, **more: Any) -> str | None:
+def rendered(template, messages, **more):
     try:
         return template.render(check_messages(messages), **more)
     except ConfigError:
         return None
 
 
-def talk(folder: Path, text: str, settings: str = "{}") -> Conversation:
+def talk(folder, text, settings="{}"):
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
-    return Conversation(Package(folder), load_tokenizer(TINY))  # type: ignore[arg-type]
+    return Conversation(SimpleNamespace(path=folder, bos_id=0), load_tokenizer(TINY))
 
 
-def test_texts_by_hand() -> None:
-    def text(name: str, messages: Any = ASKED, **more: Any) -> str | None:
+def test_texts_by_hand():
+    def text(name, messages=ASKED, **more):
         return rendered(Template(TEMPLATES[name], TOKENS), messages, **more)
 
     assert text("chatml") == (
@@ -65,7 +56,7 @@ def test_texts_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_the_form_without_jinja_says_the_same(name: str) -> None:
+def test_the_form_without_jinja_says_the_same(name):
     whole = Template(TEMPLATES[name], TOKENS)
     form = whole.plain_form()
     assert (form is None) == (name in NEED_JINJA)
@@ -77,7 +68,7 @@ def test_the_form_without_jinja_says_the_same(name: str) -> None:
             assert found == rendered(whole, messages)
 
 
-def test_a_template_of_everything_odd(tmp_path: Path) -> None:
+def test_a_template_of_everything_odd(tmp_path):
     for text, words in (
         ("{{ raise_exception('no ' ~ messages[0].role) }}", "refuses .*: no system"),
         ("{{ messages[9].content }}", "refuses"),
@@ -98,7 +89,7 @@ def test_a_template_of_everything_odd(tmp_path: Path) -> None:
     assert talk(tmp_path, text, settings).template.render(ASKED) == "<B>Be brief.<E>"
 
 
-def test_several_templates_of_one_checkpoint(tmp_path: Path) -> None:
+def test_several_templates_of_one_checkpoint(tmp_path):
     text = """{"chat_template": [{"name": "default", "template": "A{{ messages|length }}"},
         {"name": "tool_use", "template": "B{{ tools|length }}"}, {"name": "rag"}, 5]}"""
     (tmp_path / "tokenizer_config.json").write_text(text)
@@ -113,7 +104,7 @@ def test_several_templates_of_one_checkpoint(tmp_path: Path) -> None:
     assert template_files(TINY) == {}
 
 
-def test_what_a_message_spells_stays_text(tmp_path: Path) -> None:
+def test_what_a_message_spells_stays_text(tmp_path):
     """<|endoftext|> is token 0 of this tokenizer, in the template alone."""
     turn = "<|endoftext|>{{ m.role }}: {{ m.content | trim }}"
     ours = talk(tmp_path, "{% for m in messages %}" + turn + "{% endfor %}")
@@ -141,7 +132,7 @@ def test_what_a_message_spells_stays_text(tmp_path: Path) -> None:
     assert 0 not in joined.prompt(halves).ids
 
 
-def test_a_package_without_a_template() -> None:
+def test_a_package_without_a_template():
     ours = Conversation(load_draft(TINY), load_tokenizer(TINY))
     prompt = ours.prompt([*ASKED, {"role": "assistant", "content": "Hello <|endoftext|>"}])
     tokenizer = load_tokenizer(TINY)
@@ -152,9 +143,7 @@ def test_a_package_without_a_template() -> None:
         ours.prompt(ASKED, tools=TOOLS)
 
 
-def test_without_jinja_the_sentence_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_jinja_the_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(templates, "_has_jinja", lambda: False)
     ours = talk(tmp_path, TEMPLATES["qwen_thinking"])  # no form of it was exported
     with pytest.raises(ConfigError, match="needs jinja2") as caught:

@@ -1,7 +1,5 @@
 """The service's endpoint byte by byte: fields, limits, gates, and what goes wrong."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket
@@ -9,12 +7,11 @@ import ssl
 import urllib.error
 import urllib.request
 from contextlib import closing
-from pathlib import Path
-from typing import Any, Iterator
 
 import pytest
 from certificates import certificate
-from service_lab import FIXTURES, PATIENCE_S, Running, eventually, service, verifier
+from places import FIXTURES, MODELS
+from service_lab import PATIENCE_S, eventually, service, verifier
 
 from draftwire.cli import main
 from draftwire.runtime.service import http, openai
@@ -25,6 +22,7 @@ from draftwire.sampling.grammar.engine import missing
 CHAT = {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 4}
 TEXT = {"prompt": "Once", "max_tokens": 4}
 RESPONSE = {"input": "Once", "max_output_tokens": 4}
+PLAIN = {"chat": CHAT, "text": TEXT, "response": RESPONSE}
 PATHS = {
     "chat": "/v1/chat/completions",
     "text": "/v1/completions",
@@ -33,7 +31,7 @@ PATHS = {
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def board(tmp_path_factory):
     folder = tmp_path_factory.mktemp("board")
     words = ["--http", "127.0.0.1:0", "--http-origin", "https://panel.local"]
     with verifier() as (_, port), service(folder, port, *words) as running:
@@ -41,12 +39,12 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def connect(board: Running) -> socket.socket:
+def connect(board):
     host, port = board.status()["http"][len("http://") : -len("/v1")].split(":")
     return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
 
-def exchange(board: Running, data: bytes) -> bytes:
+def exchange(board, data):
     """Send bytes; return all that comes back until the service hangs up."""
     with closing(connect(board)) as sock:
         sock.sendall(data)
@@ -58,9 +56,7 @@ def exchange(board: Running, data: bytes) -> bytes:
             found += piece
 
 
-def request(
-    path: str, body: Any = None, *fields: str, method: str = "POST", host: str = "localhost"
-) -> bytes:
+def request(path, body=None, *fields, method="POST", host="localhost"):
     data = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *fields]
     if body is not None:
@@ -68,7 +64,7 @@ def request(
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + data
 
 
-def ask(board: Running, *args: Any, **more: Any) -> tuple[int, dict[str, str], Any]:
+def ask(board, *args, **more):
     found = exchange(board, request(*args, **more))
     head, _, body = found.partition(b"\r\n\r\n")
     line, *lines = head.decode().split("\r\n")
@@ -79,7 +75,11 @@ def ask(board: Running, *args: Any, **more: Any) -> tuple[int, dict[str, str], A
 # ---- fields
 
 
-def test_what_the_models_find_out_is_named_too(board: Running) -> None:
+def read(kind, **fields):
+    return read_ask(kind, json.dumps({**PLAIN[kind], **fields}).encode())
+
+
+def test_what_the_models_find_out_is_named_too(board):
     """What reading alone cannot know: vocabulary, template, grammars."""
     tool = {"type": "function", "function": {"name": "go", "parameters": {}}}
     bad = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "x"}}}
@@ -96,8 +96,7 @@ def test_what_the_models_find_out_is_named_too(board: Running) -> None:
         ("chat", {"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ("response", {"text": {"format": {"type": "regex", "regex": "("}}}, "text.format"),
     ):
-        plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
-        status, _, found = ask(board, PATHS[kind], {**plain, **change})
+        status, _, found = ask(board, PATHS[kind], {**PLAIN[kind], **change})
         assert (status, found["error"]["param"]) == (400, param), found
     # Tools that may not be called are none, also for a draft that shows no tools.
     for choice in ("none", "auto"):
@@ -107,10 +106,9 @@ def test_what_the_models_find_out_is_named_too(board: Running) -> None:
 
 
 @pytest.mark.parametrize("kind", ["chat", "text", "response"])
-def test_every_field_that_is_not_there_yet_is_refused_by_name(kind: str) -> None:
-    plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
+def test_every_field_that_is_not_there_yet_is_refused_by_name(kind):
     table = openai._FIELDS[kind][0]
-    harmless: dict[str, Any] = {
+    harmless = {
         "tools": [],
         "response_format": {"type": "text"},
         "tool_choice": "auto",
@@ -120,99 +118,84 @@ def test_every_field_that_is_not_there_yet_is_refused_by_name(kind: str) -> None
     }
     for name in table:
         with pytest.raises(HttpError) as caught:
-            read_ask(kind, json.dumps({**plain, name: "something"}).encode())
+            read(kind, **{name: "something"})
         assert (caught.value.status, caught.value.param) == (400, name)
         for value in (None, harmless.get(name)):
-            read_ask(kind, json.dumps({**plain, name: value}).encode())
+            read(kind, **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("kind", "change", "param", "words"),
-    [
-        ("chat", {"messages": []}, "messages", "no messages"),
-        ("chat", {"messages": "hi"}, "messages", "must be a list"),
-        ("chat", {"messages": None}, "messages", "is missing"),
-        ("chat", {"messages": [{"content": "x"}]}, "messages", "messages[0].role"),
-        ("chat", {"messages": [{"role": "king", "content": "x"}]}, "messages", "'king'"),
-        ("chat", {"messages": [{"role": "user"}]}, "messages", "content must be text"),
-        (
-            "chat",
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages",
-            "content[0] is no part of type text",
-        ),
-        ("chat", {"temprature": 1}, "temprature", "no field 'temprature'"),
-        ("chat", {"temperature": "1"}, "temperature", "temperature is '1'"),
-        ("chat", {"temperature": True}, "temperature", "temperature is True"),
-        ("chat", {"top_p": 0}, "top_p", "top_p is 0"),
-        ("chat", {"seed": 2**64}, "seed", "seed is"),
-        ("chat", {"seed": 1.5}, "seed", "seed is 1.5"),
-        ("chat", {"stop": ["a"] * 17}, "stop", "stop is"),
-        ("chat", {"stop": [""]}, "stop", "stop is"),
-        ("chat", {"min_p": 1.5}, "min_p", "min_p is 1.5"),
-        ("chat", {"presence_penalty": 3}, "presence_penalty", "presence_penalty is 3"),
-        ("chat", {"frequency_penalty": "1"}, "frequency_penalty", "is '1'"),
-        ("text", {"repetition_penalty": 0}, "repetition_penalty", "is 0"),
-        ("chat", {"logit_bias": {"x": 1}}, "logit_bias", "logit_bias is"),
-        ("chat", {"logit_bias": {"1": 101}}, "logit_bias", "logit_bias is"),
-        ("chat", {"bad_words": [""]}, "bad_words", "bad_words is"),
-        ("chat", {"ignore_eos": 1}, "ignore_eos", "ignore_eos is 1"),
-        ("chat", {"logprobs": 3}, "logprobs", "true or false"),
-        ("chat", {"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
-        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "is 21"),
-        ("text", {"logprobs": True}, "logprobs", "logprobs is True"),
-        ("text", {"top_logprobs": 3}, "top_logprobs", "no field"),
-        ("response", {"top_logprobs": 3}, "top_logprobs", "include"),
-        ("response", {"include": ["file"]}, "include", '"file" is not supported'),
-        ("response", {"include": "file"}, "include", "must be a list"),
-        ("chat", {"n": 0}, "n", "n is 0"),
-        ("chat", {"n": MAX_CHOICES + 1}, "n", "n is"),
-        ("chat", {"n": True}, "n", "n is true"),
-        ("chat", {"max_tokens": 0}, "max_tokens", "max_tokens is 0"),
-        ("chat", {"max_completion_tokens": 1e99}, "max_completion_tokens", "is 1e+99"),
-        ("chat", {"stream": "yes"}, "stream", "true or false"),
-        ("chat", {"stream_options": {"x": 1}}, "stream_options.x", "no 'x'"),
-        ("chat", {"model": 5}, "model", "model is 5"),
-        ("chat", {"draftwire": 5}, "draftwire", "an object"),
-        ("chat", {"draftwire": {"dead": 1}}, "draftwire.dead", "no option 'dead'"),
-        ("chat", {"draftwire": {"deadline_s": 0}}, "draftwire.deadline_s", "deadline_s is"),
-        ("chat", {"draftwire": {"report": 1}}, "draftwire.report", "true or false"),
-        (
-            "chat",
-            {"stream_options": {"include_usage": 1}},
-            "stream_options.include_usage",
-            "true or false",
-        ),
-        ("response", {"text": {"verbosity": "low"}}, "text.verbosity", "no 'verbosity'"),
-        ("chat", {"chat_template_kwargs": []}, "chat_template_kwargs", "an object"),
-        ("text", {"prompt": ""}, "prompt", "is empty"),
-        ("text", {"prompt": []}, "prompt", "is empty"),
-        ("text", {"prompt": {}}, "prompt", "neither text nor"),
-        ("text", {"prompt": [[1], ["a"]]}, "prompt", "neither text nor"),
-        ("text", {"prompt": ["a"] * 9}, "prompt", "at most 8 answers"),
-        ("text", {"prompt": ["a"] * 3, "n": 3}, "prompt", "at most 8 answers"),
-        ("text", {"best_of": 2}, "best_of", "not supported"),
-        ("response", {"input": [{"type": "reasoning"}]}, "input", "input[0].type"),
-        ("response", {"instructions": 5}, "instructions", "must be text"),
-        ("response", {"max_tokens": 5}, "max_tokens", "no field"),
-        ("response", {"stop": "x"}, "stop", "no field"),
-    ],
-)
-def test_a_wrong_field_is_named(kind: str, change: Any, param: str, words: str) -> None:
-    plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
+# Of each kind: what is wrong, what is said of it, and its name where that is another one.
+WRONG = [
+    ("chat", {"messages": []}, "no messages"),
+    ("chat", {"messages": "hi"}, "must be a list"),
+    ("chat", {"messages": None}, "is missing"),
+    ("chat", {"messages": [{"content": "x"}]}, "messages[0].role"),
+    ("chat", {"messages": [{"role": "king", "content": "x"}]}, "'king'"),
+    ("chat", {"messages": [{"role": "user"}]}, "content must be text"),
+    (
+        "chat",
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "content[0] is no part of type text",
+    ),
+    ("chat", {"temprature": 1}, "no field 'temprature'"),
+    ("chat", {"temperature": True}, "temperature is True"),
+    ("chat", {"seed": 2**64}, "seed is"),
+    ("chat", {"seed": 1.5}, "seed is 1.5"),
+    ("chat", {"logit_bias": {"x": 1}}, "logit_bias is"),
+    ("chat", {"logit_bias": {"1": 101}}, "logit_bias is"),
+    ("chat", {"logprobs": 3}, "true or false"),
+    ("chat", {"top_logprobs": 3}, "logprobs: true"),
+    ("chat", {"logprobs": True, "top_logprobs": 21}, "is 21", "top_logprobs"),
+    ("text", {"logprobs": True}, "logprobs is True"),
+    ("text", {"top_logprobs": 3}, "no field"),
+    ("response", {"top_logprobs": 3}, "include"),
+    ("response", {"include": ["file"]}, '"file" is not supported'),
+    ("response", {"include": "file"}, "must be a list"),
+    ("chat", {"n": 0}, "n is 0"),
+    ("chat", {"n": MAX_CHOICES + 1}, "n is"),
+    ("chat", {"n": True}, "n is true"),
+    ("chat", {"max_tokens": 0}, "max_tokens is 0"),
+    ("chat", {"max_completion_tokens": 1e99}, "is 1e+99"),
+    ("chat", {"stream": "yes"}, "true or false"),
+    ("chat", {"stream_options": {"x": 1}}, "no 'x'", "stream_options.x"),
+    ("chat", {"model": 5}, "model is 5"),
+    ("chat", {"draftwire": 5}, "an object"),
+    ("chat", {"draftwire": {"dead": 1}}, "no option 'dead'", "draftwire.dead"),
+    ("chat", {"draftwire": {"report": 1}}, "true or false", "draftwire.report"),
+    (
+        "chat",
+        {"stream_options": {"include_usage": 1}},
+        "true or false",
+        "stream_options.include_usage",
+    ),
+    ("response", {"text": {"verbosity": "low"}}, "no 'verbosity'", "text.verbosity"),
+    ("chat", {"chat_template_kwargs": []}, "an object"),
+    ("text", {"prompt": ""}, "is empty"),
+    ("text", {"prompt": []}, "is empty"),
+    ("text", {"prompt": {}}, "neither text nor"),
+    ("text", {"prompt": [[1], ["a"]]}, "neither text nor"),
+    ("text", {"prompt": ["a"] * 9}, "at most 8 answers"),
+    ("text", {"prompt": ["a"] * 3, "n": 3}, "at most 8 answers", "prompt"),
+    ("text", {"best_of": 2}, "not supported"),
+    ("response", {"input": [{"type": "reasoning"}]}, "input[0].type"),
+    ("response", {"instructions": 5}, "must be text"),
+    ("response", {"max_tokens": 5}, "no field"),
+    ("response", {"stop": "x"}, "no field"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: f"{case[0]} {case[1]}"[:60])
+def test_a_wrong_field_is_named(case):
+    kind, change, words, *named = case
     with pytest.raises(HttpError) as caught:
-        read_ask(kind, json.dumps({**plain, **change}).encode())
+        read(kind, **change)
     error = caught.value.document()["error"]
-    assert (caught.value.status, error["param"]) == (400, param)
+    assert (caught.value.status, error["param"]) == (400, *(named or [*change][-1:]))
     assert words in error["message"], error
     assert error["type"] == "invalid_request_error"
 
 
-def test_fields_mean_what_they_mean() -> None:
-    def read(kind: str, **fields: Any) -> Any:
-        plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
-        return read_ask(kind, json.dumps({**plain, **fields}).encode())
-
+def test_fields_mean_what_they_mean():
     assert read("chat", max_completion_tokens=9).options["max_new_tokens"] == 9
     given = {"min_p": 0.1, "presence_penalty": -1, "repetition_penalty": 1.1}
     given.update(frequency_penalty=0.5, ignore_eos=True, bad_words=["x"])
@@ -252,11 +235,11 @@ def test_fields_mean_what_they_mean() -> None:
     assert [m["content"] for m in messages] == ["Be brief.", "Once"]
 
 
-def test_offline_guesses_and_what_they_become_are_marked() -> None:
+def test_offline_guesses_and_what_they_become_are_marked():
     """What a piece of text carries when the draft was on its own."""
     from draftwire.runtime.stream import Chunk
 
-    form = openai.Answer(read_ask("chat", json.dumps(CHAT).encode()), "m")
+    form = openai.Answer(read("chat"), "m")
     guess = Chunk("a", (), 0.1, verified=False, unverified=1)
     ((_, data),) = form.piece(0, guess)
     said = data["choices"][0]["draftwire"]
@@ -272,7 +255,7 @@ def test_offline_guesses_and_what_they_become_are_marked() -> None:
 # ---- the wire
 
 
-def test_whole_answers_on_one_connection(board: Running) -> None:
+def test_whole_answers_on_one_connection(board):
     body = json.dumps(CHAT).encode()
     head = f"POST {PATHS['chat']} HTTP/1.1\r\nHost: 127.0.0.1:80\r\n"
     asked = (head + f"Content-Length: {len(body)}\r\n\r\n").encode() + body
@@ -285,7 +268,7 @@ def test_whole_answers_on_one_connection(board: Running) -> None:
             assert json.loads(file.read(size))["object"] == "chat.completion"
 
 
-def test_a_body_in_chunks_and_one_that_waits(board: Running) -> None:
+def test_a_body_in_chunks_and_one_that_waits(board):
     body = json.dumps(TEXT).encode()
     pieces = b"".join(b"%x;ext\r\n%b\r\n" % (1, body[i : i + 1]) for i in range(len(body)))
     head = b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n"
@@ -350,14 +333,14 @@ CODED, CLOSE = b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n"
         (GET.replace(b"GET /status", b"DELETE /v1/completions") + CLOSE, 405),
     ],
 )
-def test_what_is_no_request_is_told_so(board: Running, data: bytes, status: int) -> None:
+def test_what_is_no_request_is_told_so(board, data, status):
     found = exchange(board, data + b"\r\n")
     assert found.startswith(b"HTTP/1.1 %d " % status), found[:200]
     assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["message"]
     assert board.status()["healthy"]
 
 
-def test_bytes_at_random_end_nothing(board: Running) -> None:
+def test_bytes_at_random_end_nothing(board):
     import random
 
     seeded = random.Random(7)
@@ -377,7 +360,7 @@ def test_bytes_at_random_end_nothing(board: Running) -> None:
     assert ask(board, "/status", method="GET")[0] == 200
 
 
-def test_a_page_that_may_ask_and_one_that_may_not(board: Running) -> None:
+def test_a_page_that_may_ask_and_one_that_may_not(board):
     mine = "Origin: https://panel.local"
     status, fields, _ = ask(board, PATHS["text"], TEXT, mine)
     assert status == 200
@@ -396,8 +379,8 @@ def test_a_page_that_may_ask_and_one_that_may_not(board: Running) -> None:
     assert status == 403 and "--http-origin" in body["error"]["hint"]
 
 
-def test_the_gate() -> None:
-    def come(gate: Gate, **fields: str) -> int:
+def test_the_gate():
+    def come(gate, **fields):
         try:
             gate.check(Request("GET", "/", fields, True))
         except HttpError as exc:
@@ -432,7 +415,7 @@ def test_the_gate() -> None:
     assert come(Gate(origins=("*",)), origin="https://any") == 200
 
 
-def test_hanging_up_cancels_running_and_waiting_streams(board: Running) -> None:
+def test_hanging_up_cancels_running_and_waiting_streams(board):
     long = {"prompt": "Once", "max_tokens": 10_000, "stream": True}
     before = board.status()["streams"]["cancelled"]
     socks = [connect(board) for _ in range(6)]
@@ -447,7 +430,7 @@ def test_hanging_up_cancels_running_and_waiting_streams(board: Running) -> None:
     for sock in socks:
         sock.close()
 
-    def quiet() -> Any:
+    def quiet():
         found = board.status()["streams"]
         return (
             found["running"] == found["waiting"] == 0 and found["cancelled"] >= before + 8
@@ -456,7 +439,7 @@ def test_hanging_up_cancels_running_and_waiting_streams(board: Running) -> None:
     eventually(quiet, "all are cancelled")
 
 
-def test_a_client_that_does_not_read_hinders_nobody(board: Running) -> None:
+def test_a_client_that_does_not_read_hinders_nobody(board):
     with closing(connect(board)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         body = {"prompt": "Once", "max_tokens": 3000, "stream": True}
@@ -466,17 +449,12 @@ def test_a_client_that_does_not_read_hinders_nobody(board: Running) -> None:
         eventually(lambda: not board.status()["streams"]["running"], "it is over")
 
 
-def test_slow_clients_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "HEAD_S": 0.1,
-        "BODY_S": 0.1,
-        "IDLE_S": 0.3,
-        "WRITE_S": 0.1,
-    }.items():
-        monkeypatch.setattr(http, name, value)
-    ended: list[BaseException] = []
+async def test_slow_clients_are_let_go(monkeypatch):
+    for name in ("HEAD_S", "BODY_S", "IDLE_S", "WRITE_S"):
+        monkeypatch.setattr(http, name, 0.3 if name == "IDLE_S" else 0.1)
+    ended = []
 
-    async def answer(asked: Request, reply: http.Reply) -> None:
+    async def answer(asked, reply):
         try:
             while True:
                 await reply.event("x" * 65536)
@@ -485,30 +463,27 @@ def test_slow_clients_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
             ended.append(exc)
             raise
 
-    async def test() -> None:
-        server = http.HttpServer(answer)
-        listening = await server.listen(Gate(), host="127.0.0.1", port=0)
-        port = listening.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
-        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
-        for data, found in ((head, b"408"), (head + b"\r\nhalf", b"408"), (b"", b"")):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(data)
-            assert found in (await reader.read()).partition(b"\r\n")[0]
-            writer.close()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # and reads nothing
-        while not ended or server.clients:
-            await asyncio.sleep(0.01)
+    server = http.HttpServer(answer)
+    listening = await server.listen(Gate(), host="127.0.0.1", port=0)
+    port = listening.sockets[0].getsockname()[1]
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+    for data, found in ((head, b"408"), (head + b"\r\nhalf", b"408"), (b"", b"")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        assert found in (await reader.read()).partition(b"\r\n")[0]
         writer.close()
-        server.shut()
-        await server.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # and reads nothing
+    while not ended or server.clients:
+        await asyncio.sleep(0.01)
+    writer.close()
+    server.shut()
+    await server.close()
 
-    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
 
-
-def test_without_a_verifier_it_says_when_to_come_again(tmp_path: Path) -> None:
+def test_without_a_verifier_it_says_when_to_come_again(tmp_path):
     with service(tmp_path, 1, "--http", "127.0.0.1:0", "--patience", "0.1") as board:
-        for kind, body in (("chat", CHAT), ("text", TEXT), ("response", RESPONSE)):
+        for kind, body in PLAIN.items():
             status, fields, found = ask(board, PATHS[kind], body)
             assert status == 503 and fields["Retry-After"]
             assert "no verifier yet" in found["error"]["message"]
@@ -520,13 +495,12 @@ def test_without_a_verifier_it_says_when_to_come_again(tmp_path: Path) -> None:
         assert names == ["tiny", "draftwire"]
 
 
-def test_a_stream_that_fails_says_so_in_the_stream(tmp_path: Path) -> None:
-    models = Path(__file__).parents[2] / "models"
+def test_a_stream_that_fails_says_so_in_the_stream(tmp_path):
     words = ["--http", "127.0.0.1:0", "--silence", "1"]
-    words += ["--draft", str(models / "reference.draft")]
+    words += ["--draft", str(MODELS / "reference.draft")]
     body = {"prompt": "Once upon a time there was a king", "max_tokens": 1200}
     body.update(stream=True, draftwire={"patience_s": 0.5})
-    with verifier(target=models / "v1.target") as (process, port):
+    with verifier(target=MODELS / "v1.target") as (process, port):
         with service(tmp_path, port, *words) as board, closing(connect(board)) as sock:
             board.up()
             sock.sendall(request(PATHS["text"], body))
@@ -534,16 +508,16 @@ def test_a_stream_that_fails_says_so_in_the_stream(tmp_path: Path) -> None:
             process.kill()
             end = sock.makefile("rb").read()
     assert b'data: {"error":{"message":' in end and b"[DONE]" not in end, end[-300:]
-    form = openai.Response(read_ask("response", json.dumps(RESPONSE).encode()), "m")
+    form = openai.Response(read("response"), "m")
     before = [*form.begin()][-1][1]["sequence_number"]
     ((name, data),) = form.failed(HttpError(503, "gone", code="x").document())
     assert name == data["type"] == "error" and data["sequence_number"] == before + 1
     assert (data["message"], data["code"], data["param"]) == ("gone", "x", None)
 
 
-def test_addresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_addresses(tmp_path, capsys):
     words = ["service", "--verifier", "ws://127.0.0.1:1"]  # which is `run`
-    words += ["--draft", str(Path(__file__).parents[1] / "fixtures" / "tiny.draft")]
+    words += ["--draft", str(FIXTURES / "tiny.draft")]
     words += ["--socket", str(tmp_path / "s")]
     for address, complaint in {
         "8080": "http is '8080'",
@@ -567,7 +541,7 @@ def test_addresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "cannot be listened on" in capsys.readouterr().err
 
 
-def test_the_local_socket_by_its_other_name(tmp_path: Path) -> None:
+def test_the_local_socket_by_its_other_name(tmp_path):
     (tmp_path / "run").mkdir()
     with service(tmp_path, 1, "--http", f"unix:{tmp_path / 'run' / 'draftwire.sock'}") as b:
         assert b.status()["http"] is None
@@ -576,7 +550,7 @@ def test_the_local_socket_by_its_other_name(tmp_path: Path) -> None:
 # ---- https
 
 
-def test_the_address_speaks_https_with_a_certificate(tmp_path: Path) -> None:
+def test_the_address_speaks_https_with_a_certificate(tmp_path):
     cert, key = certificate(tmp_path, "IP:127.0.0.1")
     doors = ["--http", "127.0.0.1:0", "--http-cert", str(cert), "--http-key", str(key)]
     with verifier() as (_, port), service(tmp_path, port, *doors) as running:
@@ -603,7 +577,7 @@ def test_the_address_speaks_https_with_a_certificate(tmp_path: Path) -> None:
         (["--http-cert", "no.pem"], "certificate no.pem does not load"),
     ],
 )
-def test_a_certificate_that_is_none_is_said(words: Any, says: str, capsys: Any) -> None:
+def test_a_certificate_that_is_none_is_said(words, says, capsys):
     common = ["--verifier", "ws://127.0.0.1:1", "--http", "127.0.0.1:0"]
     draft = str(FIXTURES / "tiny.draft")
     assert main(["service", "run", *common, "--draft", draft, *words]) == 2

@@ -1,7 +1,5 @@
 """Several tokens in one forward: what is drafted, its law, and the choice of the way."""
 
-from __future__ import annotations
-
 import random
 from types import SimpleNamespace
 

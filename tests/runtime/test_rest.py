@@ -1,8 +1,6 @@
 """When a board had better not draft: it rests where the verifier's own draft makes its
 drafts needless, and is hushed before a verdict that would void the step; never for long."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

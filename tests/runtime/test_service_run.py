@@ -1,22 +1,19 @@
 """``draftwire service`` as systemd and local programs see it: processes and sockets."""
 
-from __future__ import annotations
-
+import contextlib
 import grp
 import json
 import os
-import socket
 import stat
 import threading
 from pathlib import Path
-from typing import Any, Iterator
 
 import pytest
+from places import free_port
 from service_lab import (
     FIXTURES,
     PATIENCE_S,
     Manager,
-    Running,
     eventually,
     service,
     verifier,
@@ -28,16 +25,14 @@ from draftwire.runtime.service.client import ServiceClient, default_socket
 from draftwire.runtime.service.http import MAX_CLIENTS
 
 
-def text_of(events: list[dict[str, Any]]) -> str:
+def text_of(events):
     return "".join(event.get("text", "") for event in events)
 
 
-def test_a_verifier_that_comes_goes_and_comes_back(tmp_path: Path) -> None:
+def test_a_verifier_that_comes_goes_and_comes_back(tmp_path):
     """The whole life: no verifier, one, killed in mid-stream, another, SIGTERM."""
     manager = Manager(tmp_path)
-    with socket.socket() as holder:  # a port that nobody listens on yet
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
+    port = free_port()  # nobody listens on it yet
     environ = {
         "NOTIFY_SOCKET": str(manager.path),
         "WATCHDOG_USEC": "600000",
@@ -87,7 +82,7 @@ def test_a_verifier_that_comes_goes_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def shared(tmp_path_factory):
     """One verifier and one service for the tests that do not break them."""
     folder = tmp_path_factory.mktemp("service")
     with verifier() as (_, port), service(folder, port, "--block", "2") as running:
@@ -95,13 +90,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def test_without_a_verifier_the_draft_answers_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_verifier_the_draft_answers_alone(tmp_path, capsys):
     """A robot boots in a cellar: text at once, marked; and verified once there is one."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = holder.getsockname()[1]
+    port = free_port()
     with service(tmp_path, port, "--offline", "draft", "--patience", "0") as running:
         ask = ["service", "ask", "Once", "--socket", str(running.socket)]
         with running.client() as client:
@@ -127,14 +118,14 @@ def test_without_a_verifier_the_draft_answers_alone(
             assert all(e["verified"] for e in events[:-1])
     with service(tmp_path, port) as second:  # what the verifier said is remembered
 
-        def known() -> Any:
+        def known():
             return second.status()["target"]
 
         assert eventually(known, "the target is known")["name"] == "tiny"
 
 
-def test_streams_run_together_cancel_and_leave(shared: Running) -> None:
-    def quiet() -> bool:
+def test_streams_run_together_cancel_and_leave(shared):
+    def quiet():
         found = shared.status()["streams"]
         return found["running"] == found["waiting"] == 0
 
@@ -146,7 +137,7 @@ def test_streams_run_together_cancel_and_leave(shared: Running) -> None:
         next(stream)
     with clients[4] as other:
         # The fifth program waits for its turn, and gets it when one ends.
-        answer: list[dict[str, Any]] = []
+        answer = []
         waiting = threading.Thread(
             target=lambda: answer.extend(other.generate("Once", max_new_tokens=40))
         )
@@ -168,18 +159,17 @@ def test_streams_run_together_cancel_and_leave(shared: Running) -> None:
     eventually(quiet, "nothing runs")
 
 
-def test_limits(shared: Running) -> None:
-    clients: list[ServiceClient] = []
+def test_limits(shared):
+    clients = []
 
-    def come_in() -> bool:
+    def come_in():
         client = shared.client()
-        try:
+        with contextlib.suppress(TransportError):  # those of other tests still hang up
             client.status()
-        except TransportError:  # those of other tests are still hanging up
-            client.close()
-            return False
-        clients.append(client)
-        return len(clients) == MAX_CLIENTS
+            clients.append(client)
+            return len(clients) == MAX_CLIENTS
+        client.close()
+        return False
 
     try:
         eventually(come_in, "all are in")
@@ -190,16 +180,14 @@ def test_limits(shared: Running) -> None:
         for client in clients:
             client.close()
 
-    def there_is_room() -> bool:
-        try:
+    def there_is_room():
+        with contextlib.suppress(TransportError):  # the last of them still hang up
             return bool(shared.status())
-        except TransportError:  # the last of them are still hanging up
-            return False
 
     eventually(there_is_room, "the service takes programs again")
 
 
-def test_the_commands(shared: Running, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(shared, capsys):
     where = ["--socket", str(shared.socket)]
     assert main(["service", "status", *where, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -210,7 +198,7 @@ def test_the_commands(shared: Running, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.startswith("up: target ")
     with shared.client() as client:
         whole = list(client.generate("Once", max_new_tokens=5))
-        other: dict[str, Any] = {
+        other = {
             "pipeline": 2,
             "objective": "latency",
             "controller": "fixed:3",
@@ -225,9 +213,7 @@ def test_the_commands(shared: Running, capsys: pytest.CaptureFixture[str]) -> No
     assert "no service listens" in said and "systemctl" in said
 
 
-def test_the_socket_is_for_its_group_and_for_one_service(
-    shared: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_socket_is_for_its_group_and_for_one_service(shared, tmp_path, capsys):
     mode = shared.socket.stat().st_mode
     assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
     words = ["service", "run", "--verifier", "ws://127.0.0.1:1"]
@@ -243,7 +229,7 @@ def test_the_socket_is_for_its_group_and_for_one_service(
     assert "is no socket" in capsys.readouterr().err and (tmp_path / "s").exists()
 
 
-def test_a_service_after_one_that_was_killed(tmp_path: Path) -> None:
+def test_a_service_after_one_that_was_killed(tmp_path):
     group = grp.getgrgid(os.getgid()).gr_name
     with service(tmp_path, 1, "--socket-group", group) as first:
         first.status()
@@ -257,9 +243,7 @@ def test_a_service_after_one_that_was_killed(tmp_path: Path) -> None:
         assert second.stop() == 0
 
 
-def test_what_cannot_mend_itself_ends_the_service(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_mend_itself_ends_the_service(tmp_path, capsys):
     words = ["service", "run", "--verifier", "ws://127.0.0.1:1"]
     words += ["--socket", str(tmp_path / "s")]
     assert main([*words, "--draft", str(tmp_path / "gone")]) == 5
@@ -270,7 +254,7 @@ def test_what_cannot_mend_itself_ends_the_service(
     assert "no verifier is set" in capsys.readouterr().err
 
 
-def test_where_the_socket_is_looked_for(tmp_path: Path) -> None:
+def test_where_the_socket_is_looked_for(tmp_path):
     assert default_socket({"RUNTIME_DIRECTORY": "/run/a:/run/b"}) == Path(
         "/run/a/draftwire.sock"
     )

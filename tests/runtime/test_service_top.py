@@ -1,18 +1,14 @@
 """``draftwire service top``: what a board does, in 80 columns."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
 
-from service_lab import ROOT, eventually, service, verifier  # noqa: E402
+from places import draftwire  # noqa: E402
+from service_lab import eventually, service, verifier  # noqa: E402
 
 from draftwire.cli.service.top import render  # noqa: E402
 
@@ -28,20 +24,10 @@ def test_it_shows_what_the_service_has_done(tmp_path):
         assert work["target_forwards"] == report["target_forwards"]
         assert work["bytes_up_payload"] == report["bytes"]["up_payload"]
         words = ["service", "top", "--socket", str(running.socket), "--interval", "0.2"]
-        command = [sys.executable, "-m", "draftwire", *words]
-        environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        said = subprocess.run(
-            [*command, "--count", "2"], env=environ, capture_output=True, text=True,
-            check=True, timeout=120,
-        ).stdout  # fmt: skip
+        said = draftwire(*words, "--count", "2").stdout
         assert "link up" in said and "1 finished" in said and "tokens/s" in said
         assert max(map(len, said.splitlines())) <= 80
-        document = json.loads(
-            subprocess.run(
-                [*command, "--json"], env=environ, capture_output=True, text=True,
-                check=True, timeout=120,
-            ).stdout
-        )  # fmt: skip
+        document = json.loads(draftwire(*words, "--json").stdout)
         assert document["status"]["work"] == work and document["tokens_per_s"] == 0
 
 

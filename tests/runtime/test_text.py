@@ -1,7 +1,5 @@
 """Streamed text is the whole text, cut anywhere."""
 
-from __future__ import annotations
-
 import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -25,7 +23,7 @@ CORPUS = [
 ]
 
 
-def byte_level() -> tokenizers.Tokenizer:
+def byte_level():
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -40,7 +38,7 @@ def byte_level() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def llama_like() -> tokenizers.Tokenizer:
+def llama_like():
     """Sentencepiece's BPE with byte fallback, as Llama 2 has it."""
     words = ["▁", "▁t", "▁th", "▁the", "he", "▁r", "ro", "▁a", "é", "。"]
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -77,7 +75,7 @@ def llama_like() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def metaspace() -> tokenizers.Tokenizer:
+def metaspace():
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     tokenizer.decoder = tokenizers.decoders.Metaspace()

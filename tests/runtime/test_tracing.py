@@ -1,10 +1,6 @@
 """One trace from the device's prompt to the verifier's commits, with the real SDK."""
 
-from __future__ import annotations
-
 import http.server
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -12,19 +8,23 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("opentelemetry.sdk")
 
+import verifier_lab as lab  # noqa: E402
+import verifier_process  # noqa: E402
 from opentelemetry import trace  # noqa: E402
 from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: E402
     InMemorySpanExporter,
 )
-from verifier_process import ENVIRONMENT, ROOT, TINY, serving  # noqa: E402
+from places import FIXTURES  # noqa: E402
+from places import draftwire as run  # noqa: E402
 
 import draftwire  # noqa: E402
 from draftwire import tracing  # noqa: E402
 from draftwire.errors import DraftwireError  # noqa: E402
+from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
 
-DRAFT = ROOT / "tests" / "fixtures" / "tiny.draft"
+DRAFT, TINY = FIXTURES / "tiny.draft", FIXTURES / "tiny.target"
 
 
 @pytest.fixture
@@ -36,49 +36,27 @@ def spans(monkeypatch):
     provider.shutdown()
 
 
-@pytest.fixture
-def verifier():
-    """A verifier in a thread of this process, so that one exporter hears both ends."""
-    import asyncio
+def serving():
+    """A verifier in this process, so that one exporter hears both ends."""
+    return lab.serving(OnnxTarget(TINY, slots=4, threads=1))
 
-    from draftwire.verifier.backends.loading import Loader
-    from draftwire.verifier.registry import Registry
-    from draftwire.verifier.serving.service import VerifierService
 
-    loop, started, found = asyncio.new_event_loop(), threading.Event(), []
-
-    async def start():
-        registry = Registry(Loader(slots=4, threads=1))
-        await registry.load(TINY)
-        found.append(VerifierService(registry))
-        await found[0].start()
-        started.set()
-
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(start(), loop).result(60)
-    yield found[0]
-    asyncio.run_coroutine_threadsafe(found[0].close(), loop).result(60)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(30)
-    loop.close()
+async def generate(url, **options):
+    async with draftwire.aio.connect(url, draft=DRAFT, silence_s=15) as session:
+        stream = session.generate("Once upon a time", max_new_tokens=24, **options)
+        async for _ in stream:
+            pass
+        return stream.report
 
 
 def named(found, name):
     return [span for span in found if span.name == name]
 
 
-def generate(url, **options):
-    with draftwire.connect(url, draft=DRAFT, silence_s=15) as session:
-        stream = session.generate("Once upon a time", max_new_tokens=24, **options)
-        for _ in stream:
-            pass
-        return stream.report
-
-
-def test_one_trace_from_the_prompt_to_each_commit(spans, verifier):
-    with trace.get_tracer("robot").start_as_current_span("control loop") as outer:
-        report = generate(verifier.url)
+async def test_one_trace_from_the_prompt_to_each_commit(spans):
+    async with serving() as verifier:
+        with trace.get_tracer("robot").start_as_current_span("control loop") as outer:
+            report = await generate(verifier.url)
     (device,) = named(spans(), "draftwire.generate")
     (cloud,) = named(spans(), "draftwire.verify")
     assert device.parent.span_id == outer.get_span_context().span_id
@@ -98,15 +76,14 @@ def test_one_trace_from_the_prompt_to_each_commit(spans, verifier):
         assert span.start_time <= span.end_time <= cloud.end_time
 
 
-def test_a_failure_is_the_spans_status(spans, verifier, monkeypatch):
-    (served,) = verifier.registry.targets
-
-    def broken(parts, on_exit=None):
+async def test_a_failure_is_the_spans_status(spans, monkeypatch):
+    def broken(self, parts, on_exit=None):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(served.backend, "forward", broken)
-    with pytest.raises(DraftwireError, match="out of order"):
-        generate(verifier.url)
+    async with serving() as verifier:
+        monkeypatch.setattr(OnnxTarget, "forward", broken)
+        with pytest.raises(DraftwireError, match="out of order"):
+            await generate(verifier.url)
     (device,) = named(spans(), "draftwire.generate")
     assert "out of order" in device.status.description
     clouds = named(spans(), "draftwire.verify")  # it is opened anew once
@@ -115,22 +92,24 @@ def test_a_failure_is_the_spans_status(spans, verifier, monkeypatch):
 
 
 @pytest.mark.parametrize("deaf", ["device", "verifier", "both"])
-def test_a_peer_that_does_not_trace_works_as_before(spans, verifier, monkeypatch, deaf):
+async def test_a_peer_that_does_not_trace_works_as_before(spans, monkeypatch, deaf):
     if deaf in ("device", "both"):
         monkeypatch.setattr("draftwire.runtime.greeting.tracing", lambda: False)
     if deaf in ("verifier", "both"):
         monkeypatch.setattr("draftwire.verifier.greeting.tracing", lambda: False)
-    assert generate(verifier.url)["tokens"] == 24
+    async with serving() as verifier:
+        assert (await generate(verifier.url))["tokens"] == 24
     (device,) = named(spans(), "draftwire.generate")
     (cloud,) = named(spans(), "draftwire.verify")
     assert cloud.parent is None  # a trace of its own
     assert device.context.trace_id != cloud.context.trace_id
 
 
-def test_nobody_pays_who_has_set_up_nothing(verifier):
+async def test_nobody_pays_who_has_set_up_nothing():
     assert not tracing.tracing()
     assert tracing.begin_trace("a", "CLIENT", {}) is None
-    assert generate(verifier.url)["tokens"] == 24
+    async with serving() as verifier:
+        assert (await generate(verifier.url))["tokens"] == 24
 
 
 @pytest.mark.parametrize("carried", [b"", b"x" * 26, bytes(26), b"\0" + b"x" * 9])
@@ -172,17 +151,11 @@ def test_commands_export_where_the_environment_says(tmp_path):
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     where = f"http://127.0.0.1:{collector.server_port}"
     traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": where}
-    with serving(
-        "--target", TINY, folder=tmp_path, OTEL_SERVICE_NAME="cloud", **traced
-    ) as (process, url):
+    cloud = {"folder": tmp_path, "OTEL_SERVICE_NAME": "cloud", **traced}
+    with verifier_process.serving("--target", TINY, **cloud) as (process, url):
         words = ["generate", "Once", "--verifier", url, "--draft", str(DRAFT)]
-        done = subprocess.run(
-            [sys.executable, "-m", "draftwire", *words, "--max-new-tokens", "8"],
-            env={**ENVIRONMENT, **traced, "OTEL_SERVICE_NAME": "board"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+        words += ["--max-new-tokens", "8"]
+        done = run(*words, folder=tmp_path, OTEL_SERVICE_NAME="board", **traced)
         assert done.returncode == 0, done.stderr
         process.terminate()
         assert process.wait(60) == 0

@@ -1,0 +1,36 @@
+"""Where things lie, and a command of draftwire as a user types it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES, MODELS = ROOT / "tests" / "fixtures", ROOT / "models"
+
+
+def free_port():
+    """Return a port that nobody listens on yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**more):
+    """Return the tests' own, without settings of draftwire, and ``more``."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
+    return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
+
+
+def draftwire(*words, folder=None, timeout=600, **more):
+    """Run a command to its end; return its code and what it said."""
+    return subprocess.run(
+        [sys.executable, "-m", "draftwire", *map(str, words)],
+        env=environment(**more),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+    )
