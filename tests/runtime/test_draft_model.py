@@ -97,6 +97,22 @@ def test_any_order_of_blocks_steps_and_rewinds(model):
             np.testing.assert_allclose(logits, expected[model.length - 1], atol=NOISE)
 
 
+@needs_ort
+@needs_litert
+def test_litert_says_the_tokens_of_onnxruntime():
+    ours = DraftModel.load(LITERT, precision="fp32")
+    theirs = DraftModel.load(TINY, precision="fp32", engine="onnxruntime")
+    for seed in range(3):
+        prompt = tokens(40, seed)
+        ours.reset()
+        theirs.reset()
+        mine, other = ours.forward(prompt), theirs.forward(prompt)
+        for _ in range(100):
+            np.testing.assert_allclose(mine, other, atol=NOISE)
+            token = [int(other.argmax())]
+            mine, other = ours.forward(token), theirs.forward(token)
+
+
 def parallel(path, masks=(260, 261, 262), block=4, **settings):
     package = dataclasses.replace(load_draft(path), parallel=Parallel(masks, block))
     return DraftModel.load(package, precision="fp32", **settings)
@@ -142,6 +158,23 @@ def test_an_engine_that_is_wrong_behind_a_past_says_one_token(monkeypatch):
     assert model.parallel is None and len(model.ahead([1, 2], 4)) == 1
     assert "says 4 at once on onnxruntime 1.20 or newer" in model.warnings[-1]
     assert parallel(CONCAT).parallel == Parallel((260, 261, 262), 4)
+
+
+@needs_ort
+def test_int8_steps_repeat_exactly():
+    sequence = tokens(20)
+    first, second = (DraftModel.load(TINY, precision="int8") for _ in range(2))
+    for a, b in zip(one_by_one(first, sequence), one_by_one(second, sequence)):
+        np.testing.assert_array_equal(a, b)
+
+
+@every_engine
+def test_ids_may_come_as_any_sequence(model):
+    sequence = tokens(5)
+    expected = model.forward(sequence).copy()
+    for form in (tuple(sequence), np.array(sequence)):
+        model.reset()
+        np.testing.assert_array_equal(model.forward(form), expected)
 
 
 @every_engine
