@@ -316,7 +316,7 @@ class Supervisor:
                 self._say(f"connected to target {session.welcome.target}")
             elif link.state == "reconnecting":
                 what = "link lost, reconnecting" if self._ever else "no verifier"
-                if link.down_s >= _BLIP_S:
+                if link.down_s >= _BLIP_S or not self._ever:
                     self._say(f"{what}: {_with_clock(link.error)}")
             else:
                 _LOG.warning("the verifier refused: %s", link.error)
