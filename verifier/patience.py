@@ -29,8 +29,10 @@ from draftwire.verifier.rows import Share
 _SLACK = 1.5  # drafts may be late by half of the hold
 _LEAST = 0.05  # tokens that a hold must gain, for forecasts are none too sure
 _TABLES = 64  # that are kept: some 100 KB each
-_ROWS, _MOST = 8, 47  # a forward is worth waiting for so many batches, and drafts
-_BEHIND, _AHEAD = 12, 1.6  # how far device (in rows) or verifier may be ahead
+_ROWS, _MOST = 8, 47  # batches that a forward counts, and 7 drafts; the most drafts
+# How far the table goes: tokens that the text is ahead of the device; drafts that the
+# device is ahead of the text, in those that a forward counts.
+_BEHIND, _AHEAD = 12, 1.6
 _UNIT = 4  # parts of a step that it tells apart
 _COLUMNS = 40  # and the most of them
 _MEMORY = 0.9
@@ -62,7 +64,7 @@ class Table:
         leaf: float = 0.0,  # share of wrong drafts where a leaf brings one more token
     ) -> None:
         a, self.batch = acceptance, batch
-        rows = min(_ROWS * batch + 7, _MOST)  # of a forward, that count
+        rows = min(_ROWS * batch + 7, _MOST)  # drafts that a forward counts
         ahead = int(_AHEAD * rows)
         # Far arrivals are told apart more coarsely.
         self.unit = unit = max(1 / _UNIT, back / _COLUMNS)

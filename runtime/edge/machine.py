@@ -753,7 +753,8 @@ class EdgeSession:
         return self._block(block)
 
     def _second_choices(self, sent: Sequence[Proposal], ahead: int) -> tuple[int, ...]:
-        """Return the leaves of a block, as far as they may be worth their bits."""
+        """Return the leaves of a block, as far as they may be worth their bytes: against the
+        text that they should bring, or where only time counts, against its time."""
         if not self._leaves or not sent:
             return ()
         counts, costs, least = self.counts, self._controller.costs, _LEAST
