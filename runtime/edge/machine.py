@@ -753,8 +753,8 @@ class EdgeSession:
         return self._block(block)
 
     def _second_choices(self, sent: Sequence[Proposal], ahead: int) -> tuple[int, ...]:
-        """Return the leaves of a block, as far as they may be worth their bytes: against the
-        text that they should bring, or where only time counts, against its time."""
+        """Return the leaves of a block that may be worth their bytes: by the text that they
+        should bring or, where only time counts, by the time that it takes."""
         if not self._leaves or not sent:
             return ()
         counts, costs, least = self.counts, self._controller.costs, _LEAST
