@@ -1,9 +1,13 @@
-"""Runs the draft model: keeps its cache on a stream's sequence, one step at a time.
+"""Runs the draft model: keeps its caches on a stream's sequences, one step at a time.
 
 Orders (:class:`~draftwire.runtime.edge.actions.Draft`) come in at any time; each step
 does one forward, or reads one chunk of text, and looks at the orders first. So a new order
 overtakes the one at work within one forward. Who calls :meth:`Drafter.step`, and when, is
 the port's business: a thread (:mod:`draftwire.runtime.live`), or a virtual clock.
+
+A model may have several lanes, each with a cache of its own: one forward then appends a
+token to each, for little more than it takes for one. On one lane the main line is drafted,
+on the others what an unlikely verdict would leave; what one has read the others copy.
 """
 
 from __future__ import annotations
@@ -11,15 +15,15 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from typing import NamedTuple, Protocol, Sequence
+from typing import Any, NamedTuple, Protocol, Sequence
 
 import numpy as np
 
 from draftwire.errors import ModelError
-from draftwire.runtime.edge.actions import Draft
+from draftwire.runtime.edge.actions import Draft, Role
 from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.pacing.controller import AUTOREGRESSIVE, HYBRID
-from draftwire.runtime.pacing.suffix_cache import SuffixCache
+from draftwire.runtime.pacing.suffix_cache import Recall, SuffixCache
 from draftwire.sampling import Proposal, Proposer, Shape
 from draftwire.sampling.grammar import Guide
 
@@ -30,7 +34,8 @@ class Model(Protocol):
     """What the drafter needs of a draft model (:mod:`~draftwire.runtime.engines`).
 
     One that says several tokens in a forward has ``parallel`` and ``ahead`` too, one with
-    masks ``mask_ids``: see :class:`~draftwire.runtime.engines.draft_model.DraftModel`.
+    masks ``mask_ids``, one with more lanes ``beside`` and ``wide``: see
+    :class:`~draftwire.runtime.engines.draft_model.DraftModel`.
     """
 
     @property
@@ -40,15 +45,29 @@ class Model(Protocol):
     def rewind(self, length: int) -> None: ...  # forget all but the first ones
 
 
+class Drafted(NamedTuple):
+    """A token that was proposed."""
+
+    lane: int
+    branch: int  # of the order
+    proposal: Proposal
+
+
 class Step(NamedTuple):
     """What one step did."""
 
     stream: int  # whose it was
-    branch: int  # of the order
-    proposal: Proposal | None  # the token, or None when the step only read text
-    # tokens that the model ran; 0 for a token that a cache or an earlier forward gave
+    drafts: Sequence[Drafted]  # nothing where it only read text
+    # tokens that the model ran on a lane; 0 for a token that a cache or an earlier forward
+    # gave
     fed: int
     masks: int = 0  # that stood behind them
+    lanes: int = 1  # that took part
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """The first of ``drafts``, or None."""
+        return self.drafts[0].proposal if self.drafts else None
 
 
 class _Begin(NamedTuple):
@@ -66,6 +85,50 @@ class _Order(NamedTuple):
     draft: Draft
 
 
+class _Lane:
+    """A sequence that ``model`` has a cache of, and what was ordered behind it."""
+
+    def __init__(self, number: int, model: Model) -> None:
+        self.number, self.model = number, model
+        self.sequence: list[int] = []
+        self.drawn: list[int] = []  # places of this order's drafts in the sequence
+        self.branch = self.left = 0
+        self.role: Role = "main"
+        self.fresh = True  # nothing of this order is drafted yet
+
+    @property
+    def waiting(self) -> int:
+        """Tokens that the model has not read."""
+        return len(self.sequence) - self.model.length
+
+    def take_order(self, order: Draft) -> bool:
+        """Edit the sequence; return False where the order goes on as it was."""
+        self.role = order.role
+        self.fresh |= not self.left
+        if order.branch == self.branch:  # what was drafted since is part of it
+            since = sum([place >= order.valid for place in self.drawn])
+            self.left = max(0, order.count - since)
+            return False
+        self.fresh = True
+        # A new text may begin as the last one did: what is read stays read.
+        valid, tokens = order.valid, order.tokens
+        same = common(self.sequence[valid:], tokens) if tokens else 0
+        self.sequence[valid:] = tokens
+        self.drawn.clear()
+        if self.model.length > valid + same:
+            self.model.rewind(valid + same)
+        self.branch, self.left = order.branch, order.count
+        return True
+
+    def copy(self, other: _Lane) -> None:
+        """Take over what ``other`` has read of this sequence and this lane has not."""
+        at, end = self.model.length, min(other.model.length, len(self.sequence) - 1)
+        if end > at and other.sequence[:at] == self.sequence[:at]:
+            end = at + common(other.sequence[at:end], self.sequence[at:end])
+            if end > at:
+                self.model.copy(other.model, end)  # type: ignore[attr-defined]
+
+
 class Drafter:
     """The draft model at work for one stream after another.
 
@@ -74,20 +137,30 @@ class Drafter:
     """
 
     def __init__(self, model: Model | None, vocab_size: int) -> None:
-        self._model = model
         self.vocab_size = vocab_size
         self._inbox: deque[_Begin | _Order] = deque()
         self.stream = -1
         self._work: _Begin | None = None
-        self._drawn: list[int] = []  # places of this order's drafts in the sequence
-        self._sequence: list[int] = []
-        self._branch = 0
-        self._left = 0
+        self._lanes: list[_Lane] = []
+        self.use(model)
         self._way = AUTOREGRESSIVE
-        self._fresh = True  # nothing of this order is drafted yet
         # Logits of the last forward ``(n, vocab)``, and the place that the first speaks of.
         self._rows: np.ndarray | None = None
         self._base = 0
+
+    def use(self, model: Model | None) -> None:
+        """Draft with ``model``, which has read nothing, from now on."""
+        models = [] if model is None else [model, *getattr(model, "beside", ())]
+        self._lanes = [_Lane(number, one) for number, one in enumerate(models)]
+
+    @property
+    def model(self) -> Model:
+        """The one at work."""
+        return self._lanes[0].model
+
+    def lanes(self, model: Model | None) -> int:
+        """Return how many lanes ``model`` has, or where it is None the one at work."""
+        return 1 + len(getattr(model, "beside", self._lanes[1:]))
 
     def begin(
         self,
@@ -113,31 +186,45 @@ class Drafter:
     def forget(self) -> None:
         """Let go of the model and of everything else; no step follows."""
         self._inbox.clear()
-        self._model = self._work = self._rows = None
-        self._left = 0
+        self._lanes, self._work, self._rows = [], None, None
 
     def step(self) -> Step | None:
         """Do one forward; return what came of it, or None when nothing is wanted.
 
         Raises:
             ModelError: The model gave something that is not a number.
-            Exception: Whatever an engine raises; the order at work is over then.
+            Exception: Whatever an engine raises; the orders at work are over then.
         """
-        if not (self._inbox or self._left):
+        if self._inbox:
+            self._take_orders()
+        wanted, work = [lane for lane in self._lanes if lane.left], self._work
+        main = [lane for lane in wanted if lane.role == "main"]
+        if not main:  # where its next order is on its way, others wait for it
+            wanted = [lane for lane in wanted if lane.role == "alone"]
+        if not wanted or work is None:
             return None
-        self._take_orders()
-        model, work, sequence = self._model, self._work, self._sequence
-        if not self._left or model is None or work is None:
-            return None
+        lead = (main or wanted)[0]
+        try:
+            recall = None
+            if work.cache is not None and main:
+                recall = work.cache.propose(lead.sequence)
+            if recall is None and lead.waiting == 1 and len(wanted) > 1:
+                return self._wide(wanted, work)
+            return self._step(lead, work, recall)
+        except BaseException:
+            for lane in wanted:
+                lane.left = 0
+            raise
+
+    def _step(self, lane: _Lane, work: _Begin, recall: Recall | None) -> Step:
+        """Do one forward of a lane, or take what the cache says."""
+        model, sequence = lane.model, lane.sequence
         shape, guide = work.shape, work.guide
-        left, self._left = self._left, 0  # an engine that raises ends the order
-        waiting, masks, depth = len(sequence) - model.length, 0, 0
+        waiting, masks, depth = lane.waiting, 0, 0
         if waiting > _CHUNK:
             at, self._rows = model.length, None
             model.forward(sequence[at : at + _CHUNK])
-            self._left = left
-            return Step(self.stream, self._branch, None, _CHUNK)
-        recall = work.cache.propose(sequence) if work.cache is not None else None
+            return Step(self.stream, (), _CHUNK)
         if shape is not None:
             shape.follow(sequence)
         if recall is not None and guide is not None:
@@ -149,74 +236,90 @@ class Drafter:
             if self._rows is not None and 0 < depth < len(self._rows):
                 waiting = 0  # a mask of an earlier forward speaks of this place
             else:
-                depth, masks = 0, self._forward(model, left)
+                depth, masks = 0, self._forward(lane)
             assert self._rows is not None
-            logits = self._rows[depth, : self.vocab_size]
-            if not math.isfinite(np.maximum.reduce(logits)):  # also with a NaN anywhere
-                raise ModelError(
-                    f"the draft model gave logits that are not numbers behind "
-                    f"{len(sequence)} tokens"
-                )
-            if shape is not None:
-                logits = shape.rows(logits[None])[0]
-            proposal = work.proposer.propose(logits, len(sequence))
+            proposal = self._propose(self._rows[depth], lane, work)
             if depth:
                 proposal = proposal._replace(depth=depth)
         if guide is not None:
             path = guide.path((), (proposal.token,))
             proposal = proposal._replace(then=path.ids[1:], last=path.ended)
-        self._drawn.append(len(sequence))
-        sequence += (proposal.token, *proposal.then)
-        over = proposal.last or len(sequence) >= work.most
-        self._left = 0 if over else left - 1
-        return Step(self.stream, self._branch, proposal, waiting, masks)
+        self._took(lane, work, proposal)
+        draft = Drafted(lane.number, lane.branch, proposal)
+        return Step(self.stream, (draft,), waiting, masks)
 
-    def _forward(self, model: Model, left: int) -> int:
-        """Run what the model has not read, with masks behind for ``left`` drafts or fewer;
-        return how many."""
+    def _wide(self, wanted: Sequence[_Lane], work: _Begin) -> Step:
+        """Do one forward of several lanes, a token each."""
+        for lane in wanted:
+            for other in self._lanes if lane.waiting > 1 else ():
+                lane.copy(other)
+        fed = {lane.number: lane.sequence[lane.model.length] for lane in wanted}
+        rows = self._lanes[0].model.wide(fed)  # type: ignore[attr-defined]
+        drafts = []
+        for lane in wanted:
+            if not lane.waiting:  # else it reads on
+                proposal = self._propose(rows[lane.number], lane, work)
+                self._took(lane, work, proposal)
+                drafts.append(Drafted(lane.number, lane.branch, proposal))
+        return Step(self.stream, drafts, 1, 0, 1 + max(fed) - min(fed))
+
+    def _propose(self, logits: np.ndarray, lane: _Lane, work: _Begin) -> Proposal:
+        place, logits = len(lane.sequence), logits[: self.vocab_size]
+        if not math.isfinite(np.maximum.reduce(logits)):  # also with a NaN anywhere
+            raise ModelError(
+                f"the draft model gave logits that are not numbers behind {place} tokens"
+            )
+        if work.shape is not None:
+            logits = work.shape.rows(logits[None])[0]
+        return work.proposer.propose(logits, place)
+
+    @staticmethod
+    def _took(lane: _Lane, work: _Begin, proposal: Proposal) -> None:
+        lane.drawn.append(len(lane.sequence))
+        lane.sequence += (proposal.token, *proposal.then)
+        over = proposal.last or len(lane.sequence) >= work.most
+        lane.left = 0 if over else lane.left - 1
+
+    def _forward(self, lane: _Lane) -> int:
+        """Run what the model has not read, with masks behind for what is left to draft or
+        fewer; return how many."""
+        model: Any = lane.model
         parallel = getattr(model, "parallel", None)
-        alone = self._way == AUTOREGRESSIVE or (self._way == HYBRID and self._fresh)
-        fresh, self._fresh = self._sequence[model.length :], False
+        alone = self._way == AUTOREGRESSIVE or (self._way == HYBRID and lane.fresh)
+        fresh, lane.fresh = lane.sequence[model.length :], False
         if alone or parallel is None:
             self._rows = model.forward(fresh)[None]
         else:
-            self._rows = model.ahead(fresh, min(parallel.block, left))  # type: ignore[attr-defined]
-        self._base = len(self._sequence)
+            self._rows = model.ahead(fresh, min(parallel.block, lane.left))
+        assert self._rows is not None
+        self._base = len(lane.sequence)
         for i in getattr(model, "mask_ids", ()):
             self._rows[:, i] = -np.inf  # a mask is no word
         return len(self._rows) - 1
 
     def _take_orders(self) -> None:
-        # Every order edits the sequence, even one that a later order overtakes.
+        # Every order edits a sequence, even one that a later order overtakes.
         inbox = self._inbox
         while inbox:
             word = inbox.popleft()
             if isinstance(word, _Begin):
                 self.stream, self._work = word.stream, word
                 if word.model is not None:
-                    self._model, self._sequence = word.model, []
-                self._branch = self._left = 0
+                    self.use(word.model)
+                for lane in self._lanes:
+                    lane.branch = lane.left = 0
                 self._rows = None
-            elif word.stream == self.stream:
-                order, model = word.draft, self._model
-                self._way = order.way
-                self._fresh |= not self._left
-                if order.branch == self._branch:  # what was drafted since is part of it
-                    since = sum([place >= order.valid for place in self._drawn])
-                    self._left = max(0, order.count - since)
+            elif word.stream == self.stream and self._lanes:
+                order = word.draft
+                lane, self._way = self._lanes[order.lane], order.way
+                if not lane.take_order(order):
                     continue
-                self._rows, self._fresh = None, True
-                # A new text may begin as the last one did: what is read stays read.
-                valid, tokens = order.valid, order.tokens
-                same = common(self._sequence[valid:], tokens) if tokens else 0
-                self._sequence[valid:] = tokens
-                self._drawn.clear()
+                self._rows = None
                 if self._work is not None and self._work.shape is not None:
-                    self._work.shape.cut(valid)
-                if model is not None and model.length > valid + same:
-                    model.rewind(valid + same)
-                self._branch, self._left = order.branch, order.count
+                    self._work.shape.cut(order.valid)
+                for other in self._lanes if order.count else ():
+                    lane.copy(other)
         # The last token is fed again when nothing else is new: its logits are wanted.
-        model, length = self._model, len(self._sequence)
-        if self._left and model is not None and model.length >= length:
-            model.rewind(length - 1)
+        for lane in self._lanes:
+            if lane.left and lane.waiting <= 0:
+                lane.model.rewind(len(lane.sequence) - 1)

@@ -237,7 +237,8 @@ class Driver:
         self._number += 1
         now = self._clock.now()
         mine = not self._turn
-        machine = EdgeSession(spec)
+        plain = spec.grammar is None and not spec.params.shaped
+        machine = EdgeSession(spec, self._drafter.lanes(spec.model) if plain else 1)
         machine.has_engine = mine
         decisions = Decisions(
             spec.controller,
@@ -304,8 +305,7 @@ class Driver:
         run = self.streams.get(step.stream)
         if run is None:
             return
-        proposal = step.proposal
-        if proposal is None:
+        if not step.drafts:
             run.prefill_s += seconds
             return
         if step.fed > 1 + step.masks:
@@ -318,7 +318,8 @@ class Driver:
             run.decisions.drafted(step, seconds)
             if run.spec.mode.hush:
                 self._hush(run, seconds)
-            return run.machine.drafted(step.branch, proposal)
+            drafted = run.machine.drafted
+            return [a for d in step.drafts for a in drafted(d.branch, d.proposal, d.lane)]
 
         self._do(run, event, quiet=True)
         if run.impatient:

@@ -217,11 +217,11 @@ class LiveRun:
         # The session has no door for it: no device in service drafts slower than it can.
         drafter = session._drafter
         if self.texts is not None:
-            drafter._model = PlayedDraft(played(self.texts))
-        model = drafter._model
-        if self.profile is None or model is None:
+            drafter.use(PlayedDraft(played(self.texts)))
+        if self.profile is None:
             return None
-        drafter._model = paced = PacedDraft(model, ForwardCost.of_draft(self.profile))
+        paced = PacedDraft(drafter.model, ForwardCost.of_draft(self.profile))
+        drafter.use(paced)
         return paced
 
     def _turn(self, sessions: Mapping[bool, Session], link: LinkSpec) -> list[Report]:

@@ -21,6 +21,7 @@ class VirtualEngine:
         clock: Where everything happens.
         drafter: Whose steps.
         cost: Seconds of a step over so many tokens; None takes the time that it takes.
+        lane: What another lane of the model adds, of a step.
 
     Attributes:
         driver: Told of each step; to be set before the first.
@@ -29,11 +30,15 @@ class VirtualEngine:
     driver: Driver
 
     def __init__(
-        self, clock: Clock, drafter: Drafter, cost: Callable[[int], float] | None
+        self,
+        clock: Clock,
+        drafter: Drafter,
+        cost: Callable[[int], float] | None,
+        lane: float = 0.0,
     ) -> None:
         self._clock = clock
         self._drafter = drafter
-        self._cost = cost
+        self._cost, self._lane = cost, lane
         self._busy = self._closed = False
 
     def wake(self) -> None:
@@ -66,6 +71,7 @@ class VirtualEngine:
             seconds = self._clock.now() - began_s
             if self._cost is not None:  # what an earlier forward said is there at once
                 seconds = self._cost(step.fed + step.masks) if step.fed else 0.0
+                seconds *= 1.0 + self._lane * (step.lanes - 1)
             self._clock.call_at(began_s + seconds, self._end, step, seconds)
 
     def _end(self, step: Step, seconds: float) -> None:

@@ -32,6 +32,8 @@ _KEYS: Mapping[str, tuple[float | None, float, float]] = {
     "draft.step_ms": (None, 1e-6, 1e5),
     "draft.step_tokens": (16, 1, 1e4),
     "draft.at_once": (1, 1, 32),
+    "draft.lanes": (1, 1, 16),
+    "draft.lane_part": (0.1, 0, 1),
     "draft.read_ms_per_token": (0.0, 0, 1e5),
     "cloud.forward_ms": (None, 1e-6, 1e5),
     "cloud.free_tokens": (17, 1, 1e4),

@@ -136,6 +136,12 @@ class Plan:
         near = self.scheme.place == "device" and self.job is None
         return int(self.profile["draft.at_once"]) if near else 1
 
+    @property
+    def lanes(self) -> int:
+        """Sequences that a forward of the device's draft goes on with."""
+        near = self.scheme.place == "device" and self.at_once == 1
+        return int(self.profile["draft.lanes"]) if near else 1
+
     def length_policy(self) -> Controller:
         """Return the length policy of a stream."""
         count = self.at_once
@@ -359,7 +365,7 @@ class Device:
             watts = self.watts
             self.watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
             step = step and ForwardCost(cloud_step_s(profile))
-        engine = VirtualEngine(clock, drafter, step)
+        engine = VirtualEngine(clock, drafter, step, profile["draft.lane_part"])
         helps = plan.helps
         named = {"leaves": "leaves" in helps, "beside": "draft" in helps}
         named["further"] = bool(helps & {"lookup", "leaves", "draft"})

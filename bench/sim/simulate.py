@@ -170,7 +170,9 @@ def simulate(
             return plan.job(number)
         text = source.text(number, plan.tokens)
         texts.targets.append(TextTarget(text, plan.seed + number))
-        return Job(text.prompt, partial(TextDraft, text, plan.at_once), text=text)
+        return Job(
+            text.prompt, partial(TextDraft, text, plan.at_once, plan.lanes), text=text
+        )
 
     devices = []
     for number in range(plan.sessions):

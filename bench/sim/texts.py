@@ -254,9 +254,10 @@ class TextDraft:
         text: What is written.
         at_once: Tokens that a forward can say: masks are right as often as what is drafted
             one by one.
+        lanes: Sequences that a forward goes on with.
     """
 
-    def __init__(self, text: Text, at_once: int = 1) -> None:
+    def __init__(self, text: Text, at_once: int = 1, lanes: int = 1) -> None:
         self._text = text
         self._all = text.prompt + text.tokens
         self.prompt = len(text.prompt)  # its tokens
@@ -270,6 +271,18 @@ class TextDraft:
         ]
         self.length = 0
         self.parallel = Parallel((0,), at_once) if at_once > 1 else None
+        self.beside = tuple([TextDraft(text) for _ in range(1, lanes)])
+
+    def wide(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Take in a token on each of some lanes; return the logits behind each."""
+        lanes = (self, *self.beside)
+        return {number: lanes[number].forward((one,)) for number, one in tokens.items()}
+
+    def copy(self, other: TextDraft, end: int) -> None:
+        """Take over what another lane has read, up to ``end`` tokens in all."""
+        if self._good == self.length:
+            self._good = min(other._good, end)
+        self.length = end
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """Take in ``tokens``; return logits ``(width,)`` after the last one."""

@@ -7,6 +7,9 @@ from typing import Literal, Union
 
 from draftwire.transport.messages import Message
 
+# What a lane drafts: the main line, or what an unlikely verdict would leave, and that with
+# the main line's steps only or without.
+Role = Literal["main", "beside", "alone"]
 TokenKind = Literal[
     "accepted", "correction", "bonus", "forced", "resumed", "unverified", "completed"
 ]
@@ -49,6 +52,8 @@ class Draft:
     tokens: tuple[int, ...]  # what follows
     count: int  # how many tokens to propose; 0 only corrects the sequence
     way: str = "autoregressive"  # to draft them: :mod:`draftwire.runtime.pacing.parallel`
+    lane: int = 0  # of the draft model
+    role: Role = "main"
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""What the session knows of the drafter: its sequence, and what it was told to do."""
+"""What the session knows of a lane of the drafter: its sequence, and what it shall do."""
 
 from __future__ import annotations
 
 from typing import Sequence
 
-from draftwire.runtime.edge.actions import Action, Draft
+from draftwire.runtime.edge.actions import Action, Draft, Role
 from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.edge.lines import Line
 from draftwire.sampling import Proposal
@@ -17,7 +17,8 @@ class DrafterView:
     proposals go to ``line``; ``wanted`` of them are still to come.
     """
 
-    def __init__(self, prompt: tuple[int, ...]) -> None:
+    def __init__(self, prompt: tuple[int, ...], lane: int = 0) -> None:
+        self.lane = lane
         self._prompt = prompt
         self._fed = False  # the prompt has been given to it
         self._held = 0
@@ -25,7 +26,7 @@ class DrafterView:
         self._astray = False  # its sequence is not that of the text and the line
         self._ahead = False  # it has drafted what was not wanted any more
         self._branch = 0
-        self._way = ""
+        self._way: tuple[str, Role] | None = None
         self.line = Line()
         self.wanted = 0
 
@@ -49,12 +50,20 @@ class DrafterView:
         else:
             self._astray = True
 
-    def order(self, line: Line, count: int, text: Sequence[int], way: str) -> list[Action]:
+    def order(
+        self,
+        line: Line,
+        count: int,
+        text: Sequence[int],
+        way: str,
+        *,
+        role: Role = "main",
+    ) -> list[Action]:
         """Have ``count`` more tokens drafted behind ``line``, which follows ``text``; 0
-        stops the drafter. Nothing where that is under way."""
+        stops the lane. Nothing where that is under way."""
         if not count:
             return self.halt()
-        same_way, self._way = way == self._way, way
+        same_way, self._way = self._way == (way, role), (way, role)
         if line is self.line and self.wanted == count and same_way and not self._astray:
             return []
         wish = [*text[self._held :], *line.ids]
@@ -73,7 +82,7 @@ class DrafterView:
         self._tail = line.ids
         self._astray = self._ahead = False
         self.line, self.wanted = line, count
-        return [Draft(self._branch, valid, tokens, count, way)]
+        return [Draft(self._branch, valid, tokens, count, way, self.lane, role)]
 
     def halt(self) -> list[Action]:
         """Stop it, if it is at work."""
@@ -82,7 +91,7 @@ class DrafterView:
         self.wanted = 0
         self._branch += 1
         length = len(self._prompt) + self._held + len(self._tail)
-        return [Draft(self._branch, length, (), 0)]
+        return [Draft(self._branch, length, (), 0, lane=self.lane)]
 
     def end(self) -> list[Action]:
         """The stream is over. What is read stays read: the next text may begin alike."""

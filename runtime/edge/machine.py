@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Sequence
 
 from draftwire.errors import ProtocolError
-from draftwire.runtime.edge.actions import Action, Counts, Emit, Finished, Send, Token
+from draftwire.runtime.edge.actions import Action, Counts, Emit, Finished, Role, Send, Token
 from draftwire.runtime.edge.drafter_view import DrafterView
 from draftwire.runtime.edge.in_flight import InFlight, common
 from draftwire.runtime.edge.lines import SECOND, Guesses, Line, Lines, drawn
@@ -59,6 +59,8 @@ _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
 # A race prepares an outcome so much likelier than that its next draft is of use, so deep.
 _LIKELIER, _DEEP = 16.0, 8
+# On a lane of its own, so much likelier for each part of a step that the lane adds.
+_WORTH = 4.0
 # Tokens that a leaf should bring: where bytes count, and where only time does; its bytes.
 _LEAST, _LEAST_SOON, _LEAF_BYTES = 0.02, 0.002, 2
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
@@ -157,7 +159,7 @@ class EdgeSession:
     pack evidence and to draw corrections where the scheme leaves them to the device.
     """
 
-    def __init__(self, spec: StreamSpec) -> None:
+    def __init__(self, spec: StreamSpec, lanes: int = 1) -> None:
         mode, rules = spec.mode, spec.grammar
         self._spec, self._mode, self._grammar = spec, mode, rules
         self._prompt = tuple(spec.prompt)
@@ -177,12 +179,13 @@ class EdgeSession:
         self._bonus = self._free or (mode.pipeline == 1 and not mode.racing)
         self._committed: list[int] = []
         self._hash = TextHash(self._prompt)
-        self._lines = Lines()
+        self._lines = Lines(3 + lanes)
         self._wire = InFlight(whole=not self._free)
         self._hand = _Hand()
         self._last_limit = 1
         self._alone = _Alone.NO
-        self._drafter = DrafterView(self._prompt)
+        # Lanes of the draft model: that of the main line first.
+        self._drafters = [DrafterView(self._prompt, number) for number in range(lanes)]
         known = spec.draft_context
         self._draft_context = spec.context if known is None else known
         self._correction: _Correction | None = None
@@ -227,8 +230,12 @@ class EdgeSession:
         return owed or (self.state in (OPENING, DRAFTING) and not self._drafter.wanted)
 
     @property
+    def _drafter(self) -> DrafterView:
+        return self._drafters[0]
+
+    @property
     def drafting(self) -> bool:
-        return self._drafter.wanted > 0
+        return any(drafter.wanted > 0 for drafter in self._drafters)
 
     @property
     def ahead(self) -> int:
@@ -305,7 +312,7 @@ class EdgeSession:
             self._enter("> resume", RESUMING)
             held = len(self._committed) - self._origin
             request = Send(Resume(opened.id, opened.secret, held, self._hash.digest()))
-            return [*self._drafter.halt(), request]
+            return [*self._halt(), request]
         self._correction = None
         self.opened = None
         self._origin = len(self._committed)
@@ -331,9 +338,9 @@ class EdgeSession:
         self._hand.quota = None
         return self._go_on()
 
-    def drafted(self, branch: int, proposal: Proposal) -> list[Action]:
+    def drafted(self, branch: int, proposal: Proposal, lane: int = 0) -> list[Action]:
         """Take in a proposal; it may complete a block."""
-        drafter = self._drafter
+        (drafter,) = [view for view in self._drafters if view.lane == lane]
         if self.done or not drafter.takes(branch):
             return []
         drafter.took(proposal)
@@ -345,6 +352,8 @@ class EdgeSession:
             return self._guess() + (drafter.halt() if over else [])
         if self._in_flight:
             self._preemption.drafted()
+        if drafter is not self._drafter:
+            return self._steer()
         main, hand = self._lines.main, self._hand
         if drafter.line is main and hand.quota is not None:
             block = main.proposals[hand.start :]
@@ -578,7 +587,8 @@ class EdgeSession:
     def _follow(self, ids: Sequence[int], before: int, gone: int) -> None:
         """Bring the lines, the block in hand and the drafter up to the new text."""
         lines, wire = self._lines, self._wire
-        self._drafter.follow(ids, before)
+        for drafter in self._drafters:
+            drafter.follow(ids, before)
         replaced = lines.advance(ids)
         main = lines.main
         bare = -1 if self._free else main.bare
@@ -781,8 +791,55 @@ class EdgeSession:
         return Send(block)
 
     def _steer(self) -> list[Action]:
+        main, drafters = self._lines.main, self._drafters
+        for i, drafter in enumerate(drafters):
+            if drafter.line is main:  # what was drafted there goes on there
+                drafters[0], drafters[i] = drafter, drafters[0]
         line, count = self._task()
-        return self._drafter.order(line, count, self._committed, self._controller.way)
+        way = self._controller.way
+        actions = self._drafter.order(line, count, self._committed, way)
+        if len(drafters) > 1:
+            actions += self._prepare()
+        return actions
+
+    def _prepare(self) -> list[Action]:
+        """Have the lanes that are free draft behind the likeliest other outcomes."""
+        lines: list[Line] = []
+        limit = _DEEP if self._racing else self._last_limit
+        lost = self.state in (LOST, RESUMING)
+        going = self.has_engine and self._in_flight > 0 and not lost
+        if going and not (self.hushed and self._racing):
+            main = self._drafter
+            costs = self._controller.costs
+            above = _WORTH * costs.lane_part * main.line.chance if main.wanted else 0.0
+            lines = self._preemption.outcomes(
+                len(self._drafters) - 1,
+                limit,
+                self._draftable,
+                self._stop_ids,
+                above=above,
+            )
+        taken = [drafter.line for drafter in self._drafters[1:]]
+        free = [line for line in lines if all(line is not other for other in taken)]
+        actions: list[Action] = []
+        # A forward takes in what lies between its lanes.
+        near = self._drafter.lane
+        for drafter in sorted(self._drafters[1:], key=lambda view: abs(view.lane - near)):
+            if any(line is drafter.line for line in lines):
+                line = drafter.line
+            elif free:
+                line = free.pop(0)
+            else:
+                actions += drafter.halt()
+                continue
+            missing = limit - drawn(line.proposals[line.assumed + 1 :])
+            count = min(missing, self._draftable(line))
+            role: Role = "beside" if self._drafter.wanted else "alone"
+            actions += drafter.order(line, count, self._committed, "", role=role)
+        return actions
+
+    def _halt(self) -> list[Action]:
+        return [action for drafter in self._drafters for action in drafter.halt()]
 
     def _task(self) -> tuple[Line, int]:
         main, hand = self._lines.main, self._hand
@@ -796,14 +853,13 @@ class EdgeSession:
             return main, 0
         wanted = hand.quota is not None and not hand.ready
         races = self._racing and "outcomes" in self._mode.preempt
-        if self._in_flight and (races or not wanted):
+        if len(self._drafters) == 1 and self._in_flight and (races or not wanted):
             limit, above = self._last_limit, 0.0
             if wanted:  # a race goes on, unless its next draft is hardly of use
                 limit, above = _DEEP, _LIKELIER * main.chance
-            line = self._preemption.outcome(
-                limit, self._draftable, self._stop_ids, above=above
-            )
-            if line is not None:
+            for line in self._preemption.outcomes(
+                1, limit, self._draftable, self._stop_ids, above=above
+            ):
                 missing = limit - drawn(line.proposals[line.assumed + 1 :])
                 return line, min(missing, self._draftable(line))
         if wanted and hand.quota is not None:
@@ -814,4 +870,5 @@ class EdgeSession:
     def _end(self, reason: str) -> list[Action]:
         self._enter("end", DONE)
         self.finish = reason
-        return [*self._drafter.end(), Finished(reason)]
+        ends = [action for drafter in self._drafters for action in drafter.end()]
+        return [*ends, Finished(reason)]

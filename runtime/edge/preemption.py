@@ -126,37 +126,38 @@ class Preemption:
         lines.lead(line)
         return len(guess)
 
-    def outcome(
+    def outcomes(
         self,
+        count: int,
         length: int,
         room: Callable[[Line], int],
         stop_ids: Sequence[int],
         *,
         above: float = 0.0,
-    ) -> Line | None:
-        """Return the line of an unlikely outcome that lacks drafts, or None.
+    ) -> list[Line]:
+        """Return the lines of unlikely outcomes that lack drafts, ``count`` or fewer.
 
         ``length`` drafts behind the assumed token make a block; ``room`` tells how many
         still make sense behind a line; a new outcome is likelier than ``above``.
         """
-        lines, wire = self._lines, self._wire
+        lines, wire, found = self._lines, self._wire, []
         for line in reversed(lines.others):
             short = drawn(line.proposals[line.assumed + 1 :]) < length
             likely = line.outcome and line.chance > above
             if likely and short and room(line) and not line.ends(stop_ids):
-                return line
+                found.append(line)
         astray = common(lines.main.ids, wire.tokens) < len(wire.tokens)
-        if "outcomes" not in self._sources or lines.full or astray:
-            return None
-        found = lines.likely(len(wire.tokens), above)
-        if found is None or found[1] in stop_ids:
-            return None
-        accepted, token, odds = found
-        spoken = self._complete(lines.main.ids[:accepted], token)
-        line = Line(lines.main.proposals[:accepted], accepted, outcome=True, odds=odds)
-        line.add(spoken)
-        if not room(line):
-            return None
-        lines.keep(line)
-        self._counts.outcomes += 1
-        return line
+        while "outcomes" in self._sources and len(found) < count and not astray:
+            outcome = None if lines.full else lines.likely(len(wire.tokens), above)
+            if outcome is None or outcome[1] in stop_ids:
+                break
+            accepted, token, odds = outcome
+            spoken = self._complete(lines.main.ids[:accepted], token)
+            line = Line(lines.main.proposals[:accepted], accepted, outcome=True, odds=odds)
+            line.add(spoken)
+            if not room(line):
+                break
+            lines.keep(line)
+            self._counts.outcomes += 1
+            found.append(line)
+        return found[:count]

@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Sequence, Union
+from typing import TYPE_CHECKING, Callable, Mapping, Sequence, Union
 
 import numpy as np
 
@@ -28,13 +28,52 @@ _AUTO_STEPS = 24
 _AUTO_GAIN = 0.85
 
 
-class DraftModel:
+class Lane:
+    """A sequence that a draft model goes on with: one KV cache of ``context`` tokens.
+
+    The state is one integer, :attr:`length`: tokens beyond it are forgotten.
+    """
+
+    def __init__(self, engine: Engine, context: int, number: int = 0) -> None:
+        self.context = context
+        self._engine = engine
+        self._lane = number
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append ``tokens``; return the logits ``(vocab_size,)`` of the last one, a view
+        that the next call overwrites."""
+        for token in tokens:
+            rows = self._engine.wide(self._lane, (token,), (self._length,))  # type: ignore[attr-defined]
+            self._length += 1
+        logits: np.ndarray = rows[0]
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens; a ValueError where so many are not
+        held."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"rewind to {length} of {self._length} tokens")
+        self._length = length
+
+    def copy(self, other: Lane, end: int) -> None:
+        """Take over what ``other`` has read behind this one's tokens, up to ``end`` tokens
+        in all."""
+        self._engine.copy(other._lane, self._lane, self._length, end)  # type: ignore[attr-defined]
+        self._length = end
+
+
+class DraftModel(Lane):
     """One frozen draft on one engine, with one KV cache of ``context`` tokens.
 
-    The state is one integer, :attr:`length`: tokens beyond it are forgotten. Not
-    thread-safe: one thread at a time. ``warnings`` are sentences for the run report, e.g.
-    of a provider that fell back; ``parallel`` says how several tokens come of one forward,
-    or is None where they do not, or the engine cannot; ``mask_ids`` are no words.
+    Not thread-safe: one thread at a time. ``warnings`` are sentences for the run report,
+    e.g. of a provider that fell back; ``parallel`` says how several tokens come of one forward,
+    or is None where they do not, or the engine cannot; ``mask_ids`` are no words. What one
+    forward can go on with beside its own sequence is ``beside``: other lanes of the engine.
     """
 
     def __init__(
@@ -47,14 +86,12 @@ class DraftModel:
         threads: int = 1,
         parallel: Parallel | None = None,
     ) -> None:
+        super().__init__(engine, context)
         self.vocab_size = vocab_size
-        self.context = context
         self.engine = engine.name
         self.precision = precision
         self.threads = threads
         self.warnings: tuple[str, ...] = tuple(getattr(engine, "warnings", ()))
-        self._length = 0
-        self._engine = engine
         self._step = engine.step
         self._tail: Callable[..., np.ndarray] | None = getattr(engine, "tail", None)
         self.parallel = parallel
@@ -65,6 +102,9 @@ class DraftModel:
                 f"{engine.name} drafts a token a forward: this draft says "
                 f"{parallel.block} at once on onnxruntime 1.20 or newer",
             )
+        # Masks take a forward of their own.
+        lanes = getattr(engine, "lanes", 1) if parallel is None else 1
+        self.beside = tuple([Lane(engine, context, n) for n in range(1, lanes)])
 
     @classmethod
     def load(
@@ -148,10 +188,6 @@ class DraftModel:
         return model
 
     @property
-    def length(self) -> int:
-        return self._length
-
-    @property
     def multi_token(self) -> bool:
         """Whether several tokens with a past take one forward here."""
         return self._engine.multi_token
@@ -214,12 +250,26 @@ class DraftModel:
         self._length = past + new
         return rows
 
-    def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens; a ValueError where so many are not
-        held."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"rewind to {length} of {self._length} tokens")
-        self._length = length
+    def wide(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Append a token to each of some lanes (0 is this model's own) in one forward.
+
+        Returns:
+            For each lane the logits ``(vocab_size,)`` behind its token, views that the next
+            call overwrites.
+        """
+        self._check([*tokens.values()])
+        first, end = min(tokens), max(tokens) + 1
+        lanes: Sequence[Lane] = (self, *self.beside)[first:end]
+        for number, lane in enumerate(lanes, first):
+            if lane.length >= self.context:  # one in between has no part, and needs a place
+                if number in tokens:
+                    raise ConfigError(f"the draft's context of {self.context} is full")
+                lane.rewind(self.context - 1)
+        fed = [tokens.get(number, 0) for number in range(first, end)]
+        rows = self._engine.wide(first, fed, [lane.length for lane in lanes])  # type: ignore[attr-defined]
+        for number in tokens:
+            lanes[number - first]._length += 1
+        return {number: rows[number - first] for number in tokens}
 
     def reset(self) -> None:
         self._length = 0

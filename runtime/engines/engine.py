@@ -31,6 +31,10 @@ class Engine(Protocol):
     Without ``multi_token`` a forward with a past is right for one token only. An engine may
     have ``warnings`` for the run report, and ``tail(tokens, past, rows)``, which runs
     ``tokens`` in one forward: logits ``(rows, vocab)`` of the last of them, a reused view.
+    One with several ``lanes``, each a cache, has ``wide(first, tokens, pasts)``, a token
+    for each lane from ``first`` on in one forward: logits ``(n, vocab)``, likewise; and
+    ``copy(source, lane, start, end)``, of the cache of positions. All else is the first
+    lane's.
     """
 
     name: str

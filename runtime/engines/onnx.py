@@ -50,6 +50,8 @@ _CHUNK = 128
 _FIRST_CHUNK = 1024
 # Bindings kept per block length; longer ones are rebuilt, which costs microseconds.
 _KEPT_BINDINGS = 16
+# Sequences that one forward can go on with. A cache takes memory as far as it is written.
+_LANES = 4
 
 _NOTHING = np.empty(0, np.float32)
 _DTYPES: dict[str, Any] = {
@@ -215,8 +217,9 @@ def _check_caches(session: Any, spec: ModelSpec, path: Path) -> None:
 class _Bound:
     """Everything bound for one block length: the ids, and where the logits land."""
 
-    def __init__(self, length: int, logits: np.ndarray) -> None:
-        self.ids = np.zeros((1, length), np.int64)
+    def __init__(self, length: int, logits: np.ndarray, lanes: int = 1) -> None:
+        self.ids = np.zeros((lanes, length), np.int64)
+        self.seqlens = np.zeros(lanes, np.int32)  # of several lanes
         self.first_row = np.array([length - logits.shape[1]], np.int64)
         self.logits = logits
         self.last: np.ndarray = self.logits[0, -1]
@@ -237,15 +240,21 @@ class SharedCacheEngine:
         self.session = session
         self._vocab_size = spec.vocab_size
         self._last_only = "logits_from" in {node.name for node in session.get_inputs()}
-        self.caches = {
+        nodes = _caches(session)
+        convolves = any(key.endswith(".conv") for key in nodes)
+        self.lanes = _LANES if multi_token and not convolves else 1
+        self._all = {
             key: np.zeros(
-                (1, node.shape[1], spec.capacity, node.shape[3]), _DTYPES[node.type]
+                (self.lanes, node.shape[1], spec.capacity, node.shape[3]),
+                _DTYPES[node.type],
             )
-            for key, node in _caches(session).items()
+            for key, node in nodes.items()
         }
+        self.caches = {key: cache[:1] for key, cache in self._all.items()}
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
         self._blocks: dict[tuple[int, int], _Bound] = {}
+        self._wide: dict[tuple[int, int], _Bound] = {}  # by first lane, and how many
         self._rows = np.zeros((1, 0, self._vocab_size), np.float32)  # of all tails
 
         self.step = self._make_step()
@@ -258,22 +267,44 @@ class SharedCacheEngine:
             if rows > self._rows.shape[1]:
                 self._rows = np.zeros((1, rows, self._vocab_size), np.float32)
             logits = self._rows[:, :rows]
-        bound = _Bound(length, logits)
+        return self._bound(_Bound(length, logits), self._seqlens, self.caches)
+
+    def _bound(
+        self, bound: _Bound, seqlens: np.ndarray, caches: Mapping[str, np.ndarray]
+    ) -> _Bound:
         bound.binding = binding = self.session.io_binding()
 
         def bind(to: Callable[..., None], key: str, array: np.ndarray) -> None:
             to(key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
         bind(binding.bind_input, "input_ids", bound.ids)
-        bind(binding.bind_input, "seqlens_k", self._seqlens)
+        bind(binding.bind_input, "seqlens_k", seqlens)
         bind(binding.bind_input, "total_seq_len", self._total)
         if self._last_only:
             bind(binding.bind_input, "logits_from", bound.first_row)
         bind(binding.bind_output, "logits", bound.logits)
-        for key, cache in self.caches.items():
+        for key, cache in caches.items():
             bind(binding.bind_input, key, cache)
             bind(binding.bind_output, key.replace("past_key_values", "present"), cache)
         return bound
+
+    def wide(self, first: int, tokens: Sequence[int], pasts: Sequence[int]) -> np.ndarray:
+        count = len(tokens)
+        bound = self._wide.get((first, count))
+        if bound is None:
+            logits = np.zeros((count, 1, self._vocab_size), np.float32)
+            caches = {key: c[first : first + count] for key, c in self._all.items()}
+            bound = _Bound(1, logits, count)
+            self._wide[first, count] = self._bound(bound, bound.seqlens, caches)
+        bound.ids[:, 0], bound.seqlens[:] = tokens, pasts
+        self._total[()] = max(pasts) + 1
+        self.session.run_with_iobinding(bound.binding)
+        rows: np.ndarray = bound.logits[:, 0]
+        return rows
+
+    def copy(self, source: int, lane: int, start: int, end: int) -> None:
+        for cache in self._all.values():
+            cache[lane, :, start:end] = cache[source, :, start:end]
 
     def _make_step(self) -> Callable[[int, int], np.ndarray]:
         """Return the hot loop's step, over local names: three writes and one call."""

@@ -177,8 +177,10 @@ class Decisions:
     def drafted(self, step: Step, seconds: float) -> None:
         """A token was proposed, by a forward, by the cache, or by an earlier forward."""
         if step.fed:
+            if step.fed == 1 and not step.masks:
+                self.controller.costs.stepped(step.lanes, seconds)
             self.controller.forwarded(step.fed, step.masks, seconds)
-        elif step.proposal is not None and not step.proposal.depth:
+        elif not step.drafts[0].proposal.depth:
             self.recalled += 1
 
     def received(

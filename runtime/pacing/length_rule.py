@@ -31,6 +31,7 @@ _KEPT = 0.97  # of what was learned at each token
 _DOUBTED = 6.0  # tokens that it counts as after a pause
 _FRAME = 75.0  # bytes of a block without drafts on the wire, before one was seen
 _TOKEN = 2.0  # bytes of a drafted token, likewise
+_LANE = 0.25  # of a step of the draft, a lane, likewise
 
 
 def best_ratio(
@@ -212,6 +213,7 @@ class Costs:
 
     def __init__(self) -> None:
         self._draft = Mean(0.05, 5.0)
+        self._steps = Line(kept=0.97)
         self._forward = Line(0.030, 0.0, kept=0.9)
         self._frame = Line(_FRAME, _TOKEN, kept=0.9)
         self._queue = Mean(0.2, 20.0)
@@ -222,6 +224,10 @@ class Costs:
     def drafted_in(self, seconds: float) -> None:
         """Take in what one drafted token took."""
         self._draft.learn(seconds)
+
+    def stepped(self, lanes: int, seconds: float) -> None:
+        """Take in what a forward took that read a token on each of some lanes."""
+        self._steps.learn(lanes - 1.0, seconds)
 
     def measured(self, round: Round) -> None:
         """Take in what a commit cost."""
@@ -241,6 +247,12 @@ class Costs:
     def draft_s(self) -> float:
         """Of drafting one token."""
         return self._draft.value if self._draft.count else 0.020
+
+    @property
+    def lane_part(self) -> float:
+        """Of a step of the draft: what another lane adds to it."""
+        slope, alone_s = self._steps.slope, self._steps.at(0.0)
+        return max(slope / alone_s, 0.0) if slope and alone_s > 0 else _LANE
 
     @property
     def forward_s(self) -> float:

@@ -26,6 +26,7 @@ RATES = (0.6, 0.8, 0.95)
 # Of wrong drafts, those whose second choice is right: of the reference draft's, 0.928 of
 # the target's choices are among its first two and 0.796 are its first.
 SECOND_RIGHT = 0.65
+LANES = 4
 # Schemes with a draft beside the target: who has one there compares with these.
 BESIDE = ("colocated", "ssd", "hybrid")
 
@@ -49,6 +50,7 @@ def cell_of(profile: Profile, rtt_ms: float, rate: float, at_once: int = 1) -> P
         link__rtt_ms=rtt_ms,
         text__acceptance=rate,
         draft__at_once=at_once,
+        draft__lanes=LANES,
         cloud__read_ms_per_token=0.0,
         draft__read_ms_per_token=0.0,
         link__up_mbit_s=math.inf,

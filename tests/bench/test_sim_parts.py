@@ -46,7 +46,9 @@ class Heard:
 
     def stepped(self, step, seconds):
         if step.proposal is not None:
-            self.found.append((self.clock.now_s, step.branch, step.proposal.token))
+            self.found.append(
+                (self.clock.now_s, step.drafts[0].branch, step.proposal.token)
+            )
 
     def engine_failed(self, stream, error):
         self.failed.append(error)
@@ -188,7 +190,7 @@ def test_it_does_what_the_engine_thread_does(seed):
             for _ in range(rng.randint(0, 5)):
                 if busy():
                     end_step()
-            length = len(board.drafter._sequence)
+            length = len(board.drafter._lanes[0].sequence)
             if board.drafter._inbox:
                 length = min(length, board.drafter._inbox[0].draft.valid)
         while busy():

@@ -224,7 +224,7 @@ def texts(url, law, mode, count):
     options = {k: v for k, v in law.items() if v != "greedy"}
     options.update(mode, max_new_tokens=count)
     with draftwire.connect(url, draft=FIXTURES / "tiny.draft", silence_s=15) as session:
-        session._drafter._model = ToyModel()
+        session._drafter.use(ToyModel())
         streams = [session.generate(p, **options) for p in PROMPTS]
         return [[t.id for chunk in s for t in chunk.tokens] for s in streams]
 

@@ -39,6 +39,10 @@ class FedDraft:
         self.fed += tokens
         return self.says(self.fed)
 
+    def copy(self, other, end):
+        assert other.fed[: len(self.fed)] == self.fed and end <= len(other.fed)
+        self.fed += other.fed[len(self.fed) : end]
+
 
 class CachedTarget:
     """A target backend.

@@ -165,6 +165,7 @@ class Plan:
     slow: bool = False  # verdicts take time, as on a helper thread
     salt: bytes = b""  # of the target; drawn when there is none
     parallel: int = 0  # tokens that the draft says in one forward; 0: one
+    lanes: int = 1  # sequences that a forward of the draft goes on with
 
 
 def _penalties(repetition, presence, frequency=0.0, **more):
@@ -319,7 +320,9 @@ def draw_plan(dice, mechanism=None, long=False):
         beside=dice.one_of([False, True]),
         slow=dice.one_of([False, True]),
     )
-    return replace(plan, parallel=(0, 0, 3, 5)[plan.seed % 4])
+    parallel = (0, 0, 3, 5)[plan.seed % 4]
+    lanes = 1 if parallel else (1, 2, 4)[plan.seed // 4 % 3]
+    return replace(plan, parallel=parallel, lanes=lanes)
 
 
 # ---- the device's side
@@ -328,9 +331,14 @@ def draw_plan(dice, mechanism=None, long=False):
 class LuckyDraft(FedDraft):
     """A draft model with a cache: right with some luck, and checked at every position."""
 
-    def __init__(self, world):
+    def __init__(self, world, lanes=1):
         super().__init__(self.guess)
         self.world = world
+        self.beside = [LuckyDraft(world) for _ in range(1, lanes)]
+
+    def wide(self, tokens):
+        lanes = (self, *self.beside)
+        return {number: lanes[number].forward([one]) for number, one in tokens.items()}
 
     def guess(self, fed):
         world = self.world
@@ -691,7 +699,7 @@ class World:
         self.callback_fault = False
         self.internal = 0
         self.fresh_verifier()
-        self.draft = LuckyParallel(self) if plan.parallel else LuckyDraft(self)
+        self.draft = LuckyParallel(self) if plan.parallel else LuckyDraft(self, plan.lanes)
         self.drafter = Drafter(self.draft, VOCAB)
         self.engine = VirtualEngine(self.clock, self.drafter, self.step_s)
         can = ["resume", "exits", "prefix", "brief", "processors", "logprobs", "grammar"]

@@ -59,8 +59,8 @@ class Slow:
 
 
 def slowly(session):
-    slow = Slow(session._drafter._model)
-    session._drafter._model = slow
+    slow = Slow(session._drafter.model)
+    session._drafter.use(slow)
     return slow
 
 
@@ -183,7 +183,7 @@ def test_closed_sessions_leave_nothing(verifier):
     try:
         for _ in range(24):
             with connect(verifier) as session:
-                models.append(weakref.ref(session._drafter._model))
+                models.append(weakref.ref(session._drafter.model))
                 stream = session.generate(PROMPTS[0], max_new_tokens=8)
                 assert ids_of(stream) and stream.report
             del session, stream

@@ -177,7 +177,7 @@ def test_a_draft_that_has_learned_nothing_changes_nothing_but_speed(
     alone, verifier, target, mode
 ):
     with connect(verifier, draft=REFERENCE, target=target) as session:
-        session._drafter._model = luck(2048, 5)
+        session._drafter.use(luck(2048, 5))
         for seed, text in enumerate(PROMPTS):
             found = streamed(session, text, mode, seed, objective="cost")
             assert found == alone(target, text, mode, seed)

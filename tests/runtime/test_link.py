@@ -182,12 +182,12 @@ def drafter(model):
 def test_a_new_order_overtakes_the_old_one_within_a_step():
     found = drafter(Luck())
     found.submit(1, Draft(1, 0, (1, 2), 100))
-    assert [found.step().branch for _ in range(3)] == [1, 1, 1]
+    assert [found.step().drafts[0].branch for _ in range(3)] == [1, 1, 1]
     found.submit(1, Draft(2, 2, (5,), 2))
-    assert [found.step().branch for _ in range(2)] == [2, 2]
+    assert [found.step().drafts[0].branch for _ in range(2)] == [2, 2]
     assert found.step() is None
     found.submit(1, Draft(3, 2, (5,), 100))
-    assert found.step().branch == 3
+    assert found.step().drafts[0].branch == 3
     found.submit(1, Draft(4, 0, (), 0))
     assert found.step() is None, "cancelled within a token"
 
