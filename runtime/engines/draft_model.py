@@ -71,9 +71,10 @@ class DraftModel(Lane):
     """One frozen draft on one engine, with one KV cache of ``context`` tokens.
 
     Not thread-safe: one thread at a time. ``warnings`` are sentences for the run report,
-    e.g. of a provider that fell back; ``parallel`` says how several tokens come of one forward,
-    or is None where they do not, or the engine cannot; ``mask_ids`` are no words. What one
-    forward can go on with beside its own sequence is ``beside``: other lanes of the engine.
+    e.g. of a provider that fell back; ``parallel`` says how several tokens come of one
+    forward, or is None where they do not, or the engine cannot; ``mask_ids`` are no words.
+    What one forward can go on with beside its own sequence is ``beside``: other lanes of
+    the engine.
     """
 
     def __init__(
