@@ -35,7 +35,8 @@ PACKAGES = {
 _MEDIANS = (
     *("import_s", "import_cpu_s", "package_s", "tokenizer_s", "load_s", "prefill_s"),
     *("first_token_s", "first_token_cpu_s", "rss_import_mb", "rss_loaded_mb"),
-    *("rss_drafting_mb", "peak_rss_mb", "step_ms", "step_cpu_ms", "joules_per_token"),
+    *("rss_drafting_mb", "peak_rss_mb", "step_ms", "step_cpu_ms", "lanes_ms"),
+    "joules_per_token",
     "watts",
 )
 
@@ -137,7 +138,7 @@ def _run(
     line["tokens_per_s"] = 1e3 / line["step_ms"]
     for key in ("rounds", "rounds_undisturbed"):
         line[key] = sum(one[key] for one in found)
-    for key in ("engine_version", "warnings", "energy_source", "energy_why_null"):
+    for key in ("engine_version", "lanes", "warnings", "energy_source", "energy_why_null"):
         line[key] = found[0].get(key)
     if not settings.energy:
         line["energy_why_null"] = "not asked for"
@@ -212,6 +213,12 @@ def render(document: dict[str, Any]) -> str:
         joules, steps = run["joules_per_token"], (run["step_ms"], run["step_cpu_ms"])
         cells = [*(run[key] for key in keys), *(f"{ms:.3f}" for ms in steps)]
         rows.append([*cells, joules and joules * 1e3])
+        if run["lanes_ms"]:
+            notes.append(
+                f"{run['precision']}, {run['threads']} threads: a forward of "
+                f"{run['lanes']} sequences takes {run['lanes_ms'] / run['step_ms']:.2f} "
+                "times that of one"
+            )
         notes += run["warnings"]
     reasons = {run.get("energy_why_null") for run in document["runs"]} - {None}
     notes += [f"no joules: {reason}" for reason in sorted(reasons)]

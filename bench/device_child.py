@@ -85,6 +85,20 @@ def main(arguments: str) -> None:
 
     draft()
     found.update(rate(draft, int(wanted["rounds"])))
+    lanes = (model, *model.beside)
+    found["lanes"], found["lanes_ms"] = len(lanes), None
+    if model.beside:
+
+        def side_by_side() -> None:
+            model.rewind(context)
+            for lane in model.beside:
+                lane.rewind(min(lane.length, context))
+                lane.copy(model, context)
+            for _ in range(STEPS):
+                model.wide(dict.fromkeys(range(len(lanes)), token))
+
+        side_by_side()
+        found["lanes_ms"] = rate(side_by_side, int(wanted["rounds"]))["step_ms"]
     found["rss_drafting_mb"] = rss()
     found["peak_rss_mb"] = peak()
     found.update(power(draft) if wanted["energy"] else {})

@@ -39,6 +39,9 @@ def test_the_command_measures_every_line_in_a_process_of_its_own(draft, capsys, 
     assert run["engine_version"] in table
     assert run["first_token_s"] > run["import_s"] > 0
     assert run["tokens_per_s"] == pytest.approx(1e3 / run["step_ms"])
+    several = run["engine"] == "onnxruntime"
+    assert run["lanes"] == (4 if several else 1)
+    assert ("a forward of 4 sequences takes" in table) is bool(run["lanes_ms"]) is several
     assert run["joules_per_token"] is not None or run["energy_why_null"]
     (other,) = {"onnxruntime", "litert"} - {run["engine"]}
     assert document["left_out"] == [f"{other}: {draft.name} has no file for it"]
