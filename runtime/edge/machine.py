@@ -59,8 +59,9 @@ _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
 # A race prepares an outcome so much likelier than that its next draft is of use, so deep.
 _LIKELIER, _DEEP = 16.0, 8
-# On a lane of its own, so much likelier for each part of a step that the lane adds.
-_WORTH = 4.0
+# On a lane of its own, so much likelier for each part of a step that the lane adds; and
+# where that draft is hardly of use, so likely for each part.
+_WORTH, _FLOOR = 4.0, 0.1
 # Tokens that a leaf should bring: where bytes count, and where only time does; its bytes.
 _LEAST, _LEAST_SOON, _LEAF_BYTES = 0.02, 0.002, 2
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
@@ -811,7 +812,9 @@ class EdgeSession:
         if going and not (self.hushed and self._racing):
             main = self._drafter
             costs = self._controller.costs
-            above = _WORTH * costs.lane_part * main.line.chance if main.wanted else 0.0
+            above = 0.0
+            if main.wanted:
+                above = max(_FLOOR, _WORTH * main.line.chance) * costs.lane_part
             lines = self._preemption.outcomes(
                 len(self._drafters) - 1,
                 limit,
