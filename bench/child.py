@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 from draftwire.boards.child import run_python
 from draftwire.errors import ConfigError, DraftwireError, TransportError
@@ -23,6 +23,7 @@ from draftwire.io import end_child, environment
 _START_S = 300.0  # a slow board may need a while to load a target
 _STOP_S = 15.0
 _MEASURED_S = 7200.0
+_Own = TypeVar("_Own", bound="Child")
 _PORT = re.compile(r"^listening on wss?://\S+:(\d+)\S*\n", re.M)
 
 
@@ -49,6 +50,22 @@ class Child:
             env=environment(),
             start_new_session=True,  # Ctrl-C is ours; it ends after that
         )
+
+    def __enter__(self: _Own) -> _Own:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self.process.poll() is None
 
     def ask(self, line: str, timeout_s: float) -> dict[str, Any]:
         """Send a line; return the answer.

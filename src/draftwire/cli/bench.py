@@ -71,7 +71,7 @@ numerics:
 --spec LINK              such as 40ms/10mbit, 80ms/2mbit/loss=1%, driving-5g/20mbit,
                          trace:FILE, poor (required)
 --to HOST:PORT:address   run: the server behind the link
---listen PORT:int =0     run: 0 takes any
+--listen PORT:port =0     run: 0 takes any
 --method NAME =auto      auto, netem or proxy
 --pings N =200           check
 --seconds S:float =4     check: bulk, each way
@@ -83,7 +83,7 @@ numerics:
         f"{_HERE}:compare",
         """
 what:
---scheme S,S             cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
+--scheme S,S >schemes    cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
                          earlyexit, earlyexit2, qs, qsv, picospec, cost, latency,
                          latency-auto, ours-cost, ours-latency, pipesd, ucb, auto, hybrid,
                          dssd, asymspec, acespec, ssd, or all; NAME:K has blocks of K tokens
@@ -92,13 +92,13 @@ what:
 --target NAME =v1        v1, v2, v3 or a package
 --prompt TEXT+           continue these texts (default: the demo's three)
 --tokens N:int =64       of each text
---k N|best =4            tokens of a fixed block; best: of each row, over each link, found
+--k N|best =4 >block     tokens of a fixed block; best: of each row, over each link, found
                          by the simulator on the same texts
 --temperature T:float =0   0 is greedy
 --top-k N:int =50        when sampling
 --top-p P:float =1       when sampling
 --seed N:int =1
---repeats N:int =3       in turns: A B C A B C
+--repeats N:int =3 >rounds  in turns: A B C A B C
 --threads N:int =1       of either engine
 links:
 --link SPEC... >links    such as 40ms/10mbit; may be repeated (default: lan, wan, poor)
@@ -110,7 +110,7 @@ time:
 --acceptance LUCK        with --profile: play synthetic texts in place of the models, such
                          as 0.8
 --text FILE >recording   with --profile: play a recording (bench simulate --record)
---texts N:int =3 >count  how many are played
+--texts N:int =3 >streams  how many are played
 --simulate >simulated    in virtual time, nothing runs
 output:
 --plot FILE              a picture: .png, .pdf or .svg
@@ -223,28 +223,14 @@ def _numerics(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """Compare the schemes; 1 when a text is not the target's own."""
     from draftwire.bench.compare.run import Settings, compare
-    from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, schemes_named
+    from draftwire.bench.sim.schemes import DEFAULT_ROWS
     from draftwire.bench.sim.show import markdown, plot, render_compared
-    from draftwire.cli.demo import PROMPTS
-    from draftwire.reference import target_path
 
-    played = args.acceptance is not None or args.recording is not None
-    if (played or args.simulated) and args.prompt:
-        raise ConfigError("texts that are played or simulated have prompts of their own")
-    if args.k != "best" and not args.k.isdecimal():
-        raise ConfigError(f"--k {args.k!r} is no block length", hint="1 to 64, or best")
-    name = args.target
-    package = "/" in name or name.endswith(".target")
-    prompts = args.prompt or PROMPTS.get(name, PROMPTS["v1"])
-    settings = _filled(
-        Settings,
-        args,
-        draft=_draft(args),
-        target=Path(name) if package else target_path(name),
-        entries=schemes_named(args.scheme or DEFAULT_ROWS, ROWS),
-        prompts=() if played else tuple(prompts),
-        block=None if args.k == "best" else int(args.k),
-    )
+    if args.block != "best" and not args.block.isdecimal():
+        raise ConfigError(f"--k {args.block!r} is no block length", hint="1 to 64, or best")
+    schemes = DEFAULT_ROWS if args.schemes is None else args.schemes
+    more = {"profile": args.profile or "", "schemes": schemes, "prompts": args.prompt or ()}
+    settings = _filled(Settings, args, **more)
     document = compare(settings, _say_to(args))
     show(args, document, markdown if args.markdown else render_compared)
     if args.plot is not None:
