@@ -39,7 +39,6 @@ def check_link(
     if pings < 2 or not 0 < seconds <= 600:
         raise ConfigError("too few pings, or seconds out of range")
     server = Server()
-    server.start()
     try:
         with emulate(spec, server.port, method, calibrate=calibrate) as link:
             started = time.monotonic()

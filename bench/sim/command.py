@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.facts import Profile, find, profiles
+from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.recording import read_recording, record
 from draftwire.bench.sim.replay import Replay, merged, read_replay
 from draftwire.bench.sim.run import Plan, real_job
 from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
-from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, simulate, tuned
-from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, simulate, synthetic_of, tuned
+from draftwire.bench.sim.texts import parse_luck
 from draftwire.errors import ConfigError
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
 from draftwire.reference import draft_path, target_path
@@ -63,11 +63,6 @@ class Question:
         given = [what for what, value in texts.items() if value is not None]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} exclude each other")
-
-
-def list_profiles() -> list[tuple[str, str]]:
-    """Return the name and title of every profile that comes with draftwire."""
-    return [(profile.name, profile.title) for profile in profiles().values()]
 
 
 def answer(
@@ -220,14 +215,15 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
         return replace(plan, source=recording, vocabulary=recording.vocabulary)
     if question.real is not None:
         return _run_by_models(question, plan)
-    source = Synthetic(
-        parse_luck(question.acceptance or repr(profile["text.acceptance"])),
-        seed=question.seed,
-        prompt_tokens=int(profile["text.prompt_tokens"]),
+    source = synthetic_of(
+        profile,
+        question.seed,
         confidence=question.confidence,
         repeats=question.repeats,
         second_right=question.second_right,
     )
+    if question.acceptance is not None:
+        source = replace(source, luck=parse_luck(question.acceptance))
     return replace(plan, source=source)
 
 

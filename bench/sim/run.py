@@ -244,11 +244,6 @@ class StreamResult:
         return self.run
 
     @property
-    def finish(self) -> str:
-        """Why it ended."""
-        return self.over.finish
-
-    @property
     def counts(self) -> Counts:
         """Totals of the stream."""
         return self.over.machine.counts

@@ -44,7 +44,6 @@ WAIT_S = 60
 @pytest.fixture(scope="module")
 def server():
     server = Server()  # echoes to those who ask for it
-    server.start()
     yield server
     server.close()
 

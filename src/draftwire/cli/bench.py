@@ -7,7 +7,6 @@ import contextlib
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 from draftwire.cli._common import fields_of, show, write_json
@@ -170,25 +169,19 @@ def _say_to(args: argparse.Namespace, *, terminal: bool = False) -> Callable[[st
     return say
 
 
-def _draft(args: argparse.Namespace) -> Path:
-    from draftwire.reference import draft_path
-
-    return args.draft or draft_path()
-
-
 def device(args: argparse.Namespace) -> int:
     """Measure a draft here, or choose which of its models a board shall run."""
     from draftwire.bench.device import Settings, bench_device, render
+    from draftwire.reference import draft_path
 
+    more: dict[str, Any] = {"threads": args.threads or (), "energy": not args.no_energy}
     if args.tune is not None:
         from draftwire.bench import tune
 
-        wanted = _filled(tune.Tuning, args, draft=args.tune, threads=args.threads or ())
+        wanted = _filled(tune.Tuning, args, draft=args.tune, **more)
         return show(args, tune.tune(wanted), tune.render)
-    threads = args.threads or ()
-    settings = _filled(
-        Settings, args, draft=_draft(args), threads=threads, energy=not args.no_energy
-    )
+    draft = args.draft or draft_path()
+    settings = _filled(Settings, args, draft=draft, **more)
     return show(args, bench_device(settings), render)
 
 
@@ -242,11 +235,12 @@ def compare(args: argparse.Namespace) -> int:
 
 def simulate(args: argparse.Namespace) -> int:
     """Run the schemes in virtual time."""
-    from draftwire.bench.sim.command import Question, answer, list_profiles, write_recording
+    from draftwire.bench.sim.command import Question, answer, write_recording
+    from draftwire.bench.sim.facts import profiles
     from draftwire.bench.sim.show import plot, render
 
     if args.profiles:
-        found = list_profiles()
+        found = [(profile.name, profile.title) for profile in profiles().values()]
         names = [{"name": name, "title": title} for name, title in found]
         return show(args, names, lambda _: format_table(("profile", "what"), found))
     if args.record is not None:
