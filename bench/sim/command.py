@@ -107,11 +107,11 @@ def answer(
         "seed": question.seed,
         "title": f"{profile.title} (profile {profile.name}, simulated)",
         "notes": list(profile.notes if replay is None else replay.notes),
-        "link": outcomes[0].link.to_dict() if outcomes else None,
+        "link": outcomes[0].plan.the_link.to_dict(),
         "rows": [row_of(outcome) for outcome in outcomes],
         "facts": [
             {"name": f.name, "value": f.value, "how": f.how, "source": f.source}
-            for f in (profile.facts.values() if outcomes else ())
+            for f in profile.facts.values()
             if f.how != "default"
         ],
     }
@@ -134,7 +134,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "scheme": plan.scheme.name,
         "place": plan.scheme.place,
         "preempt": ",".join(ahead) or "off",
-        "controller": outcome.controller,
+        "controller": plan.length_policy().name,
         "block": outcome.block,
         "tokens": outcome.tokens,
         "ms_per_token": ms,

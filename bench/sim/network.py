@@ -13,9 +13,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from draftwire.bench.link import LinkSpec, StreamLink
-from draftwire.bench.link.model import LinkModel, OutagePlan
-from draftwire.bench.link.spec import DIRECTIONS
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.runtime.ports import WireEvents
 from draftwire.transport.answers import to_exception
@@ -41,28 +38,6 @@ _UP, _DOWN = 0, 1
 # token), its answer. Bytes of the TCP stream, as `WebsocketNetwork` and our verifier.
 _SET_UP = ((_UP, 0), (_DOWN, 0), (_UP, 270), (_DOWN, 200))
 _PING = (10, 6)  # a frame with a mask and four bytes of content, and its answer
-
-
-class TwoWays:
-    """Both directions of a link, for one connection after another.
-
-    Args:
-        spec: The link.
-        seed: Of everything random.
-
-    Attributes:
-        models: Of the packets up and down.
-    """
-
-    def __init__(self, spec: LinkSpec, seed: int) -> None:
-        self._spec, self._seed = spec, seed
-        plan = OutagePlan(spec.outages, seed)
-        self.models = [LinkModel(spec, way, seed, outages=plan) for way in DIRECTIONS]
-
-    def connection(self) -> list[StreamLink]:
-        """Return a fresh reliable stream in each direction."""
-        ways = zip(DIRECTIONS, self.models)
-        return [StreamLink(self._spec, way, model=model) for way, model in ways]
 
 
 class VirtualWire:

@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.bench.link import LinkSpec
+from draftwire.bench.link.model import TwoWays
 from draftwire.bench.sim.cloud import ForwardCost, SimVerifier
 from draftwire.bench.sim.device import VirtualEngine
 from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.network import TwoWays, VirtualWire
+from draftwire.bench.sim.network import VirtualWire
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Source, Synthetic, Text, parse_luck
 from draftwire.clock import VirtualClock
@@ -73,8 +74,8 @@ class Plan:
     source: Source | None = None
     # block length of schemes that have one; None takes the profile's
     block: int | None = None
-    # another length policy than the scheme's: its spec, or one that all streams share
-    controller: str | Controller | None = None
+    # another length policy than the scheme's, which all streams share
+    controller: Controller | None = None
     streams: int = 4  # how many, one after another, on each device
     tokens: int = 256  # of each stream
     hours: float | None = None  # end after so much virtual time, whatever `streams` says
@@ -141,8 +142,8 @@ class Plan:
     def length_policy(self) -> Controller:
         """Return the length policy of a stream."""
         count = self.at_once
-        wanted = self.controller or self.scheme.policy(self.length, count)
-        rule = make_controller(wanted) if isinstance(wanted, str) else wanted
+        named = self.scheme.policy(self.length, count)
+        rule = self.controller or make_controller(named)
         if count == 1 or isinstance(rule, ParallelPacing):
             return rule
         chances = (self.profile["text.acceptance"],) * count

@@ -207,7 +207,7 @@ def _numerics(args: argparse.Namespace) -> int:
     for case in set(cases) - set(CASES):
         hint = did_you_mean(case, CASES, "one of " + ", ".join(CASES))
         raise ConfigError(f"there is no case {case!r}", hint=hint)
-    settings = _filled(Settings, args, targets=(args.target,), seed=1, cases=cases)
+    settings = _filled(Settings, args, seed=1, cases=cases)
     document = bench_numerics(settings, _say_to(args, terminal=True))
     show(args, document, render)
     return 1 if differing(document) else 0
@@ -219,8 +219,6 @@ def compare(args: argparse.Namespace) -> int:
     from draftwire.bench.sim.schemes import DEFAULT_ROWS
     from draftwire.bench.sim.show import markdown, plot, render_compared
 
-    if args.block != "best" and not args.block.isdecimal():
-        raise ConfigError(f"--k {args.block!r} is no block length", hint="1 to 64, or best")
     schemes = DEFAULT_ROWS if args.schemes is None else args.schemes
     more = {"profile": args.profile or "", "schemes": schemes, "prompts": args.prompt or ()}
     settings = _filled(Settings, args, **more)
