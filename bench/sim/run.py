@@ -40,6 +40,7 @@ from draftwire.transport.messages import Hello, Welcome
 from draftwire.verifier.backends.base import TargetBackend
 
 GREEDY = SamplingParams("greedy", 0.0)
+_NEVER_S = 86400.0  # a link that lets no connection pass for so long never will
 _PATIENCE_S = 3600.0  # traces have holes, and what is measured must come to its end
 
 
@@ -376,8 +377,13 @@ class Device:
     def _connected(self, outcome: Welcome | DraftwireError) -> None:
         if isinstance(outcome, Welcome):
             self.clock.post(self._next_stream)
-        else:  # an outage: the driver tries again
+        elif self.clock.now() < _NEVER_S:  # an outage: the driver tries again
             self.driver.connect(self._connected)
+        else:
+            raise ConfigError(
+                f"no connection in a day over {self.plan.the_link.name}: {outcome}",
+                hint="a handshake must pass within its time: another rate, loss or outages",
+            )
 
     @property
     def running(self) -> StreamRun | None:

@@ -433,6 +433,7 @@ def test_the_command_draws(capsys, tmp_path):
         ("--tokens", "0"),
         ("--seed", "-1"),
         ("--scheme", ""),
+        ("--scheme", "cloud", "--link", "10ms/100bit"),
         ("--real", "v1", "--acceptance", "0.5"),
         ("--plot", "picture.bmp"),
         ("--record", "/nowhere/text.json"),

@@ -57,7 +57,7 @@ tune:
 numerics:
 --numerics               instead: what exact numerics cost here, and whether texts stay the
                          same
---texts N:int =60        written twice, 0 for none
+--texts N:whole =60      written twice, 0 for none
 --cases C,C:words        such as k = 4, race (default: all)
 --dtypes T,T:words =float32  of a checkpoint: float32, bfloat16, float16
 """,
