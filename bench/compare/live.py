@@ -19,7 +19,7 @@ from draftwire.bench.compare.server import PacedVerifier, played
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
 from draftwire.bench.sim.cloud import ForwardCost, TextBackend
-from draftwire.bench.sim.command import draft_of, target_of
+from draftwire.bench.sim.command import Question, draft_of, target_of
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.run import Plan, real_job
 from draftwire.bench.sim.schemes import Scheme, carried_sizes
@@ -35,8 +35,6 @@ from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend
 
 Report = Dict[str, Any]
-# Whose numbers nobody looks at: the models take their own time.
-_ANY = "nano-a100"
 
 
 class LiveRun:
@@ -48,7 +46,6 @@ class LiveRun:
         profile: Whose time the models take; None leaves them their own.
         links: Each row runs over each of them.
         say: Told of progress.
-
     """
 
     def __init__(
@@ -317,7 +314,7 @@ class LiveRun:
         stops = sorted({*self.draft.eos_ids, *target.eos_ids})
         self.say("choosing the block length of co-located decoding")
         plan = Plan(
-            find(_ANY) if profile is None else profile,
+            profile or find(Question.profile),  # models in their own time have any
             replace(entry, block=None),
             link=LinkSpec("at once", 0.0, 0.0),
             streams=len(self.prompts),

@@ -35,7 +35,6 @@ SCHEMA = "draftwire.bench.compare/1"
 LINKS = ("lan", "wan", "poor")
 TRACE_RTT = "40ms"  # traces tell a rate alone
 VANILLA_BLOCK = 4  # as published
-_REAL = "nano-a100"  # whose clock a simulation of the reference models has
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def run_simulated(
     say: Callable[[str], None],
 ) -> Found:
     """Run every row over every link in virtual time, on the clock of ``profile``."""
-    clock = find(_REAL) if profile is None else profile
+    clock = profile or find(Question.profile)  # of real models too
     plan = settings.plan(clock)
     about = plan.texts.name
     if plan.job is not None:
