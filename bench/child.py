@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 from draftwire.boards.child import run_python
 from draftwire.errors import ConfigError, DraftwireError, TransportError
-from draftwire.io import environment
+from draftwire.io import end_child, environment
 
-_START_S = 60.0
+_START_S = 300.0  # a slow board may need a while to load a target
+_STOP_S = 15.0
 _MEASURED_S = 7200.0
+_Own = TypeVar("_Own", bound="Child")
+_PORT = re.compile(r"^listening on wss?://\S+:(\d+)\S*\n", re.M)
 
 
 class Child:
@@ -46,6 +50,22 @@ class Child:
             env=environment(),
             start_new_session=True,  # Ctrl-C is ours; it ends after that
         )
+
+    def __enter__(self: _Own) -> _Own:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self.process.poll() is None
 
     def ask(self, line: str, timeout_s: float) -> dict[str, Any]:
         """Send a line; return the answer.
@@ -154,8 +174,11 @@ class VerifierProcess:
     Args:
         targets: Target packages.
         flags: More words for ``draftwire verifier serve``.
-        log: Where its stderr goes.
+        log: Where what it says goes.
         command: ``"serve"``, or ``"gateway"``.
+
+    Attributes:
+        port: Of loopback; known from the first start on, and the same over restarts.
     """
 
     def __init__(
@@ -166,14 +189,11 @@ class VerifierProcess:
         log: Path | None = None,
         command: str = "serve",
     ) -> None:
-        self._log = log
-        with socket.socket() as probe:  # a port that stays the same over restarts
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self._log, self.port = log, 0
         self._words = [sys.executable, "-m", "draftwire", "verifier", command]
         for target in targets:
             self._words += ["--target", str(target)]
-        self._words += ["--port", str(self.port), *flags]
+        self._words += ["--host", "127.0.0.1", *flags]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> VerifierProcess:
@@ -184,18 +204,34 @@ class VerifierProcess:
         self.kill()
 
     def start(self) -> None:
-        """Start it and wait until it listens (TransportError: it does not)."""
-        with open(os.devnull if self._log is None else self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                self._words, env=environment(), stdout=subprocess.DEVNULL, stderr=log
+        """Start it and wait until it listens.
+
+        A TransportError, with its own words, where it does not.
+        """
+        log = tempfile.TemporaryFile() if self._log is None else open(self._log, "a+b")
+        with log:
+            began = log.seek(0, os.SEEK_END)
+            process = self._process = subprocess.Popen(
+                [*self._words, "--port", str(self.port)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,  # Ctrl-C is ours: a session closes first
             )
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            time.sleep(0.02)
-        raise TransportError("the verifier process did not start to listen")
+            deadline = time.monotonic() + _START_S
+            while True:
+                ended = process.poll()
+                said = os.pread(log.fileno(), 1 << 20, began).decode(errors="replace")
+                if found := _PORT.search(said):
+                    self.port = int(found.group(1))
+                    return
+                if ended is not None:
+                    raise _not_started(f"ended with exit code {ended}", said)
+                if time.monotonic() > deadline:
+                    self.kill()
+                    raise _not_started(f"said no address within {_START_S:.0f} s", said)
+                time.sleep(0.02)
 
     @property
     def pid(self) -> int:
@@ -208,10 +244,12 @@ class VerifierProcess:
         """Where it listens."""
         return f"ws://127.0.0.1:{self.port}"
 
-    def drain(self) -> None:
-        """End it as an operator does (SIGTERM), without waiting for it."""
+    def drain(self, patience_s: float | None = None) -> None:
+        """End it as an operator does (SIGTERM), and wait for that where told how long."""
         if self._process is not None:
             self._process.terminate()
+            if patience_s is not None:
+                end_child(self._process, patience_s)
 
     def kill(self) -> None:
         """End it as ``kill -9`` does."""
@@ -229,3 +267,34 @@ class VerifierProcess:
         """Let a frozen one go on."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
+
+
+def _not_started(what: str, text: str) -> TransportError:
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = next((line for line in lines if "error: " in line), lines[-1] if lines else "")
+    said = said.replace("draftwire: error: ", "")
+    hint = next((x[len("hint: ") :] for x in lines if x.startswith("hint: ")), "")
+    what = f"the local verifier {what}"
+    return TransportError(f"{what}: {said}" if said else what, hint=hint)
+
+
+@contextlib.contextmanager
+def local_verifier(
+    targets: Sequence[Path], flags: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """Serve ``targets`` on a free loopback port, behind a fresh token; yield both.
+
+    A TransportError, with its own words, where the verifier does not start.
+    """
+    token = secrets.token_urlsafe(24)
+    with tempfile.TemporaryDirectory(prefix="draftwire-") as folder:
+        file = Path(folder, "token")
+        file.touch(mode=0o600)
+        file.write_text(token + "\n", encoding="ascii")
+        words = ["--token-file", str(file), *flags]
+        process = VerifierProcess(targets, flags=words, log=Path(folder, "verifier.log"))
+        try:
+            process.start()
+            yield process.url, token
+        finally:
+            process.drain(_STOP_S)

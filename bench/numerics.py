@@ -29,7 +29,6 @@ from draftwire.bench.sim.run import Device, Job, Plan
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Text, TextDraft
 from draftwire.clock import VirtualClock
-from draftwire.errors import ConfigError
 from draftwire.io import format_table
 from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import SamplingParams
@@ -78,9 +77,9 @@ CASES = {
 class Settings:
     """What to measure."""
 
-    targets: Sequence[Path]  # packages or checkpoint folders
-    dtypes: Sequence[str] = ("float32",)  # of checkpoints; packages are float32
-    # of each target and dtype when exact, a quarter of them when close; 0 measures the
+    target: Path  # package or checkpoint folder
+    dtypes: Sequence[str] = ("float32",)  # of a checkpoint; packages are float32
+    # of each dtype when exact, a quarter of them when close; 0 measures the
     # price alone
     texts: int = 60
     tokens: int = 48  # of a text
@@ -314,39 +313,36 @@ def _read(backend: TargetBackend, slot: int, ids: Any) -> None:
 def bench_numerics(
     settings: Settings, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Measure every target in every dtype, close and exact.
+    """Measure the target in every dtype, close and exact.
 
     Raises:
-        DraftwireError: A target does not load, or a stream fails.
+        DraftwireError: It does not load, or a stream fails.
     """
-    found = []
-    for path in settings.targets:
-        package = (path / "target.json").is_file()
-        for dtype in ("float32",) if package else settings.dtypes:
-            form: Any = {"slots": DEVICES, "threads": settings.threads}
-            form["dtype"] = None if package else dtype
-            ways = ("close", "exact")
-            backends: Any = {way: Loader(**form, numerics=way)(path) for way in ways}
-            target = backends["exact"]
-            engine = "onnxruntime" if package else "transformers"
-            say(f"{target.name} on {engine}, {dtype}")
-            row: dict[str, Any] = {
-                "target": target.name,
-                "engine": engine,
-                "dtype": dtype,
-                "logit_error": backends["close"].logit_error,
-                "form": dataclasses.asdict(target.form),
-                "ms": _price(backends),
-            }
-            if settings.texts:
-                few = dataclasses.replace(settings, texts=-(-settings.texts // 4))
-                for key, backend in backends.items():
-                    asked = settings if key == "exact" else few
-                    counts = texts_that_differ(backend, asked, settings.cases, say)
-                    row[key] = {name: dataclasses.asdict(c) for name, c in counts.items()}
-            found.append(row)
-    if not found:
-        raise ConfigError("there is no target to measure", hint="give --target PATH")
+    found, path = [], settings.target
+    package = (path / "target.json").is_file()
+    for dtype in ("float32",) if package else settings.dtypes:
+        form: Any = {"slots": DEVICES, "threads": settings.threads}
+        form["dtype"] = None if package else dtype
+        ways = ("close", "exact")
+        backends: Any = {way: Loader(**form, numerics=way)(path) for way in ways}
+        target = backends["exact"]
+        engine = "onnxruntime" if package else "transformers"
+        say(f"{target.name} on {engine}, {dtype}")
+        row: dict[str, Any] = {
+            "target": target.name,
+            "engine": engine,
+            "dtype": dtype,
+            "logit_error": backends["close"].logit_error,
+            "form": dataclasses.asdict(target.form),
+            "ms": _price(backends),
+        }
+        if settings.texts:
+            few = dataclasses.replace(settings, texts=-(-settings.texts // 4))
+            for key, backend in backends.items():
+                asked = settings if key == "exact" else few
+                counts = texts_that_differ(backend, asked, settings.cases, say)
+                row[key] = {name: dataclasses.asdict(c) for name, c in counts.items()}
+        found.append(row)
     return {
         "schema": SCHEMA,
         "cores": cores(),

@@ -27,10 +27,9 @@ from draftwire.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What to tune."""
+class Tuning(Settings):
+    """What to tune, and how it is measured here."""
 
-    draft: Path  # a draft package
     board: str | None = None  # name of a board's profile; None for this machine
     # what ``draftwire bench device --json`` wrote on the board, or None to measure here
     times: Path | None = None
@@ -39,9 +38,6 @@ class Tuning:
     block: int = 4  # drafted tokens of each block
     tokens: int = 64  # new tokens for each prompt
     write: bool = False  # write acceptance and choice into ``draft.json``
-    rounds: int = 30  # as for ``bench device``
-    spawn: int = 3  # as for ``bench device``
-    threads: Sequence[int] = ()  # as for ``bench device``
 
 
 def tune(wanted: Tuning) -> dict[str, Any]:
@@ -62,11 +58,7 @@ def tune(wanted: Tuning) -> dict[str, Any]:
         box = times["machine"]
         source = f"{wanted.times.name}: bench device on {box['board']}, {box['date']}"
     else:
-        settings = _for_board(board, Settings(wanted.draft, spawn=wanted.spawn))
-        settings = replace(settings, rounds=wanted.rounds)
-        if wanted.threads:
-            settings = replace(settings, threads=tuple(wanted.threads))
-        times = bench_device(settings)
+        times = bench_device(_for_board(board, wanted))
         source = f"bench device on this machine, {times['machine']['date']}"
         if board.name != here.profile.name:
             warnings.append(
@@ -124,14 +116,17 @@ def tune(wanted: Tuning) -> dict[str, Any]:
 
 
 def _for_board(board: Profile, settings: Settings) -> Settings:
-    """Keep to the engines and cores that the board has, as its profile says."""
+    """Keep to the engines and cores that the board has, as its profile says, where none
+    are asked for."""
     packages = {*board.raw.get("engines", {}).get("packages", ())}
     files = load_draft(settings.draft).files.values()
     has = {file.engine for file in files if file.precision}
     engines = [name for name, own in PACKAGES.items() if packages & {*own} and name in has]
     cores = sum(int(one.get("count", 0)) for one in board.raw.get("cores", ()))
     threads = tuple(thread_counts(cores)) if cores else ()
-    return replace(settings, engines=engines, threads=threads)
+    return replace(
+        settings, engines=settings.engines or engines, threads=settings.threads or threads
+    )
 
 
 def read_times(path: Path, package: DraftPackage, board: Profile | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from draftwire.cli import Parser
-from draftwire.cli._common import check_output, say_error, show
+from draftwire.cli._common import check_outputs, say_error, show
 from draftwire.cli._leaf import COMMON, add_flags
 from draftwire.errors import DraftwireError
 
@@ -36,7 +36,7 @@ def start(
     add_flags(parser, COMMON)
     try:
         args = parser.parse_args(words)
-        check_output(args.json)  # not after minutes of work
+        check_outputs(args)  # not after minutes of work
 
         def say(line: str) -> None:
             if not args.quiet:

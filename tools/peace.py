@@ -269,7 +269,8 @@ def _cpu_s(pid: int) -> float:
 
 
 def _lines(log: Path) -> int:
-    return len(log.read_text(errors="replace").splitlines())
+    lines = log.read_text(errors="replace").splitlines()
+    return sum(not line.startswith("listening on ") for line in lines)
 
 
 def _hurts(row: dict[str, Any]) -> bool:

@@ -19,14 +19,15 @@ from draftwire.bench.compare.server import PacedVerifier, played
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
 from draftwire.bench.sim.cloud import ForwardCost, TextBackend
-from draftwire.bench.sim.facts import Profile, measured
+from draftwire.bench.sim.command import Question, draft_of, target_of
+from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.run import Plan, real_job
 from draftwire.bench.sim.schemes import Scheme, carried_sizes
 from draftwire.bench.sim.simulate import simulate, tuned
 from draftwire.bench.sim.texts import PlayedDraft, Text, played_texts
+from draftwire.cli.demo import PROMPTS
 from draftwire.energy.account.account import ModelSource
-from draftwire.errors import ConfigError
-from draftwire.packages import load_draft, load_target, load_tokenizer
+from draftwire.packages import load_target, load_tokenizer
 from draftwire.runtime.drafter import Model
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.runtime.session import Session
@@ -34,18 +35,6 @@ from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend
 
 Report = Dict[str, Any]
-# Stands for a profile where models take their own time: its numbers are not looked at.
-_HERE = measured(
-    "here",
-    "the models themselves",
-    {
-        name: (1.0, "of no account")
-        for name in (
-            *("draft.step_ms", "cloud.forward_ms", "cloud.draft_step_ms"),
-            *("link.rtt_ms", "text.acceptance", "text.vocabulary"),
-        )
-    },
-)
 
 
 class LiveRun:
@@ -57,9 +46,6 @@ class LiveRun:
         profile: Whose time the models take; None leaves them their own.
         links: Each row runs over each of them.
         say: Told of progress.
-
-    Raises:
-        ConfigError: There is nothing to continue.
     """
 
     def __init__(
@@ -72,24 +58,27 @@ class LiveRun:
     ) -> None:
         self.settings, self.used, self.profile = settings, used, profile
         self.links, self.say = links, say
-        self.draft, self.target = load_draft(settings.draft), load_target(settings.target)
+        self.draft = draft_of(settings.draft)
+        self.target = load_target(target_of(settings.target))
         self.vocab_size = min(self.draft.vocab_size, self.target.vocab_size)
         self.texts: list[Text] | None = None
         self.prompts: list[Sequence[int]]
         if profile is not None and settings.played:
             source = settings.plan(profile).texts
             self.texts = played_texts(
-                source, settings.count, settings.tokens, vocab_size=self.vocab_size
+                source, settings.streams, settings.tokens, vocab_size=self.vocab_size
             )
             self.prompts = [text.prompt for text in self.texts]
             self.about = source.name
         else:
             tokenizer, bos_id = load_tokenizer(self.draft.tokenizer_path), self.draft.bos_id
-            self.prompts = [tokenizer.encode(p, bos_id=bos_id) for p in settings.prompts]
+            known = PROMPTS.get(settings.target, PROMPTS["v1"])
+            self.prompts = [
+                tokenizer.encode(prompt, bos_id=bos_id)
+                for prompt in settings.prompts or known
+            ]
             target = f"{self.target.name} {self.target.version}"
             self.about = f"draft {self.draft.name}, target {target}"
-        if not self.prompts:
-            raise ConfigError("there is no prompt to continue")
         sampled = settings.temperature > 0
         self.params = [
             SamplingParams(
@@ -112,7 +101,7 @@ class LiveRun:
                 # Profiles know nothing of radios: handing over a frame counts as waiting.
                 wait = watts["wait"]
                 self.watts = {"transmit": wait, "idle": wait, **watts}
-            if settings.block is None:
+            if settings.length is None:
                 self.best = self._best(settings.plan(profile))
         self.near: Plan | None = None
 
@@ -166,8 +155,8 @@ class LiveRun:
                         "spec": link.to_dict(),
                     }
                     about.append(told)
-                    for repeat in range(settings.repeats):
-                        self.say(f"{link.name}, repeat {repeat + 1} of {settings.repeats}")
+                    for repeat in range(settings.rounds):
+                        self.say(f"{link.name}, repeat {repeat + 1} of {settings.rounds}")
                         for report in self._turn(sessions, link):
                             report["bench"].update(link=link.name, repeat=repeat)
                             reports.append(report)
@@ -178,19 +167,16 @@ class LiveRun:
                     ):
                         told[key] = sum(counts) if counts else None
         for report in reports:
-            report["bench"].update(simulated=False, pace=settings.profile)
+            report["bench"].update(simulated=False, pace=settings.profile or None)
         known = None
         if self.texts is not None:
             known = {i: text.tokens for i, text in enumerate(self.texts)}
         return Found(reports, about, self.about, known)
 
     def _verifier(self, sizes: Sequence[int], *, drafts: bool) -> PacedVerifier:
-        profile = self.settings.profile
-        if profile is not None and profile.endswith(".toml"):
-            profile = str(Path(profile).resolve())  # wherever the other process runs
         return PacedVerifier(
             Path(self.target.path),
-            profile=profile,
+            profile=self.settings.profile or None,
             texts=self.texts,
             carried=sizes,
             threads=self.settings.threads,
@@ -232,7 +218,7 @@ class LiveRun:
                 if entry.place == "cloud":
                     report = self._beside(entry, link, number)
                 else:
-                    block = self.settings.block or VANILLA_BLOCK
+                    block = self.settings.length or VANILLA_BLOCK
                     block = self.best.get((link.name, entry.name), block)
                     session = sessions["draft" in entry.helps]
                     report = self._stream(session, entry, prompt, params, block)
@@ -328,7 +314,7 @@ class LiveRun:
         stops = sorted({*self.draft.eos_ids, *target.eos_ids})
         self.say("choosing the block length of co-located decoding")
         plan = Plan(
-            _HERE if profile is None else profile,
+            profile or find(Question.profile),  # models in their own time have any
             replace(entry, block=None),
             link=LinkSpec("at once", 0.0, 0.0),
             streams=len(self.prompts),

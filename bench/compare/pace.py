@@ -28,7 +28,6 @@ class Pacer:
 
     count: int = 0  # waits so far
     missed: int = 0  # those whose time had passed already
-    worst_s: float = 0.0  # by how much, at most
 
     def until(self, due_s: float) -> None:
         """Return at ``due_s`` of ``time.perf_counter``, or at once when it is later."""
@@ -36,9 +35,8 @@ class Pacer:
         left = due_s - time.perf_counter()
         if left < 0:
             self.missed += 1
-            self.worst_s = max(self.worst_s, -left)
-            return
-        time.sleep(left)
+        else:
+            time.sleep(left)
 
 
 class PacedDraft:

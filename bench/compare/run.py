@@ -16,77 +16,81 @@ from typing import Any, Callable, Mapping, Sequence
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import choose_method
 from draftwire.bench.machine import machine
-from draftwire.bench.sim.command import Question, plan_of, why_not
+from draftwire.bench.sim.command import (
+    Question,
+    block_of,
+    draft_of,
+    plan_of,
+    target_of,
+    why_not,
+)
 from draftwire.bench.sim.facts import Profile, find
-from draftwire.bench.sim.schemes import Scheme
+from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, Scheme, schemes_named
 from draftwire.bench.sim.simulate import Plan, simulate, tuned
 from draftwire.bench.sim.table import different_texts, rows_of
 from draftwire.errors import ConfigError
+from draftwire.packages import load_target
 
 SCHEMA = "draftwire.bench.compare/1"
 LINKS = ("lan", "wan", "poor")
 TRACE_RTT = "40ms"  # traces tell a rate alone
 VANILLA_BLOCK = 4  # as published
-_REAL = "nano-a100"  # whose clock a simulation of the reference models has
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to compare.
+class Settings(Question):
+    """What to compare: a question, and how its rows are run.
 
     Raises:
         ConfigError: A value is out of range, or two of them exclude each other.
     """
 
-    draft: Path  # draft package
-    target: Path  # target package
-    entries: Sequence[Scheme]  # the rows
+    # timing profile whose time the models take; none leaves them their own. Texts that are
+    # played (an acceptance, a recording) need one.
+    profile: str = ""
+    schemes: str | None = DEFAULT_ROWS  # the rows
+    # tokens of a block, where a row has a fixed length; ``"best"``: each row's best over
+    # each link, as the simulator finds it
+    block: str | None = "4"
+    streams: int = 3  # how many texts to play
+    tokens: int = 64  # of each text
     links: Sequence[str] = ()  # text forms; empty takes ``LINKS``
     traces: Sequence[Path] = ()  # files with a rate over time; each is a link of 40 ms
-    # timing profile to pace to, or None for the models' own time
-    profile: str | None = None
-    # play texts of this luck in place of the models; needs a profile
-    acceptance: str | None = None
-    recording: Path | None = None  # play a recording of real models; needs a profile
-    prompts: Sequence[str] = ()  # what to continue
-    count: int = 3  # how many texts to play
-    tokens: int = 64  # of each text
-    repeats: int = 3  # runs of everything, in turns
-    # tokens of a block, where a row has a fixed length; None lets the simulator choose each
-    # row's best over each link
-    block: int | None = 4
+    target: str = "v1"  # name of a reference target, or a target package
+    prompts: Sequence[str] = ()  # what the models continue; none takes the demo's
+    rounds: int = 3  # runs of everything, in turns
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 50  # of the sampled rows
     top_p: float = 1.0  # likewise
-    seed: int = 1  # of the first prompt; each further one adds 1
     method: str = "auto"  # of the link emulator
     threads: int = 1  # of either engine
     simulated: bool = False  # in virtual time, by the simulator
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, most in (
-            ("count", self.count, 1000),
+            ("texts", self.streams, 1000),
             ("tokens", self.tokens, 100_000),
-            ("repeats", self.repeats, 1000),
-            ("block", 1 if self.block is None else self.block, 64),
+            ("repeats", self.rounds, 1000),
+            ("block", self.length or 1, 64),
             ("threads", self.threads, 1024),
         ):
             if not 1 <= value <= most:
                 raise ConfigError(f"{name} is {value}, must be within 1..{most}")
-        if self.acceptance is not None and self.recording is not None:
-            raise ConfigError("a recording and an acceptance exclude each other")
-        if self.played and self.profile is None and not self.simulated:
+        if self.played and not self.profile and not self.simulated:
             raise ConfigError(
                 "texts that are played take no time of their own",
                 hint="pace them: --profile nano-a100, or another one",
             )
-        if self.block is None and not self.played and not self.simulated:
+        if self.length is None and not self.played and not self.simulated:
             raise ConfigError(
                 "the best block length is found on texts that are known beforehand",
                 hint="give --k a number, or play texts: --acceptance 0.8",
             )
-        if self.played and self.prompts:
-            raise ConfigError("texts that are played have prompts of their own")
+        if self.prompts and (self.played or self.simulated):
+            raise ConfigError(
+                "texts that are played or simulated have prompts of their own"
+            )
         if self.temperature and (self.played or self.simulated):
             raise ConfigError(
                 "played and simulated texts are greedy", hint="leave --temperature out"
@@ -99,23 +103,21 @@ class Settings:
         """True when the texts are known beforehand and no model runs."""
         return self.acceptance is not None or self.recording is not None
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of a block; None is the best length."""
+        return block_of(self.block)
+
     def plan(self, profile: Profile) -> Plan:
         """Return what the simulator runs of each row: the same texts, on that clock."""
-        real = None if self.played or self.profile else self.target.name
-        question = Question(
-            recording=self.recording,
-            acceptance=self.acceptance,
-            real=None if real is None else real.replace(".target", ""),
-            streams=self.count,
-            tokens=self.tokens,
-            seed=self.seed,
-        )
-        return replace(plan_of(question, profile), block=self.block or VANILLA_BLOCK)
+        real = None if self.played or self.profile else self.target
+        plan = plan_of(replace(self, real=real), profile)
+        return replace(plan, block=plan.block or VANILLA_BLOCK)
 
     def chosen(self, entry: Scheme) -> bool:
         """Whether a row's block length is the best one, and not one that was asked for."""
         # A server that hosts both models would tune it.
-        wanted = self.block is None and entry.name != "vanilla"
+        wanted = self.length is None and entry.name != "vanilla"
         return entry.tunable and (wanted or entry.place == "cloud")
 
 
@@ -138,15 +140,16 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     a package, a link or a profile is wrong, a TransportError where the verifier does not
     start, a BoardError where the link cannot be emulated.
     """
-    links = links_of(settings)
+    entries, links = schemes_named(settings.schemes or "", ROWS), links_of(settings)
+    target_of(settings.target)
     if not settings.simulated:
         for link in links:
             choose_method(link, settings.method)  # before anything is started for nothing
-    profile = None if settings.profile is None else find(settings.profile)
+    profile = find(settings.profile) if settings.profile else None
     begun = datetime.datetime.now(datetime.timezone.utc)
     about = machine()  # before the load is ours
-    whys = {entry.name: _why_not(entry, settings, profile) for entry in settings.entries}
-    used = [entry for entry in settings.entries if not whys[entry.name]]
+    whys = {entry.name: _why_not(entry, settings, profile) for entry in entries}
+    used = [entry for entry in entries if not whys[entry.name]]
     if not used:
         raise ConfigError(f"no row can be run: {next(iter(whys.values()))}")
     if settings.simulated:
@@ -166,8 +169,8 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "paced_to": None if profile is None else profile.name,
         "text": found.text,
         "tokens": settings.tokens,
-        "repeats": settings.repeats,
-        "block": settings.block,
+        "repeats": settings.rounds,
+        "block": settings.length,
         "temperature": settings.temperature,
         "seed": settings.seed,
         "links": found.links,
@@ -206,11 +209,14 @@ def _why_not(entry: Scheme, settings: Settings, profile: Profile | None) -> str:
     if settings.played or (settings.simulated and profile is not None):
         return why_not(entry, profile, profile is not None and bool(profile.exits))
     if settings.simulated:
+        if "draft" in entry.helps:
+            return "a draft beside the target plays texts that are known beforehand"
         why = "early exits of real models are not simulated"
         return why if why_not(entry, profile, False) else ""
-    from draftwire.packages import load_target
-
-    if why_not(entry, None, False) and load_target(settings.target).exits is None:
+    if (
+        why_not(entry, None, False)
+        and load_target(target_of(settings.target)).exits is None
+    ):
         return "the target has no early exits (draftwire export exits)"
     return why_not(entry, profile, True)
 
@@ -223,11 +229,12 @@ def run_simulated(
     say: Callable[[str], None],
 ) -> Found:
     """Run every row over every link in virtual time, on the clock of ``profile``."""
-    clock = find(_REAL) if profile is None else profile
+    clock = profile or find(Question.profile)  # of real models too
     plan = settings.plan(clock)
     about = plan.texts.name
     if plan.job is not None:
-        about = f"reference draft, target {settings.target.name.replace('.target', '')}"
+        names = draft_of(settings.draft).name, target_of(settings.target).stem
+        about = "{} draft, target {}".format(*names)
     elif not settings.played:
         about = f"synthetic texts of profile {clock.name}"
     reports = []

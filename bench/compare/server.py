@@ -118,7 +118,7 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-class PacedVerifier:
+class PacedVerifier(Child):
     """A running one; a context manager.
 
     Args:
@@ -148,9 +148,7 @@ class PacedVerifier:
         draft: Path | None = None,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
-        self._child = Child(
-            "draftwire.bench.compare.server", "the verifier", TransportError
-        )
+        super().__init__("draftwire.bench.compare.server", "the verifier", TransportError)
         wanted = {
             "target": str(target),
             "profile": profile,
@@ -160,18 +158,8 @@ class PacedVerifier:
             "draft": None if draft is None else str(draft),
             "token": self.token,
         }
-        url = self._child.begin(wanted, _START_S)["url"]
+        url = self.begin(wanted, _START_S)["url"]
         self.port = int(str(url).rpartition(":")[2].rstrip("/"))
-
-    def __enter__(self) -> PacedVerifier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process; harmless a second time."""
-        self._child.close()
 
 
 if __name__ == "__main__":

@@ -7,19 +7,8 @@ one between two real programs.
 
 from __future__ import annotations
 
-from draftwire.bench.link.model import Delivery, LinkModel, StreamDelivery, StreamLink
-from draftwire.bench.link.spec import Bursts, Jitter, LinkSpec, Outages
-from draftwire.bench.link.traces import Trace, read_trace
+from draftwire.bench.link.model import LinkModel, StreamLink
+from draftwire.bench.link.spec import Jitter, LinkSpec, Outages
+from draftwire.bench.link.traces import Trace
 
-__all__ = [
-    "Bursts",
-    "Delivery",
-    "Jitter",
-    "LinkModel",
-    "LinkSpec",
-    "Outages",
-    "StreamDelivery",
-    "StreamLink",
-    "Trace",
-    "read_trace",
-]
+__all__ = ["Jitter", "LinkModel", "LinkSpec", "Outages", "StreamLink", "Trace"]

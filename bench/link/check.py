@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from draftwire.bench.link.emulate import Emulator, emulate
-from draftwire.bench.link.model import MSS, TCP_IP, LinkModel, OutagePlan, StreamLink
+from draftwire.bench.link.model import MSS, TCP_IP, LinkModel, TwoWays
 from draftwire.bench.link.probe import PING, Server, exactly, pour, round_trips, swallow
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 from draftwire.bench.machine import machine
@@ -39,7 +39,6 @@ def check_link(
     if pings < 2 or not 0 < seconds <= 600:
         raise ConfigError("too few pings, or seconds out of range")
     server = Server()
-    server.start()
     try:
         with emulate(spec, server.port, method, calibrate=calibrate) as link:
             started = time.monotonic()
@@ -69,8 +68,7 @@ def check_link(
 
 def _ideal_trips(spec: LinkSpec, count: int) -> list[float]:
     """Return the sorted round trips of the model, as many as were measured."""
-    outages = OutagePlan(spec.outages, spec.seed)
-    up, down = (StreamLink(spec, way, outages=outages) for way in DIRECTIONS)
+    up, down = TwoWays(spec).connection()
     now, trips = 0.0, []
     for _ in range(count):
         there = up.send_raw(now, PING).arrival_s

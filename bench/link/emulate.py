@@ -48,12 +48,13 @@ def choose_method(spec: LinkSpec, method: str = "auto") -> tuple[str, list[str]]
     return "proxy", notes
 
 
-class Emulator:
+class Emulator(Child):
     """A link, or its text form, in front of a server; a context manager.
 
     The link is a process of its own, so that it keeps time while this one works, and it
-    ends with this one however that ends. With ``calibrate`` what the detour costs is
-    measured first and taken off the delay.
+    ends with this one however that ends: connections over it are cut, devices and
+    namespaces go. With ``calibrate`` what the detour costs is measured first and taken off
+    the delay.
 
     Attributes:
         spec: What it is like.
@@ -83,7 +84,7 @@ class Emulator:
         self.method, self.notes = choose_method(self.spec, method)
         for way in DIRECTIONS:  # read the traces where an error has somebody to hear it
             LinkModel(self.spec, way)
-        self._child = Child("draftwire.bench.link.worker", "the link", BoardError)
+        super().__init__("draftwire.bench.link.worker", "the link", BoardError)
         wanted = {
             "spec": self.spec.to_dict(),
             "target": (target_host, target_port),
@@ -91,26 +92,10 @@ class Emulator:
             "method": self.method,
             "calibrate": calibrate,
         }
-        first = self._child.begin(wanted, _START_S, ConfigError)
+        first = self.begin(wanted, _START_S, ConfigError)
         self.url_port = int(first["port"])
         self.detour_us: float | None = first["detour_us"]
         self.scheduling = str(first["scheduling"])
-
-    def __enter__(self) -> Emulator:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process that is the link still runs."""
-        return self._child.process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Process id of the link."""
-        return self._child.process.pid
 
     def stats(self) -> dict[str, Any]:
         """Return what has passed and was lost in each direction, and the lateness.
@@ -118,11 +103,7 @@ class Emulator:
         Raises:
             BoardError: The link is gone.
         """
-        return self._child.ask("stats", _ANSWER_S)
-
-    def close(self) -> None:
-        """End the link: connections over it are cut, devices and namespaces go."""
-        self._child.close(5)
+        return self.ask("stats", _ANSWER_S)
 
 
 emulate = Emulator  # as it is read: `with emulate(...) as link`

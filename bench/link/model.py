@@ -270,7 +270,6 @@ class StreamLink:
         spec: The link.
         direction: ``"up"`` (from the websocket client, masked) or ``"down"``.
         model: The packets' link, when several streams share one.
-        outages: Shared with the other direction.
     """
 
     def __init__(
@@ -279,9 +278,8 @@ class StreamLink:
         direction: str,
         *,
         model: LinkModel | None = None,
-        outages: OutagePlan | None = None,
     ) -> None:
-        self.model = model or LinkModel(spec, direction, outages=outages)
+        self.model = model or LinkModel(spec, direction)
         self._client = direction == "up"
         self._rtt_s = spec.rtt_s
         # Where nothing is random a message is as good as its segments, and cheaper.
@@ -337,3 +335,25 @@ class StreamLink:
         # Loss above nine in ten, for ever: the connection would have been given up.
         self._recovered_s = max(self._recovered_s, at)
         return at + self.model.delay_s, _TRIES
+
+
+class TwoWays:
+    """Both directions of a link, for one connection after another.
+
+    Args:
+        spec: The link.
+        seed: Instead of the spec's own.
+
+    Attributes:
+        models: Of the packets up and down.
+    """
+
+    def __init__(self, spec: LinkSpec, seed: int | None = None) -> None:
+        self._spec = spec
+        plan = OutagePlan(spec.outages, spec.seed if seed is None else seed)
+        self.models = [LinkModel(spec, way, seed, outages=plan) for way in DIRECTIONS]
+
+    def connection(self) -> list[StreamLink]:
+        """Return a fresh reliable stream in each direction."""
+        ways = zip(DIRECTIONS, self.models)
+        return [StreamLink(self._spec, way, model=model) for way, model in ways]

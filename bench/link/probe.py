@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import socketserver
 import threading
 import time
 
@@ -11,39 +12,35 @@ PING = 64  # bytes
 _BLOCK = bytes(65536)
 
 
-class Server(threading.Thread):
+class Server(socketserver.ThreadingTCPServer):
     """Echoes, swallows or pours: the first byte of a connection says which."""
 
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._door.getsockname()[1]
-        self.arrivals: list[tuple[float, int]] = []
+    daemon_threads, request_queue_size = True, 128
 
-    def run(self) -> None:
-        """Serve until the door is closed."""
-        while True:
-            try:
-                link, _ = self._door.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Visit)
+        self.port: int = self.server_address[1]
+        self.arrivals: list[tuple[float, int]] = []
+        threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
 
     def close(self) -> None:
         """Let nobody in any more."""
-        with contextlib.suppress(OSError):
-            self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
+        self.shutdown()
+        self.server_close()
 
-    def _serve(self, link: socket.socket) -> None:
+
+class _Visit(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        link: socket.socket = self.request
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with link, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             what = link.recv(1)
             if what == b"e":
                 while data := link.recv(4096):
                     link.sendall(data)
             elif what == b"s":
-                self.arrivals = swallow(link, None)
+                assert isinstance(self.server, Server)
+                self.server.arrivals = swallow(link, None)
                 link.sendall(b"!")
             elif what == b"p":
                 pour(link, int.from_bytes(exactly(link, 8), "big"))

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Callable
 
 from draftwire.bench.link.clock import Lateness, reset
-from draftwire.bench.link.model import MSS, LinkModel, OutagePlan, StreamLink
+from draftwire.bench.link.model import MSS, StreamLink, TwoWays
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 
 _QUEUE_BYTES = 256 * 1024  # how far a writer may run ahead of the link
@@ -51,8 +51,7 @@ class LinkProxy:
             for way in DIRECTIONS
         }
         self.counts["connections"] = 0
-        outages = OutagePlan(spec.outages, spec.seed)
-        self.models = {way: LinkModel(spec, way, outages=outages) for way in DIRECTIONS}
+        self.models = dict(zip(DIRECTIONS, TwoWays(spec).models))
         self.start_s = 0.0
         self._server: asyncio.AbstractServer | None = None
         self.sides: set[_Side] = set()

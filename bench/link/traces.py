@@ -39,8 +39,6 @@ class Trace:
         period_s: float,
         name: str = "trace",
     ) -> None:
-        if not starts_s or len(starts_s) != len(rates):
-            raise ConfigError(f"{name}: a trace needs one rate for each time")
         edges = [*starts_s, period_s]
         if not all(math.isfinite(x) for x in [*edges, *rates]):
             raise ConfigError(f"{name}: a time or a rate is no finite number")

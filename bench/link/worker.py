@@ -37,7 +37,6 @@ async def _serve(wanted: dict[str, Any], scheduling: str) -> None:
     detour_s = None
     if wanted["calibrate"]:
         echo = Server()
-        echo.start()
         bare = kind(LinkSpec(), ("127.0.0.1", echo.port))
         port = await bare.start()
         detour_s = await loop.run_in_executor(None, _detour_s, echo.port, port)

@@ -7,21 +7,27 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.facts import Profile, find, profiles
+from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.recording import read_recording, record
 from draftwire.bench.sim.replay import Replay, merged, read_replay
-from draftwire.bench.sim.run import Job, Plan, real_job
+from draftwire.bench.sim.run import Plan, real_job
 from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
-from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, simulate, tuned
-from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, simulate, synthetic_of, tuned
+from draftwire.bench.sim.texts import parse_luck
 from draftwire.errors import ConfigError
+from draftwire.packages import DraftPackage, load_draft, load_tokenizer
+from draftwire.reference import draft_path, target_path
 
 SCHEMA = "draftwire.bench/1"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the user asked for; see the command's flags."""
+    """What the user asked for; see the command's flags.
+
+    Raises:
+        ConfigError: The seed is below 0, or texts are to come from two places.
+    """
 
     profile: str = "nano-a100"  # name or file of a timing profile
     link: str | None = None  # text form of a link; None takes the profile's
@@ -36,7 +42,8 @@ class Question:
     repeats: float = 0.0  # share of synthetic texts that repeats what stands before it
     second_right: float = 0.5  # of wrong drafts in them, those whose second choice is right
     recording: Path | None = None  # play recorded texts
-    real: str | None = None  # run the reference models of this target version
+    real: str | None = None  # run models: a reference target's name, or a target package
+    draft: Path | None = None  # their draft package; None takes the reference one
     replay: Path | None = None  # take link, board, target and texts from this wire log
     streams: int = 4  # one after another on each device
     tokens: int = 400  # of each stream
@@ -45,10 +52,17 @@ class Question:
     seed: int = 1  # of everything random
     runs: bool = False  # put a run report of every stream into the document
 
-
-def list_profiles() -> list[tuple[str, str]]:
-    """Return the name and title of every profile that comes with draftwire."""
-    return [(profile.name, profile.title) for profile in profiles().values()]
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}", hint="a whole number from 0")
+        texts = {
+            "a recording": self.recording,
+            "real models": self.real,
+            "an acceptance": self.acceptance,
+        }
+        given = [what for what, value in texts.items() if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other")
 
 
 def answer(
@@ -93,11 +107,11 @@ def answer(
         "seed": question.seed,
         "title": f"{profile.title} (profile {profile.name}, simulated)",
         "notes": list(profile.notes if replay is None else replay.notes),
-        "link": outcomes[0].link.to_dict() if outcomes else None,
+        "link": outcomes[0].plan.the_link.to_dict(),
         "rows": [row_of(outcome) for outcome in outcomes],
         "facts": [
             {"name": f.name, "value": f.value, "how": f.how, "source": f.source}
-            for f in (profile.facts.values() if outcomes else ())
+            for f in profile.facts.values()
             if f.how != "default"
         ],
     }
@@ -120,7 +134,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "scheme": plan.scheme.name,
         "place": plan.scheme.place,
         "preempt": ",".join(ahead) or "off",
-        "controller": outcome.controller,
+        "controller": plan.length_policy().name,
         "block": outcome.block,
         "tokens": outcome.tokens,
         "ms_per_token": ms,
@@ -182,26 +196,17 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
     Raises:
         ConfigError: Something in the question is unknown or does not fit.
     """
-    block = None
-    if question.block not in (None, "best"):
-        if not question.block.isdecimal() or not 1 <= int(question.block) <= 255:
-            raise ConfigError(
-                f"--k {question.block!r} is no block length", hint="1..255, or best"
-            )
-        block = int(question.block)
     plan = Plan(
         profile,
         SCHEMES["await"],
         link=None if question.link is None else LinkSpec.parse(question.link),
-        block=block,
+        block=block_of(question.block),
         streams=question.streams,
         tokens=question.tokens,
         hours=question.hours,
         sessions=question.sessions,
         seed=question.seed,
     )
-    if question.recording is not None and question.real is not None:
-        raise ConfigError("a recording and real models exclude each other")
     if replay is not None:
         link = replay.link if plan.link is None else plan.link
         return replace(plan, link=link, vocabulary=replay.vocabulary)
@@ -209,36 +214,56 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
         recording = read_recording(question.recording)
         return replace(plan, source=recording, vocabulary=recording.vocabulary)
     if question.real is not None:
-        draft, target, prompts = _models(question.real)
-
-        def job(index: int) -> Job:
-            return real_job(draft, prompts[index % len(prompts)], target.eos_ids)
-
-        vocabulary = min(draft.vocab_size, target.vocab_size)
-        return replace(plan, job=job, backend=target, vocabulary=vocabulary)
-    source = Synthetic(
-        parse_luck(question.acceptance or repr(profile["text.acceptance"])),
-        seed=question.seed,
-        prompt_tokens=int(profile["text.prompt_tokens"]),
+        return _run_by_models(question, plan)
+    source = synthetic_of(
+        profile,
+        question.seed,
         confidence=question.confidence,
         repeats=question.repeats,
         second_right=question.second_right,
     )
+    if question.acceptance is not None:
+        source = replace(source, luck=parse_luck(question.acceptance))
     return replace(plan, source=source)
 
 
-def _models(version: str) -> tuple[Any, Any, list[list[int]]]:
+def block_of(text: str | None) -> int | None:
+    """Return the block length, or None where it is to be found or the profile's."""
+    if text is None or text == "best":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 255:
+        raise ConfigError(f"--k {text!r} is no block length", hint="1..255, or best")
+    return int(text)
+
+
+def draft_of(path: Path | None) -> DraftPackage:
+    """Return a draft package, the reference one by default (PackageError: it is none)."""
+    return load_draft(draft_path() if path is None else path)
+
+
+def target_of(name: str) -> Path:
+    """Return the path of a target package, or of the reference target of that name
+    (ConfigError: there is none)."""
+    package = "/" in name or name.endswith(".target")
+    return Path(name) if package else target_path(name)
+
+
+def _run_by_models(question: Question, plan: Plan) -> Plan:
+    """Return the plan with real models in place of texts."""
     from draftwire.bench.acceptance import PROMPTS
-    from draftwire.packages import load_draft, load_tokenizer
-    from draftwire.reference import draft_path, target_path
     from draftwire.runtime.engines.draft_model import DraftModel
     from draftwire.verifier.backends.onnx_target import OnnxTarget
 
-    package = load_draft(str(draft_path()))
+    package = draft_of(question.draft)
+    target = OnnxTarget(target_of(question.real or ""), slots=16, threads=1)
+    draft = DraftModel.load(package, threads=1)
     tokenizer = load_tokenizer(package.tokenizer_path)
-    target = OnnxTarget(target_path(version), slots=16, threads=1)
-    prompts = [tokenizer.encode(text, bos_id=package.bos_id) for text in PROMPTS]
-    return DraftModel.load(package, threads=1), target, prompts
+    ids = [tokenizer.encode(text, bos_id=package.bos_id) for text in PROMPTS]
+    jobs = [real_job(draft, prompt, target.eos_ids) for prompt in ids]
+    vocabulary = min(draft.vocab_size, target.vocab_size)
+    return replace(
+        plan, job=lambda i: jobs[i % len(jobs)], backend=target, vocabulary=vocabulary
+    )
 
 
 def write_recording(path: Path, version: str, tokens: int) -> dict[str, Any]:
@@ -250,11 +275,19 @@ def write_recording(path: Path, version: str, tokens: int) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be written.
     """
-    from draftwire.cli._common import write_json
+    from draftwire.bench.acceptance import PROMPTS
+    from draftwire.cli._common import check_output, write_json
 
-    draft, target, prompts = _models(version)
+    check_output(str(path))
+    asked = Question(real=version, tokens=tokens, streams=len(PROMPTS))
+    plan = replace(plan_of(asked, find(asked.profile)), scheme=SCHEMES["cloud"])
+    assert plan.job is not None and plan.vocabulary is not None
+    texts = [stream.ids for stream in simulate(plan).streams]
+    jobs = [plan.job(index) for index in range(len(texts))]
     about = {"draft": "reference", "target": f"reference {version}", "decoding": "greedy"}
-    write_json(record(draft, target, prompts, tokens=tokens, about=about), str(path))
+    prompts = [job.prompt for job in jobs]
+    found = record(jobs[0].draft(), plan.vocabulary, prompts, texts, about)
+    write_json(found, str(path))
     made = read_recording(path)
     return {
         "schema": SCHEMA,

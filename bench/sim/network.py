@@ -10,13 +10,9 @@ draft that lives beside the target.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from draftwire.bench.link import LinkSpec, StreamLink
-from draftwire.bench.link.model import LinkModel, OutagePlan
-from draftwire.bench.link.spec import DIRECTIONS
-from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.runtime.ports import WireEvents
 from draftwire.transport.answers import to_exception
@@ -32,56 +28,16 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.transport.traffic import Meter
-from draftwire.verifier.dialogue import Dialogue, Peer
+from draftwire.verifier.dialogue import Dialogue
+
+if TYPE_CHECKING:
+    from draftwire.bench.sim.run import Device
 
 _UP, _DOWN = 0, 1
 # What a connection says before its first frame: SYN, SYN-ACK, the upgrade (with a bearer
 # token), its answer. Bytes of the TCP stream, as `WebsocketNetwork` and our verifier.
 _SET_UP = ((_UP, 0), (_DOWN, 0), (_UP, 270), (_DOWN, 200))
 _PING = (10, 6)  # a frame with a mask and four bytes of content, and its answer
-
-
-class TwoWays:
-    """Both directions of a link, for one connection after another.
-
-    Args:
-        spec: The link.
-        seed: Of everything random.
-
-    Attributes:
-        models: Of the packets up and down.
-    """
-
-    def __init__(self, spec: LinkSpec, seed: int) -> None:
-        self._spec, self._seed = spec, seed
-        plan = OutagePlan(spec.outages, seed)
-        self.models = [LinkModel(spec, way, seed, outages=plan) for way in DIRECTIONS]
-
-    def connection(self) -> list[StreamLink]:
-        """Return a fresh reliable stream in each direction."""
-        ways = zip(DIRECTIONS, self.models)
-        return [StreamLink(self._spec, way, model=model) for way, model in ways]
-
-
-@dataclass(frozen=True)
-class VirtualNetwork:
-    """Makes connections to a simulated verifier."""
-
-    clock: Clock  # where everything happens
-    # gives the verifier's end of a new connection, and gets the way back
-    attach: Callable[[Peer], Dialogue]
-    vocab_size: int  # of the connection
-    ways: TwoWays | None = None  # the link, or None for one of no length
-    # bytes that a block of so many tokens carries beside what the codec writes: the
-    # evidence of a published scheme
-    extra: Callable[[int], int] = lambda tokens: 0
-    rejected: int = 0  # bytes that a verdict carries where a draft was rejected
-    bonus: bool = True  # ask for a bonus token where the device would
-    decode: bool = False  # decode every frame, instead of handing the message over
-
-    def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> VirtualWire:
-        """Begin to connect and to greet; see :class:`~draftwire.runtime.ports.Network`."""
-        return VirtualWire(self, hello, events, timeout_s)
 
 
 class VirtualWire:
@@ -93,12 +49,14 @@ class VirtualWire:
     """
 
     def __init__(
-        self, network: VirtualNetwork, hello: Hello, events: WireEvents, timeout_s: float
+        self, device: Device, hello: Hello, events: WireEvents, timeout_s: float
     ) -> None:
-        self._network, self._clock = network, network.clock
-        self._codec = self._far = Codec(network.vocab_size)
+        self._device, self._clock = device, device.clock
+        self._scheme, self._decode = device.plan.scheme, device.plan.decode
+        self._dense = int(device.plan.profile["text.vocabulary"])
+        self._codec = self._far = Codec(device.plan.ids)
         self._hello, self._events = hello, events
-        self._links = None if network.ways is None else network.ways.connection()
+        self._links = device.ways.connection() if device.near else None
         self._dialogue: Dialogue | None = None
         self._greeted = self._over = False
         self._drafts = 0  # of the block that was sent last
@@ -112,16 +70,15 @@ class VirtualWire:
         """Put ``message`` of a stream on the way; return its bytes on the wire."""
         if self._over:
             return 0
-        network = self._network
-        if isinstance(message, Open) and not network.bonus:
+        if isinstance(message, Open) and not self._scheme.bonus:
             message = replace(message, bonus=False)
         data = self._codec.encode(message, stream)
         size = len(data)
         if isinstance(message, Block) and message.tokens:
-            size += network.extra(len(message.tokens))
             self._drafts = len(message.tokens)
+            size += self._scheme.evidence_bytes(self._drafts, self._dense)
         whose = None if isinstance(message, Hello) else stream
-        frame = self._far.decode(data) if network.decode else Frame(whose, message)
+        frame = self._far.decode(data) if self._decode else Frame(whose, message)
         if self._links is None:
             self.meter.sent(whose, size, size)
             self._clock.post(self._arrive, frame)
@@ -149,7 +106,7 @@ class VirtualWire:
 
     def _set_up(self, step: int) -> None:
         if step == len(_SET_UP):
-            self._dialogue = self._network.attach(_WayBack(self))
+            self._dialogue = self._device.attach(_WayBack(self))
             self.send(self._hello)
         else:
             way, size = _SET_UP[step]
@@ -214,12 +171,13 @@ class VirtualWire:
         data = self._far.encode(message, stream)
         size = len(data)
         if isinstance(message, Commit) and message.accepted < self._drafts:
-            size += self._network.rejected  # of schemes that wait for each verdict
+            # Of schemes that wait for each verdict.
+            size += self._scheme.rejection_bytes(self._dense)
         whose: int | None = stream
         if isinstance(message, Welcome) or getattr(message, "fatal", False):
             whose = None
         frame = Frame(whose, message, size)
-        if self._network.decode:
+        if self._decode:
             frame = self._codec.decode(data)
         if isinstance(message, Welcome):  # the device says nothing before it has that
             self._codec, self._far = Codec.of(message), Codec.of(message)

@@ -18,22 +18,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
 from draftwire.bench.sim.texts import Text
 from draftwire.errors import ConfigError
-
-if TYPE_CHECKING:
-    from draftwire.runtime.engines.draft_model import DraftModel
-    from draftwire.verifier.backends.base import TargetBackend
+from draftwire.runtime.drafter import Model
 
 SCHEMA = "draftwire.simtext/1"
 _LISTS = ("tokens", "proposals", "second", "confidence")
 _IDS = ("prompt", "tokens", "proposals", "second")
 _MAX_BYTES = 256 * 2**20
-_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -108,56 +104,24 @@ def renamed(columns: Mapping[str, Sequence[Any]]) -> Text:
 
 
 def record(
-    draft: DraftModel,
-    target: TargetBackend,
+    draft: Model,
+    vocabulary: int,
     prompts: Sequence[Sequence[int]],
-    *,
-    tokens: int,
+    texts: Sequence[Sequence[int]],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Let both models write, and return the recording.
-
-    Args:
-        draft: The draft model.
-        target: The target, with a free slot.
-        prompts: Token ids.
-        tokens: Of each text, at most.
-        about: More entries for the document, such as who the models are.
+    """Return a recording of what a target wrote after each prompt, and of what the draft
+    says at every place of it; ids are below ``vocabulary``, ``about`` says whose they are.
     """
-    vocab = min(draft.vocab_size, target.vocab_size)
-    texts = []
-    for prompt in prompts:
-        written = _target_text(target, prompt, tokens, vocab)
-        texts.append({"prompt": list(prompt), **_proposals(draft, prompt, written, vocab)})
-    return {"schema": SCHEMA, **about, "vocabulary": vocab, "texts": texts}
-
-
-def _target_text(
-    target: TargetBackend, prompt: Sequence[int], tokens: int, vocab: int
-) -> list[int]:
-    from draftwire.verifier.backends.base import SlotInput
-
-    slot, text = target.allocate(), list(prompt)
-    try:
-        done = 0
-        room = min(tokens, target.context - len(prompt))
-        while len(text) - len(prompt) < room:
-            for at in range(done, len(text) - 1, _CHUNK):
-                part = np.array(text[at : min(at + _CHUNK, len(text) - 1)], np.int64)
-                target.forward([SlotInput(slot, at, part, 0)])
-            last = np.array(text[-1:], np.int64)
-            rows = target.forward([SlotInput(slot, len(text) - 1, last, 1)])[0]
-            done = len(text)
-            text.append(int(rows[-1, :vocab].argmax()))
-            if text[-1] in target.eos_ids:
-                break
-    finally:
-        target.release(slot)
-    return text[len(prompt) :]
+    rows = [
+        {"prompt": list(prompt), **_proposals(draft, prompt, text, vocabulary)}
+        for prompt, text in zip(prompts, texts)
+    ]
+    return {"schema": SCHEMA, **about, "vocabulary": vocabulary, "texts": rows}
 
 
 def _proposals(
-    draft: DraftModel, prompt: Sequence[int], written: Sequence[int], vocab: int
+    draft: Model, prompt: Sequence[int], written: Sequence[int], vocab: int
 ) -> dict[str, list[Any]]:
     draft.rewind(0)
     row = draft.forward(list(prompt))

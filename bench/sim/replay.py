@@ -471,7 +471,6 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
         outcomes[0],
         streams=[stream for one in outcomes for stream in one.streams],
         seconds=sum(one.seconds for one in outcomes),
-        events=sum(one.events for one in outcomes),
         forwards=sum(one.forwards for one in outcomes),
         busy_s=sum(one.busy_s for one in outcomes),
     )

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.bench.link import LinkSpec
+from draftwire.bench.link.model import TwoWays
 from draftwire.bench.sim.cloud import ForwardCost, SimVerifier
 from draftwire.bench.sim.device import VirtualEngine
 from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.network import TwoWays, VirtualNetwork
+from draftwire.bench.sim.network import VirtualWire
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Source, Synthetic, Text, parse_luck
 from draftwire.clock import VirtualClock
@@ -31,6 +32,7 @@ from draftwire.runtime.edge.actions import Counts, Emit, Revise
 from draftwire.runtime.options import insight
 from draftwire.runtime.pacing.controller import Controller, make_controller
 from draftwire.runtime.pacing.parallel import ParallelPacing
+from draftwire.runtime.ports import WireEvents
 from draftwire.runtime.report import stream_report
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.bits import id_bits, packed_size
@@ -38,6 +40,7 @@ from draftwire.transport.messages import Hello, Welcome
 from draftwire.verifier.backends.base import TargetBackend
 
 GREEDY = SamplingParams("greedy", 0.0)
+_NEVER_S = 86400.0  # a link that lets no connection pass for so long never will
 _PATIENCE_S = 3600.0  # traces have holes, and what is measured must come to its end
 
 
@@ -72,14 +75,15 @@ class Plan:
     source: Source | None = None
     # block length of schemes that have one; None takes the profile's
     block: int | None = None
-    # another length policy than the scheme's: its spec, or one that all streams share
-    controller: str | Controller | None = None
+    # another length policy than the scheme's, which all streams share
+    controller: Controller | None = None
     streams: int = 4  # how many, one after another, on each device
     tokens: int = 256  # of each stream
     hours: float | None = None  # end after so much virtual time, whatever `streams` says
     sessions: int = 1  # devices at the same time on one verifier
     seed: int = 1  # of everything random
-    # decode every frame, instead of handing the message over: the same, and slower
+    # decode every frame, instead of handing the message over: slower, and the same as long
+    # as the wire rounds no number
     decode: bool = False
     # makes the job of stream ``i`` instead of `source`, for real models
     job: Callable[[int], Job] | None = None
@@ -145,8 +149,8 @@ class Plan:
     def length_policy(self) -> Controller:
         """Return the length policy of a stream."""
         count = self.at_once
-        wanted = self.controller or self.scheme.policy(self.length, count)
-        rule = make_controller(wanted) if isinstance(wanted, str) else wanted
+        named = self.scheme.policy(self.length, count)
+        rule = self.controller or make_controller(named)
         if count == 1 or isinstance(rule, ParallelPacing):
             return rule
         chances = (self.profile["text.acceptance"],) * count
@@ -248,11 +252,6 @@ class StreamResult:
         return self.run
 
     @property
-    def finish(self) -> str:
-        """Why it ended."""
-        return self.over.finish
-
-    @property
     def counts(self) -> Counts:
         """Totals of the stream."""
         return self.over.machine.counts
@@ -323,6 +322,8 @@ class Device:
         clock: The same.
         plan: Likewise.
         watts: Of the board in each phase; nothing where nobody knows them.
+        near: The draft lives here, and not beside the target over a link of no length.
+        attach: Gives the verifier's end of a new connection.
         driver: The driver.
         job: Of the present stream.
         ways: The link.
@@ -345,23 +346,13 @@ class Device:
         self._bits = id_bits(vocabulary)
         seed, link = plan.seed * 1009 + number, plan.the_link
         self.ways = TwoWays(replace(link, seed=link.seed + number), seed)
-        self._near = scheme.place == "device"
-        self._text = None if self._near else self.ways.connection()
-        dense = int(profile["text.vocabulary"])
-        network = VirtualNetwork(
-            clock,
-            verifier.attach,
-            vocabulary,
-            self.ways if self._near else None,
-            partial(scheme.evidence_bytes, vocabulary=dense),
-            rejected=scheme.rejection_bytes(dense),
-            bonus=scheme.bonus,
-            decode=plan.decode,
-        )
+        self.near = scheme.place == "device"
+        self.attach = verifier.attach
+        self._text = None if self.near else self.ways.connection()
         drafter = Drafter(None, vocabulary)
         self.watts = {} if plan.own_pace else profile.watts()
         step = None if plan.own_pace else ForwardCost.of_draft(profile)
-        if not self._near:  # the board only waits
+        if not self.near:  # the board only waits
             watts = self.watts
             self.watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
             step = step and ForwardCost(cloud_step_s(profile))
@@ -374,12 +365,16 @@ class Device:
             capabilities=("resume", "exits", *(name for name, on in named.items() if on)),
         )  # fmt: skip
         rng = random.Random(seed)
-        self.driver = Driver(clock, network, drafter, engine, hello, rng=rng)
+        self.driver = Driver(clock, self, drafter, engine, hello, rng=rng)
         engine.driver = self.driver
         cut = scheme.mode.cut and bool(profile["speculation.cut"])
         self._mode = replace(scheme.mode, cut=cut)
         self.job: Job | None = None
         self.results: list[StreamResult] = []
+
+    def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> VirtualWire:
+        """Begin to connect and to greet; see :class:`~draftwire.runtime.ports.Network`."""
+        return VirtualWire(self, hello, events, timeout_s)
 
     def start(self) -> None:
         """Connect, and begin the first stream."""
@@ -388,8 +383,13 @@ class Device:
     def _connected(self, outcome: Welcome | DraftwireError) -> None:
         if isinstance(outcome, Welcome):
             self.clock.post(self._next_stream)
-        else:  # an outage: the driver tries again
+        elif self.clock.now() < _NEVER_S:  # an outage: the driver tries again
             self.driver.connect(self._connected)
+        else:
+            raise ConfigError(
+                f"no connection in a day over {self.plan.the_link.name}: {outcome}",
+                hint="a handshake must pass within its time: another rate, loss or outages",
+            )
 
     @property
     def running(self) -> StreamRun | None:
@@ -402,7 +402,7 @@ class Device:
             self._on_done()
             return
         result = StreamResult(self, len(self.results), self.clock.now())
-        if self._near:
+        if self.near:
             self._open(job, result)
         else:  # the prompt goes up; everything else happens there
             came_s = self._carry(result, 0, len(job.prompt))
@@ -454,7 +454,7 @@ class Device:
 
     def shown(self, result: StreamResult, tokens: int) -> float:
         """Return when the user sees ``tokens`` tokens that are text now."""
-        return self.clock.now() if self._near else self._carry(result, 1, tokens)
+        return self.clock.now() if self.near else self._carry(result, 1, tokens)
 
     def ended(self, result: StreamResult) -> None:
         """A stream is over; the user asks again when the last of it is seen."""

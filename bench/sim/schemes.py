@@ -189,11 +189,15 @@ def schemes_named(text: str, table: Mapping[str, Scheme] = SCHEMES) -> Sequence[
     """Return the schemes of a list such as ``"cloud,await:4,await:8"``; ``all`` is all.
 
     Raises:
-        ConfigError: One is unknown, has no block length, or is asked for twice.
+        ConfigError: There is none, or one is unknown, lacks a block length or comes twice.
     """
     if text == "all":
         return list(table.values())
     words = [part.strip() for part in text.split(",") if part.strip()]
+    if not words:
+        raise ConfigError(
+            "no scheme is named", hint=f"there are {', '.join(table)}, or all"
+        )
     for word in words:
         if words.count(word) > 1:
             raise ConfigError(f"the scheme {word} is asked for twice")

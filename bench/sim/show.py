@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from draftwire.energy.reports.plots import picture
-from draftwire.errors import ConfigError
 from draftwire.io import format_table
 
 # Heads of columns, and the keys of what stands in them.
@@ -55,22 +54,18 @@ def table(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def render(document: Mapping[str, Any]) -> str:
     """Return a document of ``bench simulate`` as text."""
-    parts = [document["title"]]
-    if document["rows"]:
-        parts.append(
-            f"{table(_SIMULATED, document['rows'])}\n"
-            "ms/token: after the first tokens; bytes: on the wire, headers counted;\n"
-            "J/token: the board, modelled from stated watts; -: nobody knows"
-        )
-    if document["notes"]:
-        parts.append("\n".join(f"- {note}" for note in document["notes"]))
-    if document["facts"]:
-        facts = (
-            f"{f['how']:9s} {f['name']} = {f['value']:g}: {f['source']}"
-            for f in document["facts"]
-        )
-        parts.append("\n".join(["what it rests on", *facts]))
-    return "\n\n".join(parts)
+    rows = (
+        f"{table(_SIMULATED, document['rows'])}\n"
+        "ms/token: after the first tokens; bytes: on the wire, headers counted;\n"
+        "J/token: the board, modelled from stated watts; -: nobody knows"
+    )
+    notes = "\n".join(f"- {note}" for note in document["notes"])
+    facts = (
+        f"{f['how']:9s} {f['name']} = {f['value']:g}: {f['source']}"
+        for f in document["facts"]
+    )
+    rests = "\n".join(["what it rests on", *facts])
+    return "\n\n".join(filter(None, [document["title"], rows, notes, rests]))
 
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
@@ -79,8 +74,6 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not there, or the path has another ending.
     """
-    if not document["rows"]:
-        raise ConfigError("there is nothing to draw")
     with picture(path) as plt:
         draw(plt, document)
 

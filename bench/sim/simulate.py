@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TextBackend
 from draftwire.bench.sim.run import (
     Device,
@@ -44,12 +43,8 @@ class Outcome:
     """What a run gave."""
 
     plan: Plan  # what was simulated
-    link: LinkSpec  # over which link
-    controller: str  # the length policy's name
-    block: int | None  # its block length, or None
     streams: Sequence[StreamResult]  # results of all streams of all devices
     seconds: float  # virtual time of the run, from when the first user asks
-    events: int  # things that happened
     forwards: int  # of the target for all streams, prompts apart
     busy_s: float  # seconds that the target was busy
 
@@ -69,13 +64,19 @@ class Outcome:
         )
         report["sampling"]["seed"] = plan.seed
         report["mode"]["scheme"] = plan.scheme.name
-        report["link"].update(spec=self.link.to_dict(), wire_bytes="simulated")
+        report["link"].update(spec=plan.the_link.to_dict(), wire_bytes="simulated")
         return {**report, "simulated": True}
 
     @cached_property
     def row(self) -> dict[str, Any]:
         """What people compare, see :func:`draftwire.bench.sim.table.row`."""
         return row(self.reports)
+
+    @property
+    def block(self) -> int | None:
+        """The block length, or None where the length policy decides."""
+        fixed = self.plan.scheme.has_blocks and self.plan.controller is None
+        return self.plan.length if fixed else None
 
     @property
     def tokens(self) -> int:
@@ -193,12 +194,8 @@ def simulate(
     begun_s = min((s.began_s for s in streams), default=0.0)
     return Outcome(
         plan,
-        plan.the_link,
-        plan.length_policy().name,
-        plan.length if scheme.has_blocks and plan.controller is None else None,
         streams,
         ended_s - begun_s,
-        clock.events,
         verifier.forwards,
         verifier.busy_s,
     )

@@ -20,17 +20,24 @@ INK = "#222222"
 _WHISKER = {"fmt": "none", "ecolor": INK, "lw": 0.8}
 
 
+def check_picture(path: Path) -> None:
+    """See that a picture can be drawn and its name ends as one (ConfigError: it cannot)."""
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{path}: pictures end in {', '.join(FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as exc:
+        hint = "pip install 'draftwire[plots]'"
+        raise ConfigError("plots need matplotlib", hint=hint) from exc
+
+
 @contextlib.contextmanager
 def picture(path: Path) -> Iterator[Any]:
     """Give pyplot in our style for the block, then write its current figure to ``path``;
     a ConfigError without matplotlib, or for a path that cannot be written."""
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{path}: pictures end in {', '.join(FORMATS)}")
-    try:
-        import matplotlib
-    except ImportError as exc:
-        hint = "pip install 'draftwire[plots]'"
-        raise ConfigError("plots need matplotlib", hint=hint) from exc
+    check_picture(path)
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -151,6 +151,8 @@ def test_a_broken_law_is_an_error_exit(profile, capsys, monkeypatch):
     [
         (["--scheme", "cloud,picospeck"], "no scheme is called 'picospeck'"),
         (["--scheme", "cloud,cloud"], "the scheme cloud is asked for twice"),
+        (["--scheme", ","], "no scheme is named"),
+        (["--simulate", "--seed", "-1"], "seed is -1"),
         (["--scheme", "latency:4"], "latency chooses its lengths itself"),
         (["--scheme", "await:0"], "'await:0' has no block length"),
         (["--link", "fast"], "fast"),
@@ -191,13 +193,17 @@ def test_rows_that_cannot_run_are_named(profile, capsys, tmp_path):
     assert document["schemes"] == ["cloud"]
     assert main(["bench", "compare", "-q", *words, "--scheme", "earlyexit"]) == 2
     assert "no row can be run" in capsys.readouterr().err
+    words = ["--simulate", "--link", "10ms", "--tokens", "4", "--scheme", "cloud,hybrid"]
+    _, document, _ = run(words, capsys)  # the models that were asked for, in virtual time
+    assert document["text"] == "tiny draft, target tiny"
+    assert [row["scheme"] for row in document["left_out"]] == ["hybrid"]
 
 
 def test_the_paced_verifier_ends_with_its_owner_and_says_why_it_does_not_start(tmp_path):
     with pytest.raises(TransportError, match="did not start"):
         PacedVerifier(tmp_path / "none.target")
     with PacedVerifier(TARGET) as verifier:
-        process = verifier._child.process
+        process = verifier.process
         assert verifier.port > 0 and process.poll() is None
     assert process.returncode == 0
     done = subprocess.run(

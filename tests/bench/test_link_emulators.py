@@ -44,7 +44,6 @@ WAIT_S = 60
 @pytest.fixture(scope="module")
 def server():
     server = Server()  # echoes to those who ask for it
-    server.start()
     yield server
     server.close()
 
@@ -275,6 +274,7 @@ def test_the_check_compares_with_the_ideal(capsys):
         (["--spec", "40ms", "--to", "nowhere"], 2, "no HOST:PORT"),
         (["--spec", "lann", "--to", "127.0.0.1:9"], 2, "did you mean lan"),
         (["--spec", "trace:/none.csv", "--to", "127.0.0.1:9"], 2, "cannot read the trace"),
+        (["--spec", "lan", "--to", "h:9", "--listen", "65536"], 2, "'65536' is not"),
         (["--spec", "lan", "--to", "127.0.0.1:9", "--method", "magic"], 2, "no method"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.spec import Outages
-from draftwire.bench.sim import network
+from draftwire.bench.sim import run as simulated
 from draftwire.bench.sim.command import Question, answer
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.replay import read_replay
@@ -36,7 +36,7 @@ def recorded(tmp_path, monkeypatch):
         logs, clocks = {}, []
         log = WireLog(path, "device", clock=lambda: clocks[0].now_s if clocks else 0.0)
 
-        class Logged(network.VirtualWire):
+        class Logged(simulated.VirtualWire):
             def __init__(self, *given):
                 logs[self] = log.connection("ws://simulated")
                 super().__init__(*given)
@@ -55,7 +55,7 @@ def recorded(tmp_path, monkeypatch):
                 logs[self].event("closed")
                 super().close()
 
-        monkeypatch.setattr(network, "VirtualWire", Logged)
+        monkeypatch.setattr(simulated, "VirtualWire", Logged)
         outcome = simulate(plan, Device, lambda clock, device: clocks.append(clock))
         log.close()
         monkeypatch.undo()

@@ -48,7 +48,7 @@ def test_every_scheme_writes_the_targets_text_over_a_bad_link(name):
     )
     (stream,) = outcome.streams
     assert tuple(stream.ids) == source.text(0, 60).tokens
-    assert stream.finish == "length"
+    assert stream.over.finish == "length"
     assert stream.over.machine.committed == tuple(stream.ids)
 
 

@@ -352,36 +352,14 @@ def test_a_damaged_recording_is_refused(tmp_path, content, complaint):
         read_recording(path)
 
 
-def test_recording_asks_both_models_for_the_same_places():
+def test_a_recording_holds_what_the_draft_says_at_every_place():
     text = a_text(40, "0.7", prompt=130)
-
-    class Target:
-        vocab_size, context, eos_ids = text.width, 4096, ()
-
-        def __init__(self):
-            self.model, self.length = TextTarget(text), 0
-
-        def allocate(self):
-            return 0
-
-        def release(self, slot):
-            pass
-
-        def forward(self, batch):
-            (item,) = batch
-            assert item.start <= self.length
-            self.length = item.start + len(item)
-            return [self.model.run(self.length, item.rows)]
-
-    class Draft(TextDraft):
-        vocab_size = text.width
-
-    made = record(Draft(text), Target(), [text.prompt], tokens=30, about={"draft": "x"})
+    made = record(TextDraft(text), text.width, [text.prompt], [text.tokens[:30]], {"a": 1})
     one = made["texts"][0]
     assert one["tokens"] == list(text.tokens[:30])
     assert one["proposals"] == list(text.proposals[:30])
     assert np.allclose(one["confidence"], text.confidence[:30], atol=0.05)
-    assert made["draft"] == "x" and made["vocabulary"] == text.width
+    assert made["a"] == 1 and made["vocabulary"] == text.width
 
 
 # ---- traces
@@ -455,13 +433,19 @@ def test_the_command_draws(capsys, tmp_path):
         ("--acceptance", "2"),
         ("--confidence", "loud"),
         ("--tokens", "0"),
+        ("--seed", "-1"),
+        ("--scheme", ""),
+        ("--scheme", "cloud", "--link", "10ms/100bit"),
+        ("--real", "v1", "--acceptance", "0.5"),
+        ("--plot", "picture.bmp"),
+        ("--record", "/nowhere/text.json"),
         ("--hours", "-1"),
         ("--text", "nowhere.json"),
     ],
 )
 def test_a_bad_flag_is_a_configuration_error(capsys, words):
     code, said = run(capsys, *words)
-    assert code == 2 and said.err
+    assert code == 2 and said.err and not said.out
 
 
 @pytest.mark.slow

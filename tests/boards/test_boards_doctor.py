@@ -14,6 +14,7 @@ import pytest
 from fake_boards import BOARDS, build
 from places import MODELS, draftwire
 
+from draftwire.bench.child import local_verifier
 from draftwire.boards.checks import python as check_python
 from draftwire.boards.checks.draft import check_draft
 from draftwire.boards.checks.findings import Finding
@@ -25,7 +26,6 @@ from draftwire.boards.doctor import Report, examine
 from draftwire.boards.profiles import load_profiles
 from draftwire.boards.system import Memory
 from draftwire.cli import main
-from draftwire.cli._local_verifier import local_verifier
 from draftwire.cli.boards.doctor import PROBE, check_verifier, render
 
 PROFILES = load_profiles()

@@ -15,8 +15,8 @@ import pytest
 from live import ids_of
 
 import draftwire
+from draftwire.bench.child import local_verifier
 from draftwire.cli import main
-from draftwire.cli._local_verifier import local_verifier
 from draftwire.errors import IncompatibleError
 from draftwire.export.adapter import package_adapter
 from draftwire.packages import load_draft, load_target

@@ -183,12 +183,15 @@ def test_times_of_another_board_are_called_so(draft, monkeypatch):
         }
 
     monkeypatch.setattr(tuning, "bench_device", bench)
-    found = tune(Tuning(draft, board="raspberry-pi-5"))
+    found = tune(Tuning(draft, board="raspberry-pi-5", energy=False))
     assert "not of raspberry-pi-5" in found["warnings"][0]
     assert "not measured" in found["warnings"][1]
     assert (found["best_per_joule"], found["why_no_joules"]) == (None, "no meter")
     # Its profile has four cores and both engines; this draft has files for one.
     assert (asked[0].engines, asked[0].threads) == (["onnxruntime"], (1, 2, 4))
+    assert not asked[0].energy
+    tune(Tuning(draft, board="raspberry-pi-5", engines=("litert",), precisions=("int8",)))
+    assert (asked[1].engines, asked[1].precisions) == (("litert",), ("int8",))
     assert load_draft(draft).raw.get("hints") is None
     assert "a joule: not known (no meter)" in tuning.render(found)
 

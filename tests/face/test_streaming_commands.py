@@ -181,7 +181,7 @@ def test_a_bad_token_file_is_a_clear_error(text, message, played, tmp_path, caps
 @pytest.fixture
 def demo(played, monkeypatch, tmp_path):
     """Make the verifier of the demo a played one too; yields what it was given."""
-    from draftwire.cli import _local_verifier
+    from draftwire.bench import child
     from draftwire.cli import demo as command
 
     served = []
@@ -191,7 +191,7 @@ def demo(played, monkeypatch, tmp_path):
         served.append(targets)
         yield "ws://127.0.0.1:4321", "fresh"
 
-    monkeypatch.setattr(_local_verifier, "local_verifier", local_verifier)
+    monkeypatch.setattr(child, "local_verifier", local_verifier)
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     for name in ("reference.draft", "v1.target", "v2.target"):
         (tmp_path / "models" / name).mkdir(parents=True)

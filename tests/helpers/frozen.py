@@ -28,7 +28,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "src"))
 
 import draftwire  # noqa: E402
-from draftwire.cli._local_verifier import local_verifier  # noqa: E402
+from draftwire.bench.child import local_verifier  # noqa: E402
 from draftwire.packages import load_draft, load_tokenizer  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import draftwire
@@ -14,15 +13,9 @@ DRAFT, TARGET = FIXTURES / "tiny.draft", FIXTURES / "tiny.target"
 WATTS = "model:prefill=9,draft=6,transmit=4,verify-wait=3,wait=2,idle=1"
 
 
-@contextmanager
 def serving(*targets, flags=()):
-    """Run a verifier process with ``targets``, or the tiny one."""
-    found = VerifierProcess(targets or [TARGET], flags=flags)
-    found.start()
-    try:
-        yield found
-    finally:
-        found.kill()
+    """Return a verifier process with ``targets``, or the tiny one, for a ``with``."""
+    return VerifierProcess(targets or [TARGET], flags=flags)
 
 
 def connect(where, **options):

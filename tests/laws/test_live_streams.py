@@ -303,7 +303,8 @@ def test_a_deadline_does_not_wait_for_who_does_not_read(verifier, proxy, expecte
 
 
 def test_a_session_without_a_verifier_and_then_with_one(expected):
-    verifier = VerifierProcess([TARGET])  # a port; nobody is there
+    with VerifierProcess([TARGET]) as verifier:
+        pass  # it has a port, and nobody is there
     with pytest.raises(TransportError, match="cannot reach"):
         connect(verifier)
     try:

@@ -139,11 +139,11 @@ class Verifier(VerifierProcess):
     """The verifier's process, with its log in a file; maybe with one that thinks."""
 
     def __init__(self, log, *flags, thinks_at=None):
-        super().__init__([FIXTURES / "tiny.target"], flags=["-v", *map(str, flags)])
+        words = ["-v", *map(str, flags)]
+        super().__init__([FIXTURES / "tiny.target"], flags=words, log=log)
         if thinks_at is not None:
             self._words[1:3] = ["-c", THINKING.format(at=thinks_at)]
         self.log = log
-        self._words = ["sh", "-c", 'exec "$@" 2>>"$0"', str(log), *self._words]
 
     @property
     def alive(self):

@@ -18,7 +18,7 @@ pytest.importorskip("tokenizers")
 import ros_double  # noqa: E402
 from ros_double import wait  # noqa: E402
 
-from draftwire.cli._local_verifier import local_verifier  # noqa: E402
+from draftwire.bench.child import local_verifier  # noqa: E402
 from draftwire.errors import DraftwireError  # noqa: E402
 from draftwire.reference import draft_path, target_path  # noqa: E402
 

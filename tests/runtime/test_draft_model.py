@@ -453,7 +453,7 @@ def test_the_runtime_imports_no_engine():
 @needs_litert
 def test_the_target_s_text_comes_out_whichever_engine_drafts():
     import draftwire
-    from draftwire.cli._local_verifier import local_verifier
+    from draftwire.bench.child import local_verifier
 
     found = {}
     with local_verifier([FIXTURES / "tiny.target"]) as (url, token):

@@ -203,7 +203,7 @@ def test_live_calls_and_texts_of_a_grammar():
     """Real processes and sockets: whatever the weights are, what comes is a call."""
     pytest.importorskip("llguidance")
     import draftwire
-    from draftwire.cli._local_verifier import local_verifier
+    from draftwire.bench.child import local_verifier
 
     with local_verifier([MODELS / "v1.target"]) as (url, token):
         draft = MODELS / "reference.draft"

@@ -13,10 +13,10 @@ from cached_target import FedDraft
 from frozen import DRAFT, MODELS
 
 import draftwire
+from draftwire.bench.child import local_verifier
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate, tuned
-from draftwire.cli._local_verifier import local_verifier
 from draftwire.verifier.beside import Beside, Drafts, draft
 
 V = 12

@@ -108,7 +108,7 @@ def test_an_exit_says_all_of_a_block_or_nothing(targets, kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_differs_when_exact(targets, kind):
     ways = 2 * len(CASES)
-    settings = Settings((), texts=ways if kind == "onnx" else 16, tokens=20)
+    settings = Settings(TINY, texts=ways if kind == "onnx" else 16, tokens=20)
     few = ("k = 3", "batch", "resume", "race")
     found = texts_that_differ(
         targets(kind), settings, tuple(CASES) if kind == "onnx" else few
@@ -128,7 +128,7 @@ def test_a_backend_whose_bits_depend_on_the_batch_is_caught(targets, monkeypatch
         return [r[:, ::-1] for r in rows] if len(frame.items) > 2 else rows
 
     monkeypatch.setattr(OnnxTarget, "run", sloppy)
-    settings = Settings((), texts=16, tokens=20)
+    settings = Settings(TINY, texts=16, tokens=20)
     found = texts_that_differ(target, settings, ("batch",))
     assert sum(count.differ for count in found.values()) > 8
 

@@ -127,10 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words[: words.index("--") if "--" in words else None]
     try:
         args = parse(words)
-        if getattr(args, "json", None):
-            from draftwire.cli._common import check_output
+        if getattr(args, "json", None) or getattr(args, "plot", None):
+            from draftwire.cli._common import check_outputs
 
-            check_output(args.json)  # not after minutes of work
+            check_outputs(args)  # not after minutes of work
         code = int(args.run(args) or 0)
         sys.stdout.flush()
         return code

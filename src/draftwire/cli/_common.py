@@ -207,6 +207,18 @@ def check_output(destination: str | None) -> None:
         raise ConfigError(what, hint=hint) from exc
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """See that what ``--json`` and ``--plot`` ask for can be written, before there is
+    something to write (ConfigError: it cannot)."""
+    check_output(getattr(args, "json", None))
+    plot = getattr(args, "plot", None)
+    if plot is not None:
+        from draftwire.energy.reports.plots import check_picture
+
+        check_picture(plot)
+        check_output(str(plot))
+
+
 def give_json(args: argparse.Namespace, document: object) -> bool:
     """Write what ``--json`` asks for; return whether stdout is still for people."""
     if args.json is not None:

@@ -7,7 +7,6 @@ import contextlib
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 from draftwire.cli._common import fields_of, show, write_json
@@ -58,7 +57,7 @@ tune:
 numerics:
 --numerics               instead: what exact numerics cost here, and whether texts stay the
                          same
---texts N:int =60        written twice, 0 for none
+--texts N:whole =60      written twice, 0 for none
 --cases C,C:words        such as k = 4, race (default: all)
 --dtypes T,T:words =float32  of a checkpoint: float32, bfloat16, float16
 """,
@@ -71,7 +70,7 @@ numerics:
 --spec LINK              such as 40ms/10mbit, 80ms/2mbit/loss=1%, driving-5g/20mbit,
                          trace:FILE, poor (required)
 --to HOST:PORT:address   run: the server behind the link
---listen PORT:int =0     run: 0 takes any
+--listen PORT:port =0     run: 0 takes any
 --method NAME =auto      auto, netem or proxy
 --pings N =200           check
 --seconds S:float =4     check: bulk, each way
@@ -83,7 +82,7 @@ numerics:
         f"{_HERE}:compare",
         """
 what:
---scheme S,S             cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
+--scheme S,S >schemes    cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
                          earlyexit, earlyexit2, qs, qsv, picospec, cost, latency,
                          latency-auto, ours-cost, ours-latency, pipesd, ucb, auto, hybrid,
                          dssd, asymspec, acespec, ssd, or all; NAME:K has blocks of K tokens
@@ -92,13 +91,13 @@ what:
 --target NAME =v1        v1, v2, v3 or a package
 --prompt TEXT+           continue these texts (default: the demo's three)
 --tokens N:int =64       of each text
---k N|best =4            tokens of a fixed block; best: of each row, over each link, found
+--k N|best =4 >block     tokens of a fixed block; best: of each row, over each link, found
                          by the simulator on the same texts
 --temperature T:float =0   0 is greedy
 --top-k N:int =50        when sampling
 --top-p P:float =1       when sampling
 --seed N:int =1
---repeats N:int =3       in turns: A B C A B C
+--repeats N:int =3 >rounds  in turns: A B C A B C
 --threads N:int =1       of either engine
 links:
 --link SPEC... >links    such as 40ms/10mbit; may be repeated (default: lan, wan, poor)
@@ -110,7 +109,7 @@ time:
 --acceptance LUCK        with --profile: play synthetic texts in place of the models, such
                          as 0.8
 --text FILE >recording   with --profile: play a recording (bench simulate --record)
---texts N:int =3 >count  how many are played
+--texts N:int =3 >streams  how many are played
 --simulate >simulated    in virtual time, nothing runs
 output:
 --plot FILE              a picture: .png, .pdf or .svg
@@ -170,25 +169,19 @@ def _say_to(args: argparse.Namespace, *, terminal: bool = False) -> Callable[[st
     return say
 
 
-def _draft(args: argparse.Namespace) -> Path:
-    from draftwire.reference import draft_path
-
-    return args.draft or draft_path()
-
-
 def device(args: argparse.Namespace) -> int:
     """Measure a draft here, or choose which of its models a board shall run."""
     from draftwire.bench.device import Settings, bench_device, render
+    from draftwire.reference import draft_path
 
+    more: dict[str, Any] = {"threads": args.threads or (), "energy": not args.no_energy}
     if args.tune is not None:
         from draftwire.bench import tune
 
-        wanted = _filled(tune.Tuning, args, draft=args.tune, threads=args.threads or ())
+        wanted = _filled(tune.Tuning, args, draft=args.tune, **more)
         return show(args, tune.tune(wanted), tune.render)
-    threads = args.threads or ()
-    settings = _filled(
-        Settings, args, draft=_draft(args), threads=threads, energy=not args.no_energy
-    )
+    draft = args.draft or draft_path()
+    settings = _filled(Settings, args, draft=draft, **more)
     return show(args, bench_device(settings), render)
 
 
@@ -214,7 +207,7 @@ def _numerics(args: argparse.Namespace) -> int:
     for case in set(cases) - set(CASES):
         hint = did_you_mean(case, CASES, "one of " + ", ".join(CASES))
         raise ConfigError(f"there is no case {case!r}", hint=hint)
-    settings = _filled(Settings, args, targets=(args.target,), seed=1, cases=cases)
+    settings = _filled(Settings, args, seed=1, cases=cases)
     document = bench_numerics(settings, _say_to(args, terminal=True))
     show(args, document, render)
     return 1 if differing(document) else 0
@@ -223,28 +216,12 @@ def _numerics(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """Compare the schemes; 1 when a text is not the target's own."""
     from draftwire.bench.compare.run import Settings, compare
-    from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, schemes_named
+    from draftwire.bench.sim.schemes import DEFAULT_ROWS
     from draftwire.bench.sim.show import markdown, plot, render_compared
-    from draftwire.cli.demo import PROMPTS
-    from draftwire.reference import target_path
 
-    played = args.acceptance is not None or args.recording is not None
-    if (played or args.simulated) and args.prompt:
-        raise ConfigError("texts that are played or simulated have prompts of their own")
-    if args.k != "best" and not args.k.isdecimal():
-        raise ConfigError(f"--k {args.k!r} is no block length", hint="1 to 64, or best")
-    name = args.target
-    package = "/" in name or name.endswith(".target")
-    prompts = args.prompt or PROMPTS.get(name, PROMPTS["v1"])
-    settings = _filled(
-        Settings,
-        args,
-        draft=_draft(args),
-        target=Path(name) if package else target_path(name),
-        entries=schemes_named(args.scheme or DEFAULT_ROWS, ROWS),
-        prompts=() if played else tuple(prompts),
-        block=None if args.k == "best" else int(args.k),
-    )
+    schemes = DEFAULT_ROWS if args.schemes is None else args.schemes
+    more = {"profile": args.profile or "", "schemes": schemes, "prompts": args.prompt or ()}
+    settings = _filled(Settings, args, **more)
     document = compare(settings, _say_to(args))
     show(args, document, markdown if args.markdown else render_compared)
     if args.plot is not None:
@@ -256,11 +233,12 @@ def compare(args: argparse.Namespace) -> int:
 
 def simulate(args: argparse.Namespace) -> int:
     """Run the schemes in virtual time."""
-    from draftwire.bench.sim.command import Question, answer, list_profiles, write_recording
+    from draftwire.bench.sim.command import Question, answer, write_recording
+    from draftwire.bench.sim.facts import profiles
     from draftwire.bench.sim.show import plot, render
 
     if args.profiles:
-        found = list_profiles()
+        found = [(profile.name, profile.title) for profile in profiles().values()]
         names = [{"name": name, "title": title} for name, title in found]
         return show(args, names, lambda _: format_table(("profile", "what"), found))
     if args.record is not None:

@@ -57,7 +57,7 @@ LEAF = Leaf(
 def run(args: argparse.Namespace) -> int:
     """Generate from each prompt and print the table."""
     import draftwire
-    from draftwire.cli._local_verifier import local_verifier
+    from draftwire.bench.child import local_verifier
     from draftwire.cli._stream import painter_of, screen_of, warn
     from draftwire.reference import draft_path, target_path
     from draftwire.template import Template
