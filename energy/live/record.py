@@ -7,6 +7,7 @@ the measurement.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,9 @@ from draftwire.energy.files.recording import Recorder
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener
 from draftwire.energy.live.pulse import make_pulse
 from draftwire.errors import ConfigError
+from draftwire.io import end_child
+
+PATIENCE_S = 5.0  # that a command may take to end
 
 
 class Recorded(NamedTuple):
@@ -118,15 +122,13 @@ def _run(
         while True:
             late = seconds is not None and time.monotonic() - begin > seconds
             if stop.is_set() or late:
-                child.terminate()
+                end_child(child, PATIENCE_S)
             try:
                 return child.wait(0.2)
             except subprocess.TimeoutExpired:
                 continue
     except KeyboardInterrupt:  # the terminal sent it to the command as well
-        try:
-            child.wait(5.0)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE_S)
+        end_child(child, PATIENCE_S)
         raise

@@ -10,14 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from energy_lab import advance, run, setup, tree, write_recording
+from energy_lab import CHOICE, Fake, advance, run, setup, tree, write_recording
 
+from draftwire.energy.account.meter import Meter
+from draftwire.energy.files.recording import Recorder
+from draftwire.energy.live import record
 from draftwire.energy.live.adapters import CARBON, Measurement, ZeusLike, carbon_row
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener, find_listener, mark, send
 from draftwire.energy.live.watch import dashboard, serve
 from draftwire.energy.rails import load_tables
 from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import load_rows
+from draftwire.energy.sources.base import monotonic_ns
 from draftwire.energy.sources.choose import open_meter
 from draftwire.errors import ConfigError, SensorError
 from draftwire.io import align, parse_seconds, quantity, write_text
@@ -90,6 +94,16 @@ def test_an_account_shows_its_phases_to_who_records(tmp_path, capsys):
     assert list(entry["seconds_by_phase"])[:3] == ["run", "prefill", "draft"]
     assert entry["seconds_by_phase"]["draft"] == pytest.approx(0.5, abs=0.1)
     assert entry["tokens"] == {"drafted": 4, "accepted": 3, "emitted": 4, "requests": 1}
+
+
+def test_a_command_that_will_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr(record, "PATIENCE_S", 0.1)
+    meter = Meter(Fake(monotonic_ns, lambda t: 5.0), CHOICE)
+    command = ["sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"]
+    with meter:
+        nowhere = Recorder(None, meter.source, meter.projector)
+        done = record.record(meter, nowhere, command=command, seconds=1.0)
+    assert done.exit_code == -9 and done.entry["joules"] > 0
 
 
 def test_a_recording_is_a_source(tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import pty
 import threading
-import time
 
 import pytest
 
@@ -208,6 +208,9 @@ def test_every_meter_of_the_table_states_figures_and_where_they_are_from():
         ("5.000V 0.8000A 4.000W", 4.0),
         ("Shunt: 8.0 mV, Bus: 5.0 V, I=0.8 A", 4.0),
         ("P=4080mW", 4.08),
+        ("7,5.02V,8.0e-1A", 4.016),
+        ("5,02 V, 800 mA", None),
+        ("5,00V 0,80A 4,00W", None),
         ("hello", None),
         ("5.0 V", None),
     ],
@@ -216,8 +219,12 @@ def test_lines_of_a_meter(line, watts):
     assert parse_line(line) == (None if watts is None else pytest.approx(watts))
 
 
-def test_a_meter_on_a_serial_port():
+@contextlib.contextmanager
+def talking(port):
+    """A meter on a port, until it is pulled out."""
     ours, theirs = pty.openpty()
+    port.unlink(missing_ok=True)
+    port.symlink_to(os.ttyname(theirs))
     stop = threading.Event()
 
     def talk():
@@ -227,18 +234,29 @@ def test_a_meter_on_a_serial_port():
     talker = threading.Thread(target=talk)
     talker.start()
     try:
-        source = LineMeter(f"{os.ttyname(theirs)},9600")
-        assert source.read().watts["METER"] == pytest.approx(4.0)
-        assert 0.001 <= source.update_s < 5.0
-        source.close()
+        yield
     finally:
         stop.set()
         talker.join()
-        time.sleep(0)
         os.close(ours)
         os.close(theirs)
+
+
+def test_a_meter_on_a_serial_port(tmp_path):
+    port = tmp_path / "ttyUSB0"
+    with talking(port):
+        source = LineMeter(f"{port},9600")
+        assert source.read().watts["METER"] == pytest.approx(4.0)
+        assert 0.001 <= source.update_s < 5.0
+    with pytest.raises(SensorError, match="ended"):
+        for _ in range(1000):
+            source.read()
+    port.unlink()
     with pytest.raises(SensorError, match="cannot open the serial port"):
-        LineMeter("/dev/nothing-here")
+        source.read()
+    with talking(port):  # plugged in again
+        assert source.read().watts["METER"] == pytest.approx(4.0)
+    source.close()
 
 
 def test_a_ppk2_wants_its_volts():
