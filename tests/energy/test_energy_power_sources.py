@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from energy_lab import mainline, nx_rails, put
 
+from draftwire.energy.account.integral import Projector
 from draftwire.energy.account.meter import Meter
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.choose import choose_source, find_sources
@@ -269,6 +270,20 @@ def test_a_rail_without_permission_names_the_remedy(tmp_path):
         path.chmod(0)
     findings = {finding.source: finding for finding in find_sources(tmp_path)}
     assert "chmod" in findings["sysfs"].remedy
+
+
+def test_two_chips_with_one_label_can_each_be_named(tmp_path):
+    for number, micro in enumerate((1_000_000, 2_000_000)):
+        hwmon(tmp_path, "ina226", number, power1_input=micro, power1_label="VBAT")
+    for rails, watts in (("VBAT", 1.0), ("VBAT#2", 2.0), ("VBAT,VBAT#2", 3.0)):
+        chosen = choose_source(TABLES, rails=rails.split(","), root=tmp_path)
+        assert Projector(chosen.source.rails, chosen.choice).project(chosen.source.read())[
+            0
+        ][0] == pytest.approx(watts)
+        told = [w for w in chosen.choice.warnings if "VBAT#2 as well" in w]
+        assert len(told) == (rails == "VBAT")
+    with pytest.raises(ConfigError, match="VBAT#3"):
+        choose_source(TABLES, rails=["VBAT#3"], root=tmp_path)
 
 
 def test_votes_that_disagree_warn():
