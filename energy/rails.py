@@ -196,7 +196,7 @@ def choose_total(
     if not names:
         return TotalChoice(None, why_none="the source has no power rail at all")
 
-    by_board = () if ours is None else ours.complete(names)
+    by_board = () if ours is None else ours.complete({*names, *every})
     sets = {tuple(sorted(voter.complete(names)[0].rails)) for voter in voters}
     by_name = voters[0].complete(names) if len(sets) == 1 else ()
     warning = ""

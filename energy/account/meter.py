@@ -210,6 +210,8 @@ class Meter:
                 if wait_ns > 0 and self._stop.wait(wait_ns * 1e-9):
                     return
             failures = 0 if self._take() else failures + 1
+            if self.source.over:
+                return
             if failures == MAX_FAILURES:
                 log.warning("energy: the source does not answer: %s", self.broken)
             if failures >= MAX_FAILURES and self._stop.wait(AGAIN_S):

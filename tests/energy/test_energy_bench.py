@@ -22,7 +22,7 @@ from draftwire.energy.rails import load_tables
 from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import load_rows
 from draftwire.energy.sources.base import monotonic_ns
-from draftwire.energy.sources.choose import open_meter
+from draftwire.energy.sources.choose import choose_source, open_meter
 from draftwire.errors import ConfigError, SensorError
 from draftwire.io import align, parse_seconds, quantity, write_text
 
@@ -114,6 +114,37 @@ def test_a_recording_is_a_source(tmp_path):
     assert window.source == "replay:sysfs-ina3221" and window.result.scope == "module"
     with pytest.raises(ConfigError, match="replay:x,fast"):
         open_meter(load_tables(), name="replay:x,fast")
+
+
+def test_a_recording_that_is_played_ends_its_own_recording(tmp_path, capsys):
+    path, out = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_recording(path, [5.0] * 41)
+    assert run("record", "--replay", path, "--speed", 10, "--out", out) == 0
+    (row,) = load_rows(out, [])
+    assert row.coverage == 1.0 and row.energy_j == pytest.approx(5.0 * row.seconds)
+
+
+def test_another_total_of_a_recording(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_recording(path, [5.0] * 41)
+    text = path.read_text()
+    path.write_text(
+        text.replace('"others": []', '"others": [{"scope": "soc", "rails": ["VDD_SOC"]}]')
+    )
+    soc = load_rows(path, [], scope="soc")[0]
+    assert soc.energy_j == load_rows(path, [], rails=["VDD_SOC"])[0].energy_j
+    assert (soc.scope, soc.rails) == ("soc", ("VDD_SOC",))
+    assert soc.energy_j == pytest.approx(load_rows(path, [])[0].by_rail_j["VDD_SOC"])
+    played = choose_source([], name=f"replay:{path}", scope="soc")
+    assert played.choice.total.rails == ("VDD_SOC",)
+    with pytest.raises(ConfigError, match="no scope 'board'"):
+        load_rows(path, [], scope="board")
+    report = tmp_path / "r.json"
+    report.write_text(
+        json.dumps({"schema": "draftwire.report/1", "energy": {"joules": 5.0}})
+    )
+    with pytest.raises(ConfigError, match="has no samples"):
+        load_rows(report, [], window=(0.0, 1.0))
 
 
 def test_the_exporter_is_scraped():
