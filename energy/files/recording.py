@@ -54,7 +54,7 @@ class Recorder:
     ) -> None:
         self.path = path
         self.truncated = ""
-        self.samples = 0
+        self.samples = 0  # in the file
         self._file: IO[str] | None = None
         try:
             # Line buffered: after a power cut at most the last line is lost to us.
@@ -97,6 +97,7 @@ class Recorder:
             return
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self.samples += "w" in line
         except OSError as exc:
             reason = "the disk is full" if exc.errno == errno.ENOSPC else str(exc)
             self.truncated = f"{self.path} ends early: {reason}"
@@ -119,7 +120,6 @@ class Recorder:
             for key, vector in vectors.items()
         }
         self._put(t=t_ns, **clean)
-        self.samples += 1
 
     def phase(self, t_ns: int, name: str) -> None:
         self._put(t=t_ns, phase=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from draftwire.errors import ConfigError, PackageError
+from draftwire.errors import ConfigError, OutputError, PackageError
 
 if TYPE_CHECKING:
     import subprocess
@@ -98,12 +99,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
     """Let ``make`` write a file that takes the place of ``path``, see :func:`replacing`
-    (ConfigError: the file cannot be written)."""
+    (OutputError: the disk is full; ConfigError: the file cannot be written)."""
     try:
         with replacing(path) as temporary:
             make(temporary)
     except OSError as exc:
-        raise ConfigError(f"cannot write {path}: {exc.strerror or exc}") from exc
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (OutputError if full else ConfigError)(f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import load_rows
 from draftwire.energy.sources.base import monotonic_ns
 from draftwire.energy.sources.choose import choose_source, open_meter
-from draftwire.errors import ConfigError, SensorError
+from draftwire.errors import ConfigError, OutputError, SensorError
 from draftwire.io import align, parse_seconds, quantity, write_text
 
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
@@ -305,3 +305,5 @@ def test_io(tmp_path):
     with pytest.raises(ConfigError, match="cannot write"):
         write_text(tmp_path / "no" / "a", "two")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(OutputError, match="No space left"):
+        write_text(Path("/dev/full"), "three")

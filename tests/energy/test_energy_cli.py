@@ -78,10 +78,10 @@ def test_record_survives_a_full_disk(tmp_path, capsys):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     where = ("--hz", "5", "--root", tree(tmp_path))
-    assert run("record", "--out", "/dev/full", "--force", "--for", "300ms", *where) == 0
+    assert run("record", "--out", "/dev/full", "--force", "--for", "300ms", *where) == 6
     captured = capsys.readouterr()
     assert "ends early: the disk is full" in captured.err
-    assert " J in " in captured.out
+    assert " J in " in captured.out and "0 samples in" in captured.out
 
 
 def test_record_returns_the_code_of_the_command(tmp_path, capsys):
