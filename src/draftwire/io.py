@@ -104,8 +104,8 @@ def write_whole(path: Path, make: Callable[[Path], None]) -> None:
         with replacing(path) as temporary:
             make(temporary)
     except OSError as exc:
-        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (OutputError if full else ConfigError)(f"cannot write {path}: {exc.strerror or exc}") from exc
+        kind = OutputError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        raise kind(f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def write_text(path: Path, text: str) -> None:
