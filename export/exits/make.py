@@ -29,6 +29,7 @@ from draftwire.export.sources.checkpoint import load_model
 from draftwire.export.sources.documents import encode, read_documents
 from draftwire.export.training.base import model_of
 from draftwire.export.training.text import deal_file
+from draftwire.io import writing
 from draftwire.packages import NewExits, NewFile, TargetPackage, load_target, write_package
 from draftwire.packages.exits import EXITS_FILE, EXITS_FORMAT
 from draftwire.tensors import read_tensors, target_weights, write_tensors
@@ -138,7 +139,7 @@ def export_exits(
             "rank": str(settings.rank),
             "made": json.dumps(made),
         }
-        with pieces.writing(file):
+        with writing(file):
             write_tensors(file, tensors, metadata=header)
         say(f"the exits lie in {file}: serve the folder with `draftwire verifier serve`")
         return place

@@ -97,19 +97,28 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what the system refuses (OutputError: the disk is full; ConfigError: ``path``
+    cannot be written)."""
+    try:
+        yield
+    except OSError as exc:
+        what = f"cannot write {path}: {exc.strerror or exc}"
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(what) from exc
+        raise ConfigError(what, hint="name another place") from exc
+
+
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
     """Let ``make`` write a file that takes the place of ``path``, see :func:`replacing`
-    (OutputError: the disk is full; ConfigError: the file cannot be written)."""
-    try:
-        with replacing(path) as temporary:
-            make(temporary)
-    except OSError as exc:
-        kind = OutputError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
-        raise kind(f"cannot write {path}: {exc.strerror or exc}") from exc
+    and :func:`writing`."""
+    with writing(path), replacing(path) as temporary:
+        make(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all (ConfigError: the file cannot be written)."""
+    """Write a text file, whole or not at all; errors as of :func:`writing`."""
 
     def put(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
