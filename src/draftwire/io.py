@@ -16,6 +16,7 @@ from draftwire.errors import ConfigError, OutputError, PackageError
 if TYPE_CHECKING:
     import subprocess
 
+_SCRATCH = ".draftwire-"
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
@@ -47,6 +48,48 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Give a new folder in ``folder``, which is made, and remove it at the end.
+
+    Each is locked while its process lives: those that killed ones left behind go first.
+    """
+    import shutil  # where something large is made
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_SCRATCH}*"):
+        with _locked(left, wait=False) as ours:
+            if ours:
+                shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        while True:
+            scratch = folder / f"{_SCRATCH}{os.urandom(6).hex()}"
+            scratch.mkdir()
+            held.enter_context(_locked(scratch, wait=True))
+            if scratch.is_dir():  # nobody took it for left behind meanwhile
+                break
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock on a folder; False where another has it, or there are no locks."""
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def read_text(path: Path, most: int, what: str) -> str:
