@@ -176,7 +176,8 @@ class Recording:
 
         def by_rail(values: Sequence[Any]) -> dict[str, float]:
             pairs = zip(self.header["rails"], values)
-            return {rail: float(value) for rail, value in pairs if value is not None}
+            known = {rail: float(value) for rail, value in pairs if value is not None}
+            return {rail: value for rail, value in known.items() if math.isfinite(value)}
 
         if "w" in line:
             joules = by_rail(line["c"]) if "c" in line else None

@@ -26,7 +26,7 @@ from draftwire.errors import ConfigError, SensorError
 _FIELD = re.compile(
     # No part of a number, so a decimal comma is no reading rather than a wrong one.
     r"(?P<name>[A-Za-z_ ]*?)\s*[:=]?\s*"
-    r"(?P<value>(?<![\d.])-?(?:\d+\.\d+|(?<!\d,)\d+)(?:[eE][-+]?\d+)?)\s*"
+    r"(?P<value>(?<![\d.])-?(?:\d+\.\d+|(?<!\d,)\d+)(?:[eE][-+]?\d\d?)?)\s*"
     r"(?P<unit>(?:[mu\u00b5])?[VAW])\b"
 )
 _SCALE = {"m": 1e-3, "u": 1e-6, "\u00b5": 1e-6}

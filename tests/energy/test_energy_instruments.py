@@ -198,6 +198,34 @@ def test_every_meter_of_the_table_states_figures_and_where_they_are_from():
     assert min(known["js110"].offset_a, known["js220"].offset_a) >= 1.5e-3
 
 
+TENTHS = [0.1 * i for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("times", "anew"),
+    [
+        ([(4_290_000_000 + i * 100_000) % 2**32 * 1e-6 for i in range(100)], True),
+        (TENTHS[:50] * 2, True),
+        ([*TENTHS[:60], 3.0, *TENTHS[61:]], False),
+        (TENTHS[::-1], False),
+    ],
+    ids=["a counter of 32 bits", "two files in one", "one row", "newest first"],
+)
+def test_times_that_begin_anew_go_on(tmp_path, times, anew):
+    path = write(tmp_path, ["time_s,power_W", *(f"{t:.6f},4.0" for t in times)])
+    (row,) = load_rows(path, [])
+    assert row.energy_j == pytest.approx(0.4 * 99) and row.coverage == 1.0
+    assert any("times go back" in note for note in row.notes) == anew
+
+
+def test_a_power_that_is_no_number_is_no_reading(tmp_path):
+    cells = [4.0, 4.0, "inf", 4.0, "nan", *[4.0] * 45]
+    path = write(tmp_path, ["time_s,power_W", *(f"{i},{c}" for i, c in enumerate(cells))])
+    (row,) = load_rows(path, [])
+    assert row.energy_j == pytest.approx(4.0 * 49)
+    assert "2 rows could not be read" in row.notes
+
+
 # Meters on a serial port.
 
 
