@@ -177,13 +177,18 @@ def test_import_tells_what_it_found(tmp_path, capsys):
     log.write_text(log_of("VDD_IN"))
     assert run("import", log) == 0
     out = capsys.readouterr().out
-    assert "21 samples" in out and "100.0 +- " in out
+    assert "21 samples" in out and "100.0 +- " in out and "running mean" in out
     assert run("import", log, "--window", "5:15", "--json") == 0
     assert json.loads(capsys.readouterr().out)["energy_j"] == pytest.approx(50.0)
     log.write_text(log_of("VDD_FOO"))
     assert run("import", log) == 3
     assert "--rails" in capsys.readouterr().out
     assert run("import", log, "--rails", "VDD_FOO") == 0
+    capsys.readouterr()
+    log.write_text("A_A current(1)=1.0A\nA_V volt(2)=5.0V\n" * 3)
+    run("import", log, "--interval", "1000")
+    out = capsys.readouterr().out
+    assert out.startswith("pmic-log: 3 samples, ") and "running mean" not in out
 
 
 def meter_file(path, edges, *, shift, rate=100.0, length=14.0):
