@@ -179,23 +179,24 @@ def choose_total(
 
     A ConfigError where a rail of ``user_rails`` does not exist.
     """
-    names = {name.split("#")[0] for name in rails} - {"NC"}
-    listed = ", ".join(sorted(names))
+    every = [name for name in rails if name.split("#")[0] != "NC"]
+    names = {name.split("#")[0] for name in every}
+    listed = ", ".join(sorted(every))
     voters = [t for t in tables if names <= t.known_rails() and t.complete(names)]
     ours = next((t for t in tables if t.board == board), None)
     if user_rails:
-        missing = [rail for rail in user_rails if rail not in names]
+        missing = [rail for rail in user_rails if rail not in every]
         if missing:
             raise ConfigError(f"no rail {missing[0]!r}", hint=f"rails here: {listed}")
         # Naming rails by hand says nothing new of how exact they are.
         known = ours or _least_exact(voters or tables, user_rails)
         chosen = Total(scope or "user-chosen", tuple(user_rails))
-        told = tuple(_overlaps(known, set(user_rails)))
+        told = (*_overlaps(known, set(user_rails)), *_namesakes(every, user_rails))
         return TotalChoice(chosen, how="user", warnings=told, table=known)
     if not names:
         return TotalChoice(None, why_none="the source has no power rail at all")
 
-    by_board = () if ours is None else ours.complete(names)
+    by_board = () if ours is None else ours.complete({*names, *every})
     sets = {tuple(sorted(voter.complete(names)[0].rails)) for voter in voters}
     by_name = voters[0].complete(names) if len(sets) == 1 else ()
     warning = ""
@@ -227,7 +228,7 @@ def choose_total(
             have = ", ".join(total.scope for total in totals)
             raise ConfigError(f"no scope {scope!r} here", hint=f"there is: {have}")
         totals = tuple(sorted(totals, key=lambda total: total.scope != scope))
-    warnings = (warning,) if warning else ()
+    warnings = (*((warning,) if warning else ()), *_namesakes(every, totals[0].rails))
     return TotalChoice(totals[0], totals[1:], how, warnings=warnings, table=table)
 
 
@@ -240,6 +241,13 @@ def _overlaps(known: RailTable, named: set[str]) -> Iterator[str]:
     if len(within) > 1:
         scopes = " and ".join(total.scope for total in within)
         yield f"these rails are of the scopes {scopes}: one holds the other"
+
+
+def _namesakes(every: Sequence[str], added: Sequence[str]) -> Iterator[str]:
+    """Say which rails of one name with a rail that is added are left out."""
+    for rail in every:
+        if "#" in rail and rail.split("#")[0] in added and rail not in added:
+            yield f"there is a {rail} as well, and it is not added"
 
 
 def load_tables(*folders: Path) -> list[RailTable]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.export import pieces
 from draftwire.export.sources.checkpoint import made_of, read_json
+from draftwire.io import writing
 from draftwire.packages import NewFile, TargetPackage, load_target, write_package
 from draftwire.tensors import (
     LORA_A,
@@ -107,7 +108,7 @@ def write_evolved_target(
     rounded = read_scale(repr(float(scale)))
     scratch = out.with_name(f".{out.name}.adapter")
     try:
-        with pieces.writing(out):
+        with writing(out):
             write_tensors(scratch, halves, metadata={"scale": repr(rounded)})
             content = scratch.read_bytes()
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.documents import count_ids
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import checked
-from draftwire.io import version_tuple
+from draftwire.io import scratch_in, version_tuple, writing
 from draftwire.packages import NewFile, write_package
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
@@ -111,10 +110,8 @@ def export_onnx(
         raise ConfigError(f"{len(wanted)} precisions for a target were given")
     limit = partial(parity.limit_of, min_agreement=min_agreement)
     named, family = name or out.stem, family_name or name or out.stem
-    with pieces.writing(out), contextlib.ExitStack() as stack:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent)
-        scratch = Path(stack.enter_context(place))
+    with writing(out), contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_in(out.parent))
         folder = checkpoint_folder(model_dir, scratch)
         try:
             if draft and graph == "concat":

@@ -4,12 +4,11 @@ targets as one number, files, large graphs.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +63,6 @@ def check_beside(out: Path, base: Path) -> None:
             f"an evolved target lies beside its base, {out} and {base} do not",
             hint=f"--out {base.parent / out.name}",
         )
-
-
-@contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Say that ``place`` cannot be written (ConfigError) where the system refuses it."""
-    try:
-        yield
-    except OSError as exc:
-        what = f"{place} cannot be written: {exc.strerror or exc}"
-        raise ConfigError(what, hint="free some space, or name another place") from exc
 
 
 def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list[str]:

@@ -25,6 +25,7 @@ from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.tokens import checked
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
+from draftwire.io import writing
 from draftwire.packages import DraftPackage, NewFile, load_draft, write_package
 from draftwire.tokenizer import tokenizer_fingerprint
 
@@ -139,7 +140,7 @@ def export_tflite(
             "parity": near.record(),
         }
         files[file] = NewFile(content, details)
-    with pieces.writing(place):
+    with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     write_package(place, "draft", fields, files, replace=replace)
     return place

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from draftwire.boards.install.archive import Key
 from draftwire.errors import ConfigError
+from draftwire.io import writing
 
 _MISSING = "pip install 'draftwire[ship]'"
 
@@ -48,19 +50,20 @@ def make_key(path: Path) -> Key:
     )
     key = _public(secret)
     public = path.with_name(path.name + ".pub")
-    try:
+    hint = "boards that trust it would not take bundles signed with another"
+    with writing(path), contextlib.ExitStack() as half:
         for place, data, mode in (
             (path, text, 0o600),
             (public, (key.text + "\n").encode("ascii"), 0o644),
         ):
-            descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            try:
+                descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            except FileExistsError as exc:
+                raise ConfigError(f"{place} is there already", hint=hint) from exc
+            half.callback(place.unlink)  # no half of a pair
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-    except FileExistsError as exc:
-        hint = "boards that trust it would not take bundles signed with another"
-        raise ConfigError(f"{exc.filename} is there already", hint=hint) from exc
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+        half.pop_all()
     return key
 
 

@@ -22,7 +22,7 @@ from typing import Any, Mapping, Sequence
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import BoardError, ConfigError
-from draftwire.io import cache_folder, read_toml, write_text
+from draftwire.io import cache_folder, read_toml, scratch_in, write_text
 
 PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
@@ -165,17 +165,16 @@ def fetch_wheels(
 ) -> list[Path]:
     """Return the wheels as files, from the cache or the registry, hashes checked."""
     folder = cache or default_cache()
-    folder.mkdir(parents=True, exist_ok=True)
     missing = [wheel for wheel in resolved if not _has(folder, wheel)]
     if missing:
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
-            lock = Path(scratch) / "lock.txt"
+        with scratch_in(folder) as scratch:
+            lock = scratch / "lock.txt"
             rows = (f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in missing)
             lock.write_text("".join(rows))
             words = ["download", "--require-hashes", f"--dest={scratch}"]
             words += [*_board_flags(userland, arch), f"--requirement={lock}"]
             _pip(words, f"{userland.name}, {arch}")
-            for path in Path(scratch).glob("*.whl"):
+            for path in scratch.glob("*.whl"):
                 os.replace(path, folder / path.name)
     paths = []
     for wheel in resolved:

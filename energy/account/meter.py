@@ -44,7 +44,8 @@ from draftwire.energy.sources.base import (
 from draftwire.errors import ConfigError, SensorError
 
 DEFAULT_HZ = 20.0
-MAX_FAILURES = 50
+MAX_FAILURES = 50  # in a row; then it is asked once in ``AGAIN_S``
+AGAIN_S = 1.0
 KEEP = 1000  # results that a decorated function remembers
 _MASK = (1 << 64) - 1
 # Gets every sample (t_ns, watts, joules), in the sampler's thread, in order of time.
@@ -167,7 +168,7 @@ class Meter:
         with self.lock if not self.source.paced else contextlib.nullcontext():
             try:
                 reading = self.source.read()
-            except SensorError as exc:
+            except (SensorError, OSError) as exc:  # a port that was pulled out
                 self.failed_reads += 1
                 self.broken = str(exc)
                 log.debug("energy: %s", exc)
@@ -209,8 +210,11 @@ class Meter:
                 if wait_ns > 0 and self._stop.wait(wait_ns * 1e-9):
                     return
             failures = 0 if self._take() else failures + 1
-            if failures > MAX_FAILURES:
-                log.warning("energy: the source failed for good: %s", self.broken)
+            if self.source.over:
+                return
+            if failures == MAX_FAILURES:
+                log.warning("energy: the source does not answer: %s", self.broken)
+            if failures >= MAX_FAILURES and self._stop.wait(AGAIN_S):
                 return
 
 

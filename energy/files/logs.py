@@ -309,19 +309,27 @@ def sample_texts(file: BinaryIO, log: Log) -> Iterator[tuple[bytes, bytes]]:
 
 
 _EPOCH_MS = ((1e17, 1e-6), (1e14, 1e-3), (1e11, 1.0), (0.0, 1e3))
-_CLOCK = rb"(\d\d):(\d\d):(\d\d)([.,]\d+)?"
+_CLOCK = rb"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)(?P<part>[.,]\d+)?"
 _FOREIGN = (
     # journalctl -o short-unix, `ts %s`, epoch in s, ms, us or ns; [seconds since boot]
     re.compile(rb"^\W*(?P<epoch>\d{9,10}\.\d+|\d{10}|\d{13}|\d{16}|\d{19})\b"),
     re.compile(rb"^\[ *(?P<epoch>\d+\.\d+)\]"),
-    # ISO 8601, as journalctl -o short-iso and rsyslog write it
-    re.compile(rb"^\W*(\d{4})-(\d\d)-(\d\d)[T ]" + _CLOCK),
-    # syslog, journalctl, `ts`, `date`: a month and a day, no year
-    re.compile(rb"^\W*(?:[A-Z][a-z]{2} )?(?P<month>[A-Z][a-z]{2}) +(\d{1,2}) " + _CLOCK),
+    # ISO 8601, as journalctl -o short-iso, rsyslog and containers write it
+    re.compile(
+        rb"^.*?\b(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)[T ]"
+        + _CLOCK
+        + rb"(?P<zone>[+-]\d\d:?\d\d)?"
+    ),
+    # syslog, journalctl, `ts`, and `date` in any language; a year is left out
+    re.compile(
+        rb"^(?P<words>\D{0,20}(?P<day>\d\d?)\D{1,20}?(?:\d{4} )?)"
+        + _CLOCK
+        + rb"(?: (?P<half>[AP])M)?"
+    ),
     # `ts -s`, `ts -i %H:%M:%S`: a clock alone
     re.compile(rb"^\W*" + _CLOCK + rb"(?= )"),
 )
-_MONTHS = b"JanFebMarAprMayJunJulAugSepOctNovDec"
+_MONTHS = b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 def foreign_stamp(before: bytes) -> int | None:
@@ -329,19 +337,22 @@ def foreign_stamp(before: bytes) -> int | None:
     match = next((m for pattern in _FOREIGN for m in [pattern.match(before)] if m), None)
     if match is None:
         return None
-    named = match.groupdict()
+    named = {name: text for name, text in match.groupdict().items() if text}
     if "epoch" in named:
         value = float(named["epoch"])
         return round(value * next(s for size, s in _EPOCH_MS if value >= size))
-    *date, hour, minute, second, fraction = match.groups()
-    if "month" in named:
-        place = _MONTHS.find(date[0])
-        if place < 0 or place % 3:
-            return None
-        date = [2024, place // 3 + 1, date[1]]
-    year, month, day = (int(part) for part in date or (2024, 1, 1))
-    whole = _seconds((month, day, year, int(hour), int(minute), int(second)))
-    part = float((fraction or b"0").replace(b",", b"."))
+    words = named.get("words", b"")
+    month = next((n for n, word in enumerate(_MONTHS, 1) if word in words), 1)
+    # Of a year that is not told: 29 February is 1 March, and the clock was set once more.
+    known = {"year": 2023, "month": month, "day": 1}
+    date = [int(named.get(name, other)) for name, other in known.items()]
+    hour, minute, second = (int(named[name]) for name in ("hour", "minute", "second"))
+    if "half" in named:
+        hour = hour % 12 + 12 * (named["half"] == b"P")
+    zone = int(named.get("zone", b"0").replace(b":", b""))  # hours and minutes, as 530
+    minute -= zone - 40 * int(zone / 100)
+    whole = _seconds((*date[1:], date[0], hour, minute, second))
+    part = float(named.get("part", b"0").replace(b",", b"."))
     return None if whole is None else round((whole + part) * 1e3)
 
 

@@ -12,6 +12,7 @@ import contextlib
 import csv
 import functools
 import json
+import math
 import re
 import statistics
 from dataclasses import dataclass, field
@@ -148,6 +149,9 @@ def read_meter(
     _refuse_odd(path, table, {k: found[k] for k in (*used, "time") if k in found})
     told = [found[kind] for kind in ("date", "time") if kind in found]
     times, rows = _row_times(path, table, told, interval_s)
+    if times == sorted(times, reverse=True):  # the newest first
+        times, rows = times[::-1], rows[::-1]
+    times, backs = _onward(times)
     readings: list[Reading] = []
     electric: list[tuple[float, float]] = []
     bad, step_w = len(table.rows) - len(rows), 0.0
@@ -155,6 +159,9 @@ def read_meter(
         try:
             watt, volt, amp, step = _power(row, found, table.number, voltage)
         except (ValueError, IndexError):
+            bad += 1
+            continue
+        if not math.isfinite(watt):
             bad += 1
             continue
         t_ns = round(t_s * 1e9)
@@ -170,6 +177,11 @@ def read_meter(
     notes = [f"external meter, file {path.name}"]
     notes += [f"read as {one.title}; accuracy: {figures.source}"] if one else []
     notes += [f"{bad} rows could not be read"] if bad else []
+    notes += [
+        f"times go back by {back_s:.4g} s at row {row}: a clock that was set, a counter "
+        "that went round, or two files in one; taken as one period later"
+        for row, back_s in backs[:8]
+    ]
     bare = [found[kind].name for kind in used if found[kind].scale is None]
     notes += [f"column {name!r} has no unit: taken as SI" for name in bare]
     steps = [b.t_ns - a.t_ns for a, b in zip(readings, readings[1:])]
@@ -449,6 +461,24 @@ def _row_times(
         convert = _dated(path, columns[-1].name, texts)
     times, good = _each(texts, convert)
     return times, [kept[i] for i in good]
+
+
+def _onward(times: Sequence[float]) -> tuple[list[float], list[tuple[int, float]]]:
+    """Return times that go on where they began anew, and at which rows (from 1) by how
+    many seconds they went back; one row alone that is out of order stays so."""
+    steps = [b - a for a, b in zip(times, times[1:]) if b > a]
+    period = statistics.median(steps) if steps else 0.0
+    found: list[float] = []
+    backs = []
+    shift, last = 0.0, -math.inf
+    for place, time_s in enumerate(times):
+        then = times[place + 1] if place + 1 < len(times) else math.inf
+        if max(time_s, then) + shift < last - 3 * period:
+            backs.append((place + 1, last - time_s - shift))
+            shift = last + period - time_s
+        found.append(time_s + shift)
+        last = max(last, found[-1])
+    return found, backs
 
 
 def _each(texts: Sequence[str], convert: Number) -> tuple[list[float], list[int]]:

@@ -27,7 +27,7 @@ from typing import IO, Any, Mapping, Sequence
 
 from draftwire.energy.account.integral import Projector, Vector
 from draftwire.energy.files import open_bytes, read_head
-from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice
+from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.sources.base import PowerSource, Reading, response_of
 from draftwire.errors import ConfigError, SensorError
 
@@ -54,7 +54,7 @@ class Recorder:
     ) -> None:
         self.path = path
         self.truncated = ""
-        self.samples = 0
+        self.samples = 0  # in the file
         self._file: IO[str] | None = None
         try:
             # Line buffered: after a power cut at most the last line is lost to us.
@@ -97,6 +97,7 @@ class Recorder:
             return
         try:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self.samples += "w" in line
         except OSError as exc:
             reason = "the disk is full" if exc.errno == errno.ENOSPC else str(exc)
             self.truncated = f"{self.path} ends early: {reason}"
@@ -119,7 +120,6 @@ class Recorder:
             for key, vector in vectors.items()
         }
         self._put(t=t_ns, **clean)
-        self.samples += 1
 
     def phase(self, t_ns: int, name: str) -> None:
         self._put(t=t_ns, phase=name)
@@ -161,13 +161,23 @@ class Recording:
     def name(self) -> str:
         return str(self.header.get("source", "recording"))
 
+    def total_of(self, rails: Sequence[str] | None, scope: str | None) -> TotalChoice:
+        """Return the total: as recorded, or of these rails or this scope."""
+        table = self.choice.table
+        if table is None or not (rails or scope):
+            return self.choice
+        return choose_total(
+            self.rails, [table], board=table.board, user_rails=rails, scope=scope
+        )
+
     def take(self, line: Mapping[str, Any]) -> None:
         """Take in one line; KeyError, TypeError, ValueError or AttributeError: it is
         damaged."""
 
         def by_rail(values: Sequence[Any]) -> dict[str, float]:
             pairs = zip(self.header["rails"], values)
-            return {rail: float(value) for rail, value in pairs if value is not None}
+            known = {rail: float(value) for rail, value in pairs if value is not None}
+            return {rail: value for rail, value in known.items() if math.isfinite(value)}
 
         if "w" in line:
             joules = by_rail(line["c"]) if "c" in line else None
@@ -221,20 +231,21 @@ def _header(path: Path, line: dict[str, Any]) -> Recording:
         hint = "tegrastats logs and meter files: `draftwire energy report`"
         raise ConfigError(why, hint=hint)
     try:
-        known = line.get("accuracy", {})
-        accuracy = {rail: Accuracy(**figures) for rail, figures in known.items()}
+        figures = line.get("accuracy", {}).items()
+        accuracy = {rail: Accuracy(**known) for rail, known in figures}
         total, *others = (
             Total(t["scope"], tuple(t["rails"])) if t else None
             for t in (line.get("total"), *line.get("others", ()))
         )
-        parts = tuple(line.get("parts", ()))
+        parts, board = tuple(line.get("parts", ())), str(line.get("board"))
+        known = tuple(one for one in (total, *others) if one)
         choice = TotalChoice(
             total,
-            tuple(other for other in others if other),
+            known[1:],
             str(line.get("how", "")),
             str(line.get("why_none", "")),
             tuple(line.get("warnings", ())),
-            RailTable(str(line.get("board")), parts=parts, accuracy=accuracy),
+            RailTable(board, known, parts, accuracy=accuracy),
         )
         line["rails"] = [str(rail) for rail in line["rails"]]
         return Recording(str(path), line, choice, accuracy)
@@ -269,6 +280,7 @@ class ReplaySource(PowerSource):
         """Return the next reading; a SensorError at the end."""
         samples = self.recording.samples
         if self._next >= len(samples):
+            self.over = True
             raise SensorError(f"{self.recording.path} ended")
         reading = samples[self._next]
         self._next += 1

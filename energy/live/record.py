@@ -7,6 +7,8 @@ the measurement.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +23,9 @@ from draftwire.energy.files.recording import Recorder
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener
 from draftwire.energy.live.pulse import make_pulse
 from draftwire.errors import ConfigError
+from draftwire.io import end_child
+
+PATIENCE_S = 5.0  # that a command may take to end
 
 
 class Recorded(NamedTuple):
@@ -73,11 +78,14 @@ def record(
             _pulse(recorder)
         account.start("run")
         recorder.phase(account.start_ns, "run")
+        end_s = time.monotonic() + (math.inf if seconds is None else seconds)
         try:
             if command:
-                exit_code = _run(command, marks.path, stop, seconds, stdout)
+                exit_code = _run(command, marks.path, stop, end_s, stdout)
             else:
-                stop.wait(seconds)
+                _wait(stop, meter, end_s)
+                if meter.source.over and meter.last is not None:
+                    account.close_at(meter.last.t_ns)
         except KeyboardInterrupt:
             interrupted = True
         interrupted = interrupted or stop.is_set()
@@ -101,32 +109,31 @@ def _pulse(recorder: Recorder) -> None:
         recorder.mark(edge, "pulse off" if place % 2 else "pulse on")
 
 
+def _wait(stop: threading.Event, meter: Meter, end_s: float) -> None:
+    """Wait for the time, for a signal, or for the end of what is played."""
+    while not meter.source.over and (left_s := end_s - time.monotonic()) > 0:
+        if stop.wait(min(left_s, 0.1)):
+            return
+
+
 def _run(
-    command: Sequence[str],
-    marks: str,
-    stop: threading.Event,
-    seconds: float | None,
-    stdout: Any,
+    command: Sequence[str], marks: str, stop: threading.Event, end_s: float, stdout: Any
 ) -> int:
     try:
         environment = {**os.environ, ENVIRONMENT: marks}
         child = subprocess.Popen(list(command), env=environment, stdout=stdout)
     except OSError as exc:
         raise ConfigError(f"cannot start {command[0]}: {exc}") from exc
-    begin = time.monotonic()
     try:
         while True:
-            late = seconds is not None and time.monotonic() - begin > seconds
-            if stop.is_set() or late:
-                child.terminate()
+            if stop.is_set() or time.monotonic() > end_s:
+                end_child(child, PATIENCE_S)
             try:
                 return child.wait(0.2)
             except subprocess.TimeoutExpired:
                 continue
     except KeyboardInterrupt:  # the terminal sent it to the command as well
-        try:
-            child.wait(5.0)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE_S)
+        end_child(child, PATIENCE_S)
         raise

@@ -37,7 +37,7 @@ def frames(
         if meter.last is not None and meter.last.watts[0] == meter.last.watts[0]:
             history = [*history[-59:], meter.last.watts[0]]
         yield account, render(meter, account, elapsed_s, history)
-        if seconds is not None and elapsed_s >= seconds:
+        if meter.source.over or (seconds is not None and elapsed_s >= seconds):
             return
 
 

@@ -116,15 +116,20 @@ def load_rows(
     ``window``: only these seconds, not for run reports; ``log_options``: of
     ``import_tegrastats``."""
     kind = kind_of(path)
+    rails, scope = log_options.get("rails"), log_options.get("scope")
     if kind == "reports":
+        if window or rails or scope:
+            hint = "--window, --rails and --scope are for recordings and logs"
+            raise ConfigError(f"{path} is a run report: it has no samples", hint=hint)
         return list(_rows_of_reports(path))
     if kind == "tegrastats":
         log = import_tegrastats(path, tables, window=window, **log_options)
         return rows_of_import(log, tokens or {})
     if kind == "recording":
         recording = read_recording(path)
+        recording.choice = recording.total_of(rails, scope)
     else:
-        options = {name: log_options.get(name) for name in ("interval_s", "scope")}
+        options = {"interval_s": log_options.get("interval_s"), "scope": scope}
         recording = read_meter(path, **{**(meter or {}), **options})
     return [row_of_recording(recording, tokens=tokens, window=window)]
 

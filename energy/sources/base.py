@@ -89,6 +89,7 @@ class PowerSource:
     update_s: float | None = None  # how often the sensor renews its value
     response: Response = UNKNOWN_RESPONSE  # how the sensor sees a changing power
     paced = False  # True when ``read`` itself waits for the next sample
+    over = False  # True when no reading will come any more
     notes: tuple[str, ...] = ()  # sentences for the report
     problem: Exception | None = None  # why the last rail that failed did
     # What ``read`` and ``close`` work on, where a source has no more to it than that.

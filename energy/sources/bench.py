@@ -24,7 +24,9 @@ from draftwire.energy.sources.jetson import LineFeed
 from draftwire.errors import ConfigError, SensorError
 
 _FIELD = re.compile(
-    r"(?P<name>[A-Za-z_ ]*?)\s*[:=]?\s*(?P<value>-?\d+(?:\.\d+)?)\s*"
+    # No part of a number, so a decimal comma is no reading rather than a wrong one.
+    r"(?P<name>[A-Za-z_ ]*?)\s*[:=]?\s*"
+    r"(?P<value>(?<![\d.])-?(?:\d+\.\d+|(?<!\d,)\d+)(?:[eE][-+]?\d\d?)?)\s*"
     r"(?P<unit>(?:[mu\u00b5])?[VAW])\b"
 )
 _SCALE = {"m": 1e-3, "u": 1e-6, "\u00b5": 1e-6}
@@ -68,15 +70,21 @@ def _package(module: str, package: str) -> Any:
 
 class LineMeter(_Bench):
     """A serial port on which each line is a reading: ``/dev/ttyUSB0`` or
-    ``/dev/ttyUSB0,9600``."""
+    ``/dev/ttyUSB0,9600``; opened anew when it was pulled out."""
 
     def __init__(self, port: str, *, clock: Clock | None = None) -> None:
         super().__init__(clock, "ina219")
-        path, _, speed = port.partition(",")
-        rate = getattr(termios, f"B{speed or 115200}", None)
-        if rate is None:
+        self._path, _, speed = port.partition(",")
+        self._rate = getattr(termios, f"B{speed or 115200}", None)
+        if self._rate is None:
             raise ConfigError(f"no serial speed {speed!r}", hint="for example 115200")
-        self.name = f"serial:{path}"
+        self.name = f"serial:{self._path}"
+        self._open()
+        first, last = self.read(), self.read()
+        self.update_s = max(1e-3, (last.t_ns - first.t_ns) * 1e-9)
+
+    def _open(self) -> None:
+        path, rate = self._path, self._rate
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
             mode = termios.tcgetattr(self._fd)
@@ -89,10 +97,12 @@ class LineMeter(_Bench):
             hint = 'the group dialout may: sudo usermod -aG dialout "$USER"'
             raise SensorError(why, hint=hint) from exc
         self._feed = LineFeed(self.name, self._fd, self._clock, _SILENT_S)
-        first, last = self.read(), self.read()
-        self.update_s = max(1e-3, (last.t_ns - first.t_ns) * 1e-9)
 
     def read(self) -> Reading:
+        if self._feed.ended:
+            self.close()
+            self._open()
+            self._feed.next_line()  # cut where we came in
         for _ in range(50):
             t_ns, line = self._feed.next_line()
             watt = parse_line(line.decode("utf-8", "replace"))

@@ -146,9 +146,11 @@ def total_of(
     scope: str | None = None,
 ) -> TotalChoice:
     """Return the total of a source: its own, or by the rail tables."""
-    if isinstance(source, ReplaySource) and not rails and scope is None:
-        return source.recording.choice
+    if isinstance(source, ReplaySource):
+        return source.recording.total_of(rails, scope)
     if source.scope is not None and not rails:
+        if scope not in (None, source.scope):
+            raise ConfigError(f"no scope {scope!r} here", hint=f"there is: {source.scope}")
         return TotalChoice(Total(source.scope, tuple(source.total)), how="the source")
     return choose_total(source.rails, tables, board=board, user_rails=rails, scope=scope)
 

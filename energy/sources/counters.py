@@ -42,7 +42,8 @@ _NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED
 
 
 class BatterySource(PowerSource):
-    """Power out of the batteries; a SensorError where none discharges."""
+    """Power out of the batteries; a SensorError where none discharges or one charges. Of
+    several some rest, and give nothing."""
 
     name = scope = "battery"
     update_s = 1.0  # fuel gauges renew about once a second; some every 30 s
@@ -50,31 +51,45 @@ class BatterySource(PowerSource):
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
-        tree, base = Tree(root), "sys/class/power_supply"
+        self._tree, base = Tree(root), "sys/class/power_supply"
+        self._folders = {
+            name: f"{base}/{name}"
+            for name in self._tree.names(base)
+            if self._tree.text(f"{base}/{name}/type") == "Battery"
+            and self._tree.text(f"{base}/{name}/scope") != "Device"  # not a mouse
+        }
         self.reads = {
-            name: partial(_discharge, tree, f"{base}/{name}")
-            for name in tree.names(base)
-            if tree.text(f"{base}/{name}/type") == "Battery"
-            and tree.text(f"{base}/{name}/scope") != "Device"  # not a mouse
+            name: partial(_discharge, self._tree, folder)
+            for name, folder in self._folders.items()
         }
         if not self.reads:
             raise SensorError("no battery")
         self.rails = self.total = tuple(self.reads)
         self.read()
 
+    def read(self) -> Reading:
+        states = {name: _status(self._tree, f) for name, f in self._folders.items()}
+        if "Discharging" not in states.values() or "Charging" in states.values():
+            told = ", ".join(f"{name} is {state.lower()}" for name, state in states.items())
+            why = f"battery {told}, not discharging"
+            raise SensorError(why, hint="unplug the supply, or take another source")
+        return super().read()
+
+
+def _status(tree: Tree, folder: str) -> str:
+    return tree.text(f"{folder}/status") or "Unknown"
+
 
 def _discharge(tree: Tree, folder: str) -> float:
     """Return watts; drivers disagree about the sign, so they are made positive."""
-    status, name = tree.text(f"{folder}/status") or "Unknown", folder.rsplit("/", 1)[-1]
-    if status != "Discharging":
-        why = f"battery {name} is {status.lower()}, not discharging"
-        raise SensorError(why, hint="unplug the supply, or take another source")
+    if _status(tree, folder) != "Discharging":
+        return 0.0
     micro = tree.number(f"{folder}/power_now")
     if micro is not None:
         return abs(micro) * 1e-6
     volt, amp = (tree.number(f"{folder}/{n}_now") for n in ("voltage", "current"))
     if volt is None or amp is None:
-        raise ValueError(f"{name} tells no power")
+        raise ValueError(f"{folder} tells no power")
     return abs(volt * amp) * 1e-12
 
 
@@ -100,36 +115,35 @@ class RaplSource(PowerSource):
         self._wrap = {rail: wrap or 0 for rail, wrap in wraps.items()}
         self.reads = {rail: number.read for rail, number in self.files.items()}
         try:
-            self._then, counts, _ = self.gather(self.reads)
+            then_ns, counts, _ = self.gather(self.reads)
         except SensorError as exc:
             why = "counters are there, but only root may read them (CVE-2020-8694)"
             hint = "sudo chmod a+r /sys/class/powercap/*/energy_uj"
             raise SensorError(why, hint=hint) from exc
         self.reads = {rail: self.reads[rail] for rail in counts}
-        self._last = {rail: int(count) for rail, count in counts.items()}
+        self._last = {rail: (then_ns, int(count)) for rail, count in counts.items()}
         self._joules = dict.fromkeys(counts, 0.0)
-        self._watts: dict[str, float] = {}
         self.rails = tuple(counts)
         packages = tuple(rail for rail in self.rails if rail.startswith("package"))
         self.total = packages or self.rails
 
     def read(self) -> Reading:
-        """Read the counters; power is the mean since the last read."""
+        """Read the counters; power is the mean since the last read of that counter."""
         t_ns, now, _ = self.gather(self.reads)
-        elapsed_s, seen = (t_ns - self._then) * 1e-9, {}
+        watts, seen = {}, {}
         for rail, value in now.items():
-            step = int(value) - self._last[rail]
-            self._last[rail] = int(value)
+            then_ns, last = self._last[rail]
+            step = int(value) - last
+            self._last[rail] = t_ns, int(value)
             if step < 0:  # the counter went round
                 step += self._wrap[rail]
             if step < 0:  # or it was set back, and its range is not known
                 continue
             self._joules[rail] += step * 1e-6
             seen[rail] = self._joules[rail]
-            if elapsed_s > 0:
-                self._watts[rail] = step * 1e-6 / elapsed_s
-        self._then = t_ns
-        return Reading(t_ns, dict(self._watts), seen)
+            if t_ns > then_ns:
+                watts[rail] = step * 1e3 / (t_ns - then_ns)
+        return Reading(t_ns, watts, seen)
 
 
 class GpuSource(PowerSource):

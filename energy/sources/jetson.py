@@ -75,7 +75,7 @@ class LineFeed:
 
     def __init__(self, name: str, fd: int, clock: Clock, timeout_s: float) -> None:
         self.name, self.fd, self.clock, self.timeout_s = name, fd, clock, timeout_s
-        self._tail, self._arrived = b"", 0
+        self._tail, self._arrived, self.ended = b"", 0, False
         self._poll = select.poll()  # select() takes no descriptor from 1024 on
         self._poll.register(fd, select.POLLIN)
 
@@ -84,8 +84,12 @@ class LineFeed:
         while b"\n" not in self._tail:
             if not self._poll.poll(1e3 * self.timeout_s):
                 raise SensorError(f"{self.name} was silent for {self.timeout_s:g} s")
-            chunk = os.read(self.fd, 65536)
+            try:
+                chunk = os.read(self.fd, 65536)
+            except OSError:  # a port that was pulled out
+                chunk = b""
             if not chunk:
+                self.ended = True
                 raise SensorError(f"{self.name} ended")
             self._arrived = self.clock()
             self._tail = (self._tail + chunk)[-4 * MAX_SAMPLE :]

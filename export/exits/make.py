@@ -6,7 +6,6 @@ What a target says does not change, and neither does its id: exits are hints.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -29,6 +28,7 @@ from draftwire.export.sources.checkpoint import load_model
 from draftwire.export.sources.documents import encode, read_documents
 from draftwire.export.training.base import model_of
 from draftwire.export.training.text import deal_file
+from draftwire.io import scratch_in, writing
 from draftwire.packages import NewExits, NewFile, TargetPackage, load_target, write_package
 from draftwire.packages.exits import EXITS_FILE, EXITS_FORMAT
 from draftwire.tensors import read_tensors, target_weights, write_tensors
@@ -138,12 +138,12 @@ def export_exits(
             "rank": str(settings.rank),
             "made": json.dumps(made),
         }
-        with pieces.writing(file):
+        with writing(file):
             write_tensors(file, tensors, metadata=header)
         say(f"the exits lie in {file}: serve the folder with `draftwire verifier serve`")
         return place
-    with tempfile.TemporaryDirectory(prefix=".exits-", dir=place.parent) as scratch:
-        new = exit_files(package, entries, tensors, settings.rank, made, Path(scratch))
+    with scratch_in(place.parent) as scratch:
+        new = exit_files(package, entries, tensors, settings.rank, made, scratch)
         fields, files = pieces.kept_files(package)
         fields.pop("exits", None)
         written = write_package(

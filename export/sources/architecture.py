@@ -161,6 +161,16 @@ def read_architecture(
     UnknownArchitecture where it is none of those written here, a ModelError where a field
     is missing or does not fit, a ConfigError where ``context`` is more than the model has.
     """
+    try:
+        return _architecture(where, config, context)
+    except (TypeError, LookupError) as exc:
+        why = f"{where}: config.json holds a value of another kind: {exc}"
+        raise ModelError(why, hint="copy or download the file again") from exc
+
+
+def _architecture(
+    where: str, config: Mapping[str, Any], context: int | None
+) -> Architecture:
     _refuse_hidden_readers(where, config)
     kind = str(config.get("model_type"))
     family = FAMILIES.get(kind)

@@ -259,14 +259,14 @@ def special_ids(
     ends: list[Any] = []
     for value in (source.get("eos_token_id") for source in sources):
         ends.extend(value if isinstance(value, list) else [value])
-    eos = tuple(dict.fromkeys(i for i in ends if i is not None))
+    eos = [i for i in ends if i is not None]
     bos = first_token(folder)
     for i in (*eos, *([] if bos is None else [bos])):
         if type(i) is not int or not 0 <= i < vocab_size:
             raise ModelError(
                 f"{folder.name}: special token {i!r} is outside of the vocabulary"
             )
-    return bos, eos
+    return bos, tuple(dict.fromkeys(eos))
 
 
 def load_model(folder: Path) -> Any:

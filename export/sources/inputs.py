@@ -11,6 +11,8 @@ from typing import Any
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.checkpoint import first_line
 
+# What gguf and transformers meet in a damaged file.
+_GGUF_FAILS = (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 # Never weights that would have to be unpickled.
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
@@ -86,7 +88,7 @@ def _unpacked(file: Path, scratch: Path) -> Path:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
         kind = transformers.AutoModelForCausalLM
         model = kind.from_pretrained(**where, dtype=torch.float32)
-    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as exc:
+    except _GGUF_FAILS as exc:
         raise ModelError(
             f"{file.name} cannot be read as GGUF: {first_line(exc)}",
             hint="give the Hugging Face directory that it was made from",

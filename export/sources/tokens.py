@@ -36,7 +36,7 @@ def check_tokens(folder: Path, bos_id: int | None) -> int | None:
         theirs = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except (ImportError, KeyError, OSError, TypeError, ValueError) as exc:
+    except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as exc:
         raise ModelError(
             f"transformers cannot load the tokenizer of {folder.name}: {first_line(exc)}",
             hint=_SAVE,

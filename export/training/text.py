@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftwire.errors import ConfigError
-from draftwire.export.pieces import writing
 from draftwire.export.sources.documents import Asking, encode, read_documents
 from draftwire.export.training.base import Base
 from draftwire.export.training.loop import Plan, Stream
 from draftwire.export.training.measure import extend
-from draftwire.io import replacing, write_text
+from draftwire.io import replacing, write_text, writing
 from draftwire.template import Template
 from draftwire.tokenizer import load_tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -10,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
-from draftwire.errors import ConfigError, PackageError
+from draftwire.errors import ConfigError, OutputError, PackageError
 
 if TYPE_CHECKING:
     import subprocess
 
+_SCRATCH = ".draftwire-"
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
@@ -46,6 +48,48 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Give a new folder in ``folder``, which is made, and remove it at the end.
+
+    Each is locked while its process lives: those that killed ones left behind go first.
+    """
+    import shutil  # where something large is made
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_SCRATCH}*"):
+        with _locked(left, wait=False) as ours:
+            if ours:
+                shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        while True:
+            scratch = folder / f"{_SCRATCH}{os.urandom(6).hex()}"
+            scratch.mkdir()
+            held.enter_context(_locked(scratch, wait=True))
+            if scratch.is_dir():  # nobody took it for left behind meanwhile
+                break
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock on a folder; False where another has it, or there are no locks."""
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def read_text(path: Path, most: int, what: str) -> str:
@@ -96,18 +140,28 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what the system refuses (OutputError: the disk is full; ConfigError: ``path``
+    cannot be written)."""
+    try:
+        yield
+    except OSError as exc:
+        what = f"cannot write {path}: {exc.strerror or exc}"
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(what) from exc
+        raise ConfigError(what, hint="name another place") from exc
+
+
 def write_whole(path: Path, make: Callable[[Path], None]) -> None:
     """Let ``make`` write a file that takes the place of ``path``, see :func:`replacing`
-    (ConfigError: the file cannot be written)."""
-    try:
-        with replacing(path) as temporary:
-            make(temporary)
-    except OSError as exc:
-        raise ConfigError(f"cannot write {path}: {exc.strerror or exc}") from exc
+    and :func:`writing`."""
+    with writing(path), replacing(path) as temporary:
+        make(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all (ConfigError: the file cannot be written)."""
+    """Write a text file, whole or not at all; errors as of :func:`writing`."""
 
     def put(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")

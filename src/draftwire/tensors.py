@@ -53,6 +53,9 @@ def read_header(path: Path) -> tuple[bytes, int]:
             if len(start) < 8:
                 raise _broken(path, "is too short")
             (length,) = _LENGTH.unpack(start)
+            if start == b"version " and stream.read(19) == b"https://git-lfs.git":
+                what, hint = "is a pointer of Git LFS and no tensors", "git lfs pull"
+                raise PackageError(f"{path.name} {what}", hint=hint)
             if length > min(MAX_HEADER, size - 8):
                 raise _broken(path, f"claims a header of {length} bytes")
             return stream.read(length), size
@@ -118,7 +121,10 @@ class TensorFile:
         dtype = raw.get("dtype")
         shape, span = _whole(raw.get("shape")), _whole(raw.get("data_offsets"))
         if not isinstance(dtype, str) or dtype not in SIZES:
-            raise self._broken(f"holds {name} as {dtype!r}, which is not supported")
+            raise PackageError(
+                f"{self.path.name} holds {name} as {dtype!r}, which is not supported",
+                hint="take the checkpoint that it was quantised from",
+            )
         if shape is None or len(shape) > MAX_DIMS:
             raise self._broken(f"gives {name} an unfit shape")
         if math.prod(max(1, dim) for dim in shape) > MAX_BYTES // SIZES[dtype]:

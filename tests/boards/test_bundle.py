@@ -27,7 +27,7 @@ from draftwire.boards.install.trouble import InstallError
 from draftwire.boards.ship.bundle import bundle_files, write_bundle
 from draftwire.boards.ship.own_wheel import own_wheel
 from draftwire.cli import main
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, OutputError
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,10 @@ def test_keys_are_made_kept_and_used(tmp_path):
     assert read_key(str(tmp_path / "maker.key.pub")) == key == read_key(key.text)
     with pytest.raises(ConfigError, match="there already"):
         signing.make_key(path)
+    (tmp_path / "other.pub").write_text("somebody's")
+    with pytest.raises(ConfigError, match="other.pub is there already"):
+        signing.make_key(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     signer = signing.load_signer(path)
     made = bundle(tmp_path, by=signer)
     assert check_bundle(made, key, unsigned=False).key == key
@@ -311,7 +315,7 @@ def test_a_bundle_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr("draftwire.io.os.replace", full)
     before = tree(tmp_path)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_bundle(content, tmp_path / "out.tar.gz", MAKER)
     assert tree(tmp_path) == before
 

@@ -10,16 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from energy_lab import advance, run, setup, tree, write_recording
+from energy_lab import CHOICE, Fake, advance, run, setup, tree, write_recording
 
+from draftwire.energy.account.meter import Meter
+from draftwire.energy.files.recording import Recorder
+from draftwire.energy.live import record
 from draftwire.energy.live.adapters import CARBON, Measurement, ZeusLike, carbon_row
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener, find_listener, mark, send
 from draftwire.energy.live.watch import dashboard, serve
 from draftwire.energy.rails import load_tables
 from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import load_rows
-from draftwire.energy.sources.choose import open_meter
-from draftwire.errors import ConfigError, SensorError
+from draftwire.energy.sources.base import monotonic_ns
+from draftwire.energy.sources.choose import choose_source, open_meter
+from draftwire.errors import ConfigError, OutputError, SensorError
 from draftwire.io import align, parse_seconds, quantity, write_text
 
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
@@ -92,6 +96,16 @@ def test_an_account_shows_its_phases_to_who_records(tmp_path, capsys):
     assert entry["tokens"] == {"drafted": 4, "accepted": 3, "emitted": 4, "requests": 1}
 
 
+def test_a_command_that_will_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr(record, "PATIENCE_S", 0.1)
+    meter = Meter(Fake(monotonic_ns, lambda t: 5.0), CHOICE)
+    command = ["sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"]
+    with meter:
+        nowhere = Recorder(None, meter.source, meter.projector)
+        done = record.record(meter, nowhere, command=command, seconds=1.0)
+    assert done.exit_code == -9 and done.entry["joules"] > 0
+
+
 def test_a_recording_is_a_source(tmp_path):
     path = write_recording(tmp_path / "run.jsonl", [5.0, 5.04] * 60)
     with open_meter(load_tables(), name=f"replay:{path},50") as meter:
@@ -100,6 +114,37 @@ def test_a_recording_is_a_source(tmp_path):
     assert window.source == "replay:sysfs-ina3221" and window.result.scope == "module"
     with pytest.raises(ConfigError, match="replay:x,fast"):
         open_meter(load_tables(), name="replay:x,fast")
+
+
+def test_a_recording_that_is_played_ends_its_own_recording(tmp_path, capsys):
+    path, out = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_recording(path, [5.0] * 41)
+    assert run("record", "--replay", path, "--speed", 10, "--out", out) == 0
+    (row,) = load_rows(out, [])
+    assert row.coverage == 1.0 and row.energy_j == pytest.approx(5.0 * row.seconds)
+
+
+def test_another_total_of_a_recording(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_recording(path, [5.0] * 41)
+    text = path.read_text()
+    path.write_text(
+        text.replace('"others": []', '"others": [{"scope": "soc", "rails": ["VDD_SOC"]}]')
+    )
+    soc = load_rows(path, [], scope="soc")[0]
+    assert soc.energy_j == load_rows(path, [], rails=["VDD_SOC"])[0].energy_j
+    assert (soc.scope, soc.rails) == ("soc", ("VDD_SOC",))
+    assert soc.energy_j == pytest.approx(load_rows(path, [])[0].by_rail_j["VDD_SOC"])
+    played = choose_source([], name=f"replay:{path}", scope="soc")
+    assert played.choice.total.rails == ("VDD_SOC",)
+    with pytest.raises(ConfigError, match="no scope 'board'"):
+        load_rows(path, [], scope="board")
+    report = tmp_path / "r.json"
+    report.write_text(
+        json.dumps({"schema": "draftwire.report/1", "energy": {"joules": 5.0}})
+    )
+    with pytest.raises(ConfigError, match="has no samples"):
+        load_rows(report, [], window=(0.0, 1.0))
 
 
 def test_the_exporter_is_scraped():
@@ -260,3 +305,5 @@ def test_io(tmp_path):
     with pytest.raises(ConfigError, match="cannot write"):
         write_text(tmp_path / "no" / "a", "two")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(OutputError, match="No space left"):
+        write_text(Path("/dev/full"), "three")

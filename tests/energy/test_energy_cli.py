@@ -78,10 +78,10 @@ def test_record_survives_a_full_disk(tmp_path, capsys):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     where = ("--hz", "5", "--root", tree(tmp_path))
-    assert run("record", "--out", "/dev/full", "--force", "--for", "300ms", *where) == 0
+    assert run("record", "--out", "/dev/full", "--force", "--for", "300ms", *where) == 6
     captured = capsys.readouterr()
     assert "ends early: the disk is full" in captured.err
-    assert " J in " in captured.out
+    assert " J in " in captured.out and "0 samples in" in captured.out
 
 
 def test_record_returns_the_code_of_the_command(tmp_path, capsys):
@@ -177,13 +177,18 @@ def test_import_tells_what_it_found(tmp_path, capsys):
     log.write_text(log_of("VDD_IN"))
     assert run("import", log) == 0
     out = capsys.readouterr().out
-    assert "21 samples" in out and "100.0 +- " in out
+    assert "21 samples" in out and "100.0 +- " in out and "running mean" in out
     assert run("import", log, "--window", "5:15", "--json") == 0
     assert json.loads(capsys.readouterr().out)["energy_j"] == pytest.approx(50.0)
     log.write_text(log_of("VDD_FOO"))
     assert run("import", log) == 3
     assert "--rails" in capsys.readouterr().out
     assert run("import", log, "--rails", "VDD_FOO") == 0
+    capsys.readouterr()
+    log.write_text("A_A current(1)=1.0A\nA_V volt(2)=5.0V\n" * 3)
+    run("import", log, "--interval", "1000")
+    out = capsys.readouterr().out
+    assert out.startswith("pmic-log: 3 samples, ") and "running mean" not in out
 
 
 def meter_file(path, edges, *, shift, rate=100.0, length=14.0):

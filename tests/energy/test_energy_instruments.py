@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import pty
 import threading
-import time
 
 import pytest
 
@@ -198,6 +198,34 @@ def test_every_meter_of_the_table_states_figures_and_where_they_are_from():
     assert min(known["js110"].offset_a, known["js220"].offset_a) >= 1.5e-3
 
 
+TENTHS = [0.1 * i for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("times", "anew"),
+    [
+        ([(4_290_000_000 + i * 100_000) % 2**32 * 1e-6 for i in range(100)], True),
+        (TENTHS[:50] * 2, True),
+        ([*TENTHS[:60], 3.0, *TENTHS[61:]], False),
+        (TENTHS[::-1], False),
+    ],
+    ids=["a counter of 32 bits", "two files in one", "one row", "newest first"],
+)
+def test_times_that_begin_anew_go_on(tmp_path, times, anew):
+    path = write(tmp_path, ["time_s,power_W", *(f"{t:.6f},4.0" for t in times)])
+    (row,) = load_rows(path, [])
+    assert row.energy_j == pytest.approx(0.4 * 99) and row.coverage == 1.0
+    assert any("times go back" in note for note in row.notes) == anew
+
+
+def test_a_power_that_is_no_number_is_no_reading(tmp_path):
+    cells = [4.0, 4.0, "inf", 4.0, "nan", *[4.0] * 45]
+    path = write(tmp_path, ["time_s,power_W", *(f"{i},{c}" for i, c in enumerate(cells))])
+    (row,) = load_rows(path, [])
+    assert row.energy_j == pytest.approx(4.0 * 49)
+    assert "2 rows could not be read" in row.notes
+
+
 # Meters on a serial port.
 
 
@@ -208,6 +236,9 @@ def test_every_meter_of_the_table_states_figures_and_where_they_are_from():
         ("5.000V 0.8000A 4.000W", 4.0),
         ("Shunt: 8.0 mV, Bus: 5.0 V, I=0.8 A", 4.0),
         ("P=4080mW", 4.08),
+        ("7,5.02V,8.0e-1A", 4.016),
+        ("5,02 V, 800 mA", None),
+        ("5,00V 0,80A 4,00W", None),
         ("hello", None),
         ("5.0 V", None),
     ],
@@ -216,8 +247,12 @@ def test_lines_of_a_meter(line, watts):
     assert parse_line(line) == (None if watts is None else pytest.approx(watts))
 
 
-def test_a_meter_on_a_serial_port():
+@contextlib.contextmanager
+def talking(port):
+    """A meter on a port, until it is pulled out."""
     ours, theirs = pty.openpty()
+    port.unlink(missing_ok=True)
+    port.symlink_to(os.ttyname(theirs))
     stop = threading.Event()
 
     def talk():
@@ -227,18 +262,29 @@ def test_a_meter_on_a_serial_port():
     talker = threading.Thread(target=talk)
     talker.start()
     try:
-        source = LineMeter(f"{os.ttyname(theirs)},9600")
-        assert source.read().watts["METER"] == pytest.approx(4.0)
-        assert 0.001 <= source.update_s < 5.0
-        source.close()
+        yield
     finally:
         stop.set()
         talker.join()
-        time.sleep(0)
         os.close(ours)
         os.close(theirs)
+
+
+def test_a_meter_on_a_serial_port(tmp_path):
+    port = tmp_path / "ttyUSB0"
+    with talking(port):
+        source = LineMeter(f"{port},9600")
+        assert source.read().watts["METER"] == pytest.approx(4.0)
+        assert 0.001 <= source.update_s < 5.0
+    with pytest.raises(SensorError, match="ended"):
+        for _ in range(1000):
+            source.read()
+    port.unlink()
     with pytest.raises(SensorError, match="cannot open the serial port"):
-        LineMeter("/dev/nothing-here")
+        source.read()
+    with talking(port):  # plugged in again
+        assert source.read().watts["METER"] == pytest.approx(4.0)
+    source.close()
 
 
 def test_a_ppk2_wants_its_volts():

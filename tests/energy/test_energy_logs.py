@@ -99,10 +99,11 @@ DUMP += "VDD_CORE_V volt(15)=1.50000000V\nHDMI_V volt(23)=5.0V\nEXT5V_V volt(24)
     [
         ("", "", {"interval_s": 1.0}),
         ("Sun Nov 29 23:59:{s:02d} UTC 2026\n", "", {}),
+        ("Sun 29 Nov 23:59:{s:02d} GMT 2026\n", "", {}),
         ("{t}.250\n", "", {}),
         ("", "2026-11-29T11:00:{s:02d}.120+0000 pi vc[1]: ", {}),
     ],
-    ids=["--interval", "date", "epoch", "journald"],
+    ids=["--interval", "date", "date, British", "epoch", "journald"],
 )
 def test_dumps_of_a_pi_5_are_a_log(tmp_path, before, each, options):
     path = tmp_path / "pi.log"
@@ -371,6 +372,10 @@ PREFIXES = {
     "syslog, microseconds": "2026-11-28T10:{m:02d}:{s:02d}.250000+01:00 robot t: ",
     "ts": "Nov 28 10:{m:02d}:{s:02d} ",
     "ts -s": "00:{m:02d}:{s:02d} ",
+    "date, British": "Sat 28 Nov 10:{m:02d}:{s:02d} GMT 2026 ",
+    "date, American": "Sat 28 Nov 2026 12:{m:02d}:{s:02d} PM CET ",
+    "date, German": "Sa 28. M\u00e4r 10:{m:02d}:{s:02d} CET 2026 ",
+    "docker compose logs -t": "tegra-1  | 2026-11-28T10:{m:02d}:{s:02d}.125000000Z ",
     "ts %.s": "17960{t:05d}.125000 ",
     "epoch milliseconds": "17960{t:05d}250 ",
 }
@@ -384,6 +389,25 @@ def test_stamps_of_other_programs(prefix):
     assert imported.samples == 61 and imported.energy_j == pytest.approx(300.0)
     assert "foreign-stamps" in kinds(imported)
     assert "not-tegrastats" not in kinds(imported)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("2026-03-29T01:59:{s}+0100 ", "2026-03-29T03:00:{s}+0200 "),
+        ("2026-10-25T02:59:{s}+02:00 ", "2026-10-25T02:00:{s}+01:00 "),
+        ("2026-03-08T01:59:{s}-0330 ", "2026-03-08T03:00:{s}-0230 "),
+        ("Feb 28 23:59:{s} ", "Mar  1 00:00:{s} "),
+        ("Feb 28 23:59:{s} ", "Feb 29 00:00:{s} "),
+        ("Sat 28 Mar 2026 11:59:{s} AM ", "Sat 28 Mar 2026 12:00:{s} PM "),
+    ],
+)
+def test_stamps_over_an_edge_of_the_calendar_leave_no_hole(first, then):
+    stamps = [edge.format(s=f"{s:02d}") for edge in (first, then) for s in range(60)]
+    text = lines([(5000,)] * 120, rails=("POM_5V_IN",), unit="")
+    imported = read([stamp + line for stamp, line in zip(stamps, text)])
+    assert imported.energy_j == pytest.approx(5.0 * 119)
+    assert kinds(imported) == ["foreign-stamps"]
 
 
 @pytest.mark.parametrize("pack", ["gz", "xz", "bz2", "utf-16", "utf-16-le"])

@@ -13,12 +13,13 @@ import pytest
 from energy_lab import CHOICE, Fake, Now, advance, setup
 
 from draftwire import energy
+from draftwire.energy.account import meter as meter_module
 from draftwire.energy.account.account import Account, Budget, ModelSource
 from draftwire.energy.account.integral import Baseline
 from draftwire.energy.account.meter import Meter, deadline_ns
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, monotonic_ns
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, SensorError
 from draftwire.io import environment
 
 
@@ -182,6 +183,26 @@ def test_the_thread_samples_and_stops():
     assert window.energy_j > 0
     assert meter.source.closed
     assert not any(t.name == "draftwire-energy" for t in threading.enumerate())
+
+
+@pytest.mark.parametrize("error", [SensorError("bus error"), OSError(5, "pulled out")])
+def test_a_sensor_that_was_away_for_long_is_back(monkeypatch, error):
+    monkeypatch.setattr(meter_module, "AGAIN_S", 0.001)
+    left, back = [3 * meter_module.MAX_FAILURES], threading.Event()
+
+    def power(t):
+        left[0] -= 1
+        if 0 < left[0] < 3 * meter_module.MAX_FAILURES - 1:
+            raise error
+        return 5.0
+
+    meter = Meter(Fake(monotonic_ns, power), CHOICE, hz=1000)
+    with meter:
+        while meter.failed_reads < 2 * meter_module.MAX_FAILURES:
+            time.sleep(0.001)
+        assert meter.broken == str(error)
+        meter.add_listener(lambda *sample: back.set())
+        assert back.wait(10.0) and not meter.broken
 
 
 # The account.

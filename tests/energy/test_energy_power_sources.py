@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from energy_lab import mainline, nx_rails, put
 
+from draftwire.energy.account.integral import Projector
+from draftwire.energy.account.meter import Meter
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.choose import choose_source, find_sources
 from draftwire.energy.sources.counters import (
@@ -270,6 +272,20 @@ def test_a_rail_without_permission_names_the_remedy(tmp_path):
     assert "chmod" in findings["sysfs"].remedy
 
 
+def test_two_chips_with_one_label_can_each_be_named(tmp_path):
+    for number, micro in enumerate((1_000_000, 2_000_000)):
+        hwmon(tmp_path, "ina226", number, power1_input=micro, power1_label="VBAT")
+    for rails, watts in (("VBAT", 1.0), ("VBAT#2", 2.0), ("VBAT,VBAT#2", 3.0)):
+        chosen = choose_source(TABLES, rails=rails.split(","), root=tmp_path)
+        assert Projector(chosen.source.rails, chosen.choice).project(chosen.source.read())[
+            0
+        ][0] == pytest.approx(watts)
+        told = [w for w in chosen.choice.warnings if "VBAT#2 as well" in w]
+        assert len(told) == (rails == "VBAT")
+    with pytest.raises(ConfigError, match="VBAT#3"):
+        choose_source(TABLES, rails=["VBAT#3"], root=tmp_path)
+
+
 def test_votes_that_disagree_warn():
     rails = ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"]
     choice = choose_total(rails, TABLES, board="jetson-xavier-nx")
@@ -324,8 +340,23 @@ def test_rapl_set_back_without_a_range_is_no_energy(tmp_path):
     assert source.read().joules == {}
 
 
-def battery(root, **files):
-    base = "sys/class/power_supply/BAT0"
+def test_a_rapl_counter_that_was_not_read_is_exact_when_it_is_back(tmp_path):
+    times = iter(range(0, 10**12, 500_000_000))  # a read takes two: 1 s
+    source = RaplSource(rapl(tmp_path, [0, 0]), clock=lambda: next(times))
+    choice = choose_source([], name="rapl", root=tmp_path).choice
+    meter = Meter(source, choice, clock=lambda: 0)
+    with meter.window() as window:
+        for count in (100_000, "", "", 900_000, 950_000):
+            source.files["package-1"].close()
+            rapl(tmp_path, [100_000, count])
+            meter.read_now()
+            if count == 900_000:
+                assert meter.last.watts[2] == pytest.approx(0.8 / 3)
+    assert window.result.energy_j == pytest.approx(0.1 + 0.95)
+
+
+def battery(root, number=0, **files):
+    base = f"sys/class/power_supply/BAT{number}"
     texts = {"type": "Battery", "status": "Discharging", **files}
     return put(root, {f"{base}/{name}": text for name, text in texts.items()})
 
@@ -337,6 +368,8 @@ def battery(root, **files):
 def test_battery_power_and_product(tmp_path, files, watts):
     found = BatterySource(battery(tmp_path, **files)).read().watts
     assert found == {"BAT0": pytest.approx(watts)}
+    battery(tmp_path, 1, status="Not charging", power_now=0)
+    assert sum(BatterySource(tmp_path).read().watts.values()) == pytest.approx(watts)
     battery(tmp_path, status="Charging")
     with pytest.raises(SensorError, match="charging"):
         BatterySource(tmp_path)

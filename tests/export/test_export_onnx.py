@@ -266,7 +266,7 @@ def test_where_a_prompt_begins(model_copy):
 
 def test_a_place_that_cannot_be_written(models, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write"):
         export_onnx(models("llama"), tmp_path / "file" / "a.draft")
 
 
@@ -326,6 +326,9 @@ FAULTS = {
     "layers in words": (lambda f: edit(f, num_hidden_layers="two"), "num_hidden_layers"),
     "eps": (lambda f: edit(f, rms_norm_eps=-1), "rms_norm_eps"),
     "eos": (lambda f: edit(f, eos_token_id=99999), "outside of the vocabulary"),
+    "an eos of another kind": (lambda f: edit(f, eos_token_id=[{}]), "outside of"),
+    "an activation of another kind": (lambda f: edit(f, hidden_act=["silu"]), "of another"),
+    "architectures": (lambda f: edit(f, architectures=7), "of another kind"),
     "quantised": (lambda f: edit(f, quantization_config={"bits": 4}), "quantised"),
 }  # fmt: skip
 
@@ -341,6 +344,13 @@ def test_each_fault_is_one_sentence_and_leaves_nothing(fault, model_copy, tmp_pa
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code in (2, 5)
     assert list(out.parent.iterdir()) == []
+
+
+def test_settings_of_a_tokenizer_that_are_no_object(model_copy, tmp_path):
+    folder = model_copy("llama")
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        export_onnx(folder, tmp_path / "a.draft")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """Packages: what loads, what is refused, and how they are written."""
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from draftwire.errors import ConfigError, PackageError
+from draftwire.errors import ConfigError, OutputError, PackageError
+from draftwire.io import environment, scratch_in
 from draftwire.packages import NewFile, load_draft, load_target, write_package
 
 FIELDS = {
@@ -189,6 +194,47 @@ def test_each_wrong_field_is_one_sentence(draft, key, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), OutputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_package_that_cannot_take_the_others_place_leaves_it(
+    draft, monkeypatch, fault, raised
+):
+    def rename(source, target, plain=os.rename):
+        if ".draftwire-" in str(source):  # the older one is out of the way
+            raise fault
+        plain(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    before = load_draft(draft).id
+    with pytest.raises(raised):
+        write_package(draft, "draft", {**FIELDS, "name": "b"}, draft_files(), replace=True)
+    assert load_draft(draft).id == before
+    assert [path.name for path in draft.parent.iterdir()] == [draft.name]
+
+
+def test_what_a_killed_process_left_goes_and_what_one_writes_stays(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from draftwire.io import scratch_in\n"
+        "with scratch_in(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch(); print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as child:
+        child.stdout.readline()
+        (left,) = tmp_path.iterdir()
+        write_package(tmp_path / "a.draft", "draft", FIELDS, draft_files())
+        assert (left / "half").exists()
+        child.kill()
+    with scratch_in(tmp_path) as ours:
+        assert sorted(tmp_path.iterdir()) == sorted((ours, tmp_path / "a.draft"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.draft"]
+
+
 def test_an_absent_or_foreign_folder_is_refused(tmp_path, draft):
     with pytest.raises(PackageError, match="no draft package at"):
         load_draft(tmp_path / "nowhere")
@@ -244,7 +290,7 @@ def test_a_package_is_written_whole_or_not_at_all(tmp_path):
         (PackageError, "no model file", {"tokenizer.json": NewFile(b"{}")}),
         (PackageError, "no tokenizer.json", {"model.int8.onnx": NewFile(b"x", MODEL)}),
         (PackageError, "no fit name", draft_files(**{"../x": NewFile(b"")})),
-        (ConfigError, "be written", draft_files(x=NewFile(tmp_path / "missing"))),
+        (ConfigError, "cannot write", draft_files(x=NewFile(tmp_path / "missing"))),
     ):
         with pytest.raises(error, match=match):
             write_package(tmp_path / "a.draft", "draft", FIELDS, files)

@@ -89,6 +89,14 @@ def test_a_broken_file_is_refused(tmp_path, content):
         TensorFile(file)
 
 
+def test_a_pointer_of_git_lfs_names_the_remedy(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "x.safetensors").write_text(pointer)
+    with pytest.raises(PackageError, match="Git LFS") as caught:
+        TensorFile(tmp_path / "x.safetensors")
+    assert caught.value.hint == "git lfs pull"
+
+
 def test_a_header_of_hundreds_of_thousands_of_tensors_is_not_read(tmp_path, monkeypatch):
     empty = ",".join(
         f'"{i}":{json.dumps(entry(shape=(0,), span=(0, 0)))}' for i in range(800_000)

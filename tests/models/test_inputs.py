@@ -119,6 +119,15 @@ def test_words_are_cut_as_the_file_says(tmp_path):
         checkpoint_folder(tmp_path / "odd.gguf", tmp_path / "scratch")
 
 
+@pytest.mark.parametrize("size", [7, 30, 400, 3000, 8000, 100_000])
+def test_a_file_that_is_cut_is_said(tmp_path, size):
+    write(tmp_path / "a.gguf", "F16")
+    data = (tmp_path / "a.gguf").read_bytes()
+    (tmp_path / "a.gguf").write_bytes(data[:size])
+    with pytest.raises(ModelError, match="a.gguf cannot be read as GGUF"):
+        checkpoint_folder(tmp_path / "a.gguf", tmp_path)
+
+
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no file"):
         checkpoint_folder(tmp_path / "missing.gguf", tmp_path)

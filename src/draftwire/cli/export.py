@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +210,8 @@ def run(args: argparse.Namespace) -> int:
         quiet = args.quiet
         values["settings"] = group(**settings)
         values["say"] = lambda line: quiet or print(line, file=sys.stderr, flush=True)
+    # What is half made goes with us, whatever ends us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     module_name, function = job.call.split(":")
     made = getattr(importlib.import_module(module_name), function)(args.source, **values)
     document = _summary(made)

@@ -7,14 +7,13 @@ import dataclasses
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from draftwire.cli._common import give_json
 from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
-from draftwire.io import align
+from draftwire.io import align, scratch_in
 
 LEAF = Leaf(
     "fetch a model by name, or list those that are known to fit",
@@ -99,10 +98,9 @@ def _make(pair: Any, role: str, place: Path, args: argparse.Namespace) -> None:
     if role == "draft":
         export_onnx(source, place, precision=args.precision, replace=args.replace)
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull-", dir=place.parent) as scratch:
-        folder = checkpoint_folder(source, Path(scratch))
-        copy = Path(scratch) / "whole"
+    with scratch_in(place.parent) as scratch:
+        folder = checkpoint_folder(source, scratch)
+        copy = scratch / "whole"
         shutil.copytree(folder, copy)  # the hub's cache is links
         if place.exists():
             shutil.rmtree(place)

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, Mapping
 
 from draftwire.errors import ConfigError, PackageError
+from draftwire.io import scratch_in, writing
 from draftwire.packages.exits import EXITS_FORMAT, Exit, Exits, read_exits
 from draftwire.packages.manifest import (
     DAMAGED,
@@ -300,19 +301,14 @@ def _replacing(folder: Path, kind: str, *, replace: bool) -> Iterator[Path]:
             hint = "choose another place, or remove it first"
             raise ConfigError(f"there is something at {folder} already", hint=hint)
         old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
-    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if old is not None:
-            os.rename(folder, old)
-        os.rename(scratch, folder)
-    except OSError as exc:
+        with writing(folder), scratch_in(folder.parent) as scratch:
+            yield scratch
+            if old is not None:
+                os.rename(folder, old)
+            os.rename(scratch, folder)
+    finally:
         if old is not None and old.exists() and not folder.exists():
             os.rename(old, folder)
-        what = f"{folder} cannot be written: {exc.strerror or exc}"
-        raise ConfigError(what, hint="free some space, or name another place") from exc
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
         if old is not None and folder.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -16,6 +16,7 @@ from draftwire.boards.ship.bundle import Content, write_bundle
 from draftwire.boards.ship.userlands import choose_userland, userlands_of
 from draftwire.cli import _common
 from draftwire.errors import ConfigError
+from draftwire.io import replacing, writing
 from draftwire.packages import DraftPackage, load_draft
 from draftwire.reference import draft_path
 
@@ -111,11 +112,9 @@ def _installer(args: argparse.Namespace) -> int:
         sys.stdout.write(script.decode("ascii"))
         return 0
     if args.out is not None:
-        try:
-            args.out.write_bytes(script)
-            args.out.chmod(0o755)
-        except OSError as exc:
-            raise ConfigError(f"cannot write {args.out}: {exc.strerror}") from exc
+        with writing(args.out), replacing(args.out) as partial:
+            partial.write_bytes(script)
+            partial.chmod(0o755)
     document = {"schema": "draftwire.installer/1", "sha256": digest, "bytes": len(script)}
     _common.give_json(args, document)
     if args.json is None and not args.quiet:

@@ -255,11 +255,12 @@ def _import(args: argparse.Namespace, log: str) -> int:
     name, file = ("stdin", sys.stdin.buffer) if log == "-" else (log, None)
     imported = import_tegrastats(name, file=file, **_log_options(args))
     if give_json(args, imported.to_dict()):
-        print(f"{imported.samples} samples, {len(imported.runs)} runs of tegrastats")
-        wrong = f", {imported.mean_wrong} do not follow" if imported.mean_wrong else ""
-        pairs = f"{imported.mean_checked} pairs agree{wrong}"
-        print(f"running mean of the first field against the second: {pairs}")
-        texts = [finding.text for finding in imported.findings]
+        print(f"{imported.source}: {imported.samples} samples, {len(imported.runs)} runs")
+        if imported.source == "tegrastats-log":
+            wrong = f", {imported.mean_wrong} do not follow" if imported.mean_wrong else ""
+            pairs = f"{imported.mean_checked} pairs agree{wrong}"
+            print(f"running mean of the first field against the second: {pairs}")
+        texts = list(dict.fromkeys(finding.text for finding in imported.findings))
         print("".join(f"found: {text}\n" for text in texts), end="")
         rows = rows_of_import(imported)
         for row in rows:

@@ -11,7 +11,7 @@ from typing import Any
 
 from draftwire.cli._common import give_json
 from draftwire.cli.energy import open_live, rail_tables, say, sentence
-from draftwire.errors import ConfigError, DraftwireError, SensorError
+from draftwire.errors import ConfigError, DraftwireError, OutputError, SensorError
 from draftwire.io import align, quantity, write_text
 
 HERE = "127.0.0.1:9477"  # of Prometheus
@@ -170,6 +170,8 @@ def record(args: argparse.Namespace) -> int:
     if done.exit_code:
         say(f"the command ended with {done.exit_code}")
         return done.exit_code if done.exit_code > 0 else 128 - done.exit_code
+    if done.truncated:
+        return OutputError.exit_code
     return 130 if done.interrupted and command else 0
 
 
