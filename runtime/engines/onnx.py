@@ -15,7 +15,9 @@ Source:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import mmap
 import os
 import sys
 import tempfile
@@ -226,6 +228,19 @@ class _Bound:
         self.binding: Any = None
 
 
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return zeros of which the lanes behind the first take memory as they are written:
+    huge pages would take nearly all at the first token."""
+    lane = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    start = -(-lane // mmap.PAGESIZE) * mmap.PAGESIZE
+    if start >= shape[0] * lane or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, shape[0] * lane)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE, start)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
 class SharedCacheEngine:
     """A ``gqa`` graph whose caches are bound once: by input name, each ``(1, kv_heads,
     capacity, head_dim)``, or ``(1, 1, capacity, hidden)`` of a layer that convolves."""
@@ -242,9 +257,9 @@ class SharedCacheEngine:
         self._last_only = "logits_from" in {node.name for node in session.get_inputs()}
         nodes = _caches(session)
         convolves = any(key.endswith(".conv") for key in nodes)
-        self.lanes = _LANES if multi_token and not convolves else 1
+        self.lanes = 1 if convolves else _LANES
         self._all = {
-            key: np.zeros(
+            key: _zeros(
                 (self.lanes, node.shape[1], spec.capacity, node.shape[3]),
                 _DTYPES[node.type],
             )

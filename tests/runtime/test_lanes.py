@@ -1,5 +1,8 @@
 """Several lanes of one draft: what one forward over them gives, and who takes part."""
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cached_target import FedDraft
@@ -10,6 +13,7 @@ from draftwire.packages import Parallel
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.engines.draft_model import DraftModel
+from draftwire.runtime.engines.onnx import _zeros
 from draftwire.runtime.pacing.length_rule import Costs
 from draftwire.sampling import SamplingParams, make_proposer
 
@@ -55,6 +59,18 @@ def test_a_full_lane_that_has_no_part_gives_up_a_token_and_one_that_has_says_so(
     first.forward((7,))
     with pytest.raises(ConfigError, match="context of 4 is full"):
         model.wide({0: 7, 1: 7})
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_NOHUGEPAGE"), reason="no huge pages here")
+def test_a_lane_takes_memory_as_it_is_written():
+    caches = _zeros((4, 1, 1 << 18, 16), np.float32)  # 16 MiB each
+    before = resident()
+    caches[:, :, :4] = 1
+    assert resident() - before < 18 << 20 and not caches[:, :, 4:].any()
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_a_draft_with_masks_has_one_lane():
