@@ -1,6 +1,7 @@
 """Several lanes of one draft: what one forward over them gives, and who takes part."""
 
 import mmap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from cached_target import FedDraft
 from places import MODELS
 
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.schemes import scheme_named
+from draftwire.bench.sim.simulate import Plan, simulate
 from draftwire.errors import ConfigError
 from draftwire.packages import Parallel
 from draftwire.runtime.drafter import Drafter
@@ -158,3 +162,15 @@ def test_what_a_lane_adds_to_a_step_is_measured():
         costs.stepped(1, 0.010)
         costs.stepped(4, 0.013)
     assert costs.lane_part == pytest.approx(0.1)
+
+
+def test_where_lanes_pay_in_simulation():
+    facts = {"text__acceptance": 0.8, "link__rtt_ms": 10.0, "draft__step_ms": 12.0}
+    board = find("agx-a100-llama").replaced("assumed", "a test", **facts)
+    plan = Plan(board, scheme_named("ours"), streams=2, tokens=150, seed=3)
+    one = simulate(plan)
+    several = simulate(replace(plan, profile=board.replaced("assumed", "", draft__lanes=4)))
+    assert several.ms_per_token < 0.97 * one.ms_per_token
+    used = [sum([s.counts.outcomes_used for s in run.streams]) for run in (one, several)]
+    assert used[1] > used[0]
+    assert [s.ids for s in one.streams] == [s.ids for s in several.streams]
