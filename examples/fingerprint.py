@@ -1,4 +1,4 @@
-"""Fingerprints by PROTOCOL.md 4.1, from files alone: 60 lines, none of them draftwire's.
+"""Fingerprints by PROTOCOL.md 4.1, from files alone, with nothing of draftwire's.
 
 fingerprint.py tokenizer tokenizer.json
 fingerprint.py backbone LAYERS model.safetensors ... (or one .gguf file)
@@ -76,5 +76,7 @@ def tokenizer(path):
     yield from (f"{i} {word.hex()}" for i, word in words)
 
 
+if sys.argv[1:2] not in (["tokenizer"], ["backbone"]) or len(sys.argv) < 3:
+    sys.exit(f"usage:\n{__doc__.partition(chr(10) * 2)[2]}")
 lines = {"tokenizer": tokenizer, "backbone": backbone}[sys.argv[1]](*sys.argv[2:])
 print(hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest())

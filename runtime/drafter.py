@@ -62,7 +62,7 @@ class Step(NamedTuple):
     # gave
     fed: int
     masks: int = 0  # that stood behind them
-    lanes: int = 1  # that took part
+    lanes: int = 1  # that the forward ran, those between its first and last too
 
     @property
     def proposal(self) -> Proposal | None:

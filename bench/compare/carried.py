@@ -24,13 +24,15 @@ class _Proposer(Proposer):
     def __init__(self, size: int, params: SamplingParams, vocab_size: int) -> None:
         super().__init__(params, vocab_size)
         self._size = size
+        self._greedy = greedy.SCHEME.make_proposer(params, vocab_size)
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        token = int(logits.argmax())
+        self._greedy.insight = self.insight  # schemes that prepare outcomes live by it
+        found = self._greedy.propose(logits, position)
         # A law that starts with the draft's own probabilities, in fp16: real content.
-        law = np.exp((logits - logits[token]).astype(np.float32))
+        law = np.exp((logits - logits[found.token]).astype(np.float32))
         content = (law / law.sum()).astype("<f2").tobytes()[: self._size]
-        return Proposal(token, None, content.ljust(self._size, b"\0"))
+        return found._replace(evidence=content.ljust(self._size, b"\0"))
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
         return b"".join([p.evidence for p in proposals])

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Mapping, Sequence
 
 import draftwire
 from draftwire.bench.compare.carried import carrying
-from draftwire.bench.compare.pace import PacedDraft
+from draftwire.bench.compare.pace import Pacer, paced_draft
 from draftwire.bench.compare.run import VANILLA_BLOCK, Found, Settings
 from draftwire.bench.compare.server import PacedVerifier, played
 from draftwire.bench.link import LinkSpec
@@ -160,7 +160,7 @@ class LiveRun:
                         for report in self._turn(sessions, link):
                             report["bench"].update(link=link.name, repeat=repeat)
                             reports.append(report)
-                    pacers = [draft.pacer for draft in paced if draft is not None]
+                    pacers = [pacer for pacer in paced if pacer is not None]
                     for key, counts in (
                         ("draft_forwards", [pacer.count for pacer in pacers]),
                         ("draft_forwards_late", [pacer.missed for pacer in pacers]),
@@ -198,7 +198,7 @@ class LiveRun:
             timeout_s=30.0,
         )
 
-    def _pace(self, session: Session) -> PacedDraft | None:
+    def _pace(self, session: Session) -> Pacer | None:
         """Put the profile's clock, or a played text, between drafter and model."""
         # The session has no door for it: no device in service drafts slower than it can.
         drafter = session._drafter
@@ -206,9 +206,11 @@ class LiveRun:
             drafter.use(PlayedDraft(played(self.texts)))
         if self.profile is None:
             return None
-        paced = PacedDraft(drafter.model, ForwardCost.of_draft(self.profile))
-        drafter.use(paced)
-        return paced
+        cost, lanes = ForwardCost.of_draft(self.profile), int(self.profile["draft.lanes"])
+        model = drafter.model
+        pacer = paced_draft(model, cost, lanes, self.profile["draft.lane_part"])
+        drafter.use(model)
+        return pacer
 
     def _turn(self, sessions: Mapping[bool, Session], link: LinkSpec) -> list[Report]:
         """Run every prompt with every row once."""

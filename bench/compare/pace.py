@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, cast
 
 import numpy as np
 
@@ -39,34 +39,36 @@ class Pacer:
             time.sleep(left)
 
 
-class PacedDraft:
-    """A draft model that takes a profile's time; what the drafter's ``Model`` is.
+def paced_draft(
+    model: Model, cost: Callable[[int], float], lanes: int = 1, lane: float = 0.0
+) -> Pacer:
+    """Have forwards of ``model`` take a profile's time; return what counts them.
 
     Args:
-        model: The real one.
+        model: The real one, or a played one.
         cost: Seconds of a forward of so many tokens.
+        lanes: It keeps so many or fewer.
+        lane: What another lane adds to a step, of the step.
     """
+    pacer, one = Pacer(), cast(Any, model)
 
-    def __init__(self, model: Model, cost: Callable[[int], float]) -> None:
-        self._model = model
-        self._cost = cost
-        self.pacer = Pacer()
+    def stretched(forward: Callable[..., Any], seconds: Callable[[Any], float]) -> Any:
+        def in_time(tokens: Any) -> Any:
+            due_s = time.perf_counter() + seconds(tokens)
+            found = forward(tokens)
+            pacer.until(due_s)
+            return found
 
-    @property
-    def length(self) -> int:
-        """Tokens in the KV cache."""
-        return self._model.length
+        return in_time
 
-    def forward(self, tokens: Sequence[int]) -> np.ndarray:
-        """Feed ``tokens``; return logits ``(vocab,)`` after the last one, in due time."""
-        due_s = time.perf_counter() + self._cost(len(tokens))
-        logits = self._model.forward(tokens)
-        self.pacer.until(due_s)
-        return logits
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens; takes no time."""
-        self._model.rewind(length)
+    one.beside = tuple(getattr(model, "beside", ()))[: lanes - 1]
+    for each in (one, *one.beside):
+        each.forward = stretched(each.forward, lambda tokens: cost(len(tokens)))
+    if one.beside:
+        one.wide = stretched(
+            one.wide, lambda fed: cost(1) * (1 + lane * (max(fed) - min(fed)))
+        )
+    return pacer
 
 
 def paced(backend: TargetBackend, cost: ForwardCost, layers: int = 1) -> TargetBackend:

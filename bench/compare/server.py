@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 from draftwire.bench.child import Child, answer, be_child
 from draftwire.bench.compare.carried import carrying
-from draftwire.bench.compare.pace import PacedDraft, paced
+from draftwire.bench.compare.pace import paced, paced_draft
 from draftwire.bench.sim.cloud import EXIT_LAYERS, ForwardCost, TextBackend
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.run import cloud_step_s
@@ -105,9 +105,9 @@ def _draft(path: str | None, loader: PacedLoader) -> Callable[[Any], Drafts] | N
             model = DraftModel.load(package, threads=loader.threads)
         else:
             model = PlayedDraft(loader.targets)
-        if loader.profile is None:
-            return model
-        return PacedDraft(model, ForwardCost(cloud_step_s(loader.profile)))
+        if loader.profile is not None:
+            paced_draft(model, ForwardCost(cloud_step_s(loader.profile)))
+        return model
 
     return lambda backend: Drafts(make, package.vocab_size, package.context)
 

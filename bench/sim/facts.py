@@ -271,8 +271,8 @@ def find(name: str) -> Profile:
     Raises:
         ConfigError: There is none, or the file is damaged.
     """
-    name, _, board = name.partition("@")
-    if board:
+    name, asked, board = name.partition("@")
+    if asked:
         step_ms, _, at_once = board.partition("x")
         try:
             facts = {"draft.step_ms": float(step_ms), "draft.at_once": int(at_once or 1)}

@@ -257,6 +257,10 @@ class DraftModel(Lane):
         Returns:
             For each lane the logits ``(vocab_size,)`` behind its token, views that the next
             call overwrites.
+
+        Raises:
+            ConfigError: A lane is full.
+            ValueError: No tokens, or an id outside the vocabulary.
         """
         self._check([*tokens.values()])
         first, end = min(tokens), max(tokens) + 1

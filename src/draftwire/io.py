@@ -59,7 +59,7 @@ def scratch_in(folder: Path) -> Iterator[Path]:
     import shutil  # where something large is made
 
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_SCRATCH}*"):
+    for left in folder.glob(_SCRATCH + 12 * "[0-9a-f]"):
         with _locked(left, wait=False) as ours:
             if ours:
                 shutil.rmtree(left, ignore_errors=True)

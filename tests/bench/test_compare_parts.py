@@ -9,7 +9,7 @@ import pytest
 
 from draftwire import sampling
 from draftwire.bench.compare.carried import carried_scheme, carrying
-from draftwire.bench.compare.pace import PacedDraft, paced
+from draftwire.bench.compare.pace import paced, paced_draft
 from draftwire.bench.compare.server import played
 from draftwire.bench.sim.cloud import ForwardCost, TextBackend
 from draftwire.bench.sim.facts import Exit, find
@@ -18,7 +18,13 @@ from draftwire.bench.sim.schemes import ROWS, carried_sizes, schemes_named
 from draftwire.bench.sim.show import render_compared
 from draftwire.bench.sim.simulate import simulate
 from draftwire.bench.sim.table import different_texts, rows_of
-from draftwire.bench.sim.texts import PlayedDraft, Synthetic, parse_luck, played_texts
+from draftwire.bench.sim.texts import (
+    PlayedDraft,
+    Synthetic,
+    TextDraft,
+    parse_luck,
+    played_texts,
+)
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.packages import Family
 from draftwire.sampling import SamplingParams
@@ -148,7 +154,11 @@ def test_carried_bytes_are_there_and_are_counted():
     logits = np.zeros((2, 8), np.float32)
     logits[0, 3] = logits[1, 5] = 9
     proposal = proposer.propose(logits[0], 4)
-    assert proposal.token == 3
+    assert proposal.token == 3 and proposal.confidence is None
+    proposer.insight = True
+    seen = proposer.propose(logits[0], 4)
+    assert seen.evidence == proposal.evidence and seen.runner_up is not None
+    assert 0.9 < seen.confidence < 1
     evidence = proposer.pack([proposal])
     assert len(evidence) == 10 and len(proposer.pack([proposal] * 3)) == 30
     assert decider.decide([3], evidence, logits, 4)[:2] == (1, 5)
@@ -215,17 +225,29 @@ def test_forwards_take_the_profiles_time_and_exits_their_share(texts):
 
 
 def test_a_draft_that_is_too_slow_is_counted(texts):
-    draft = PacedDraft(
-        PlayedDraft(played(texts)), lambda tokens: 0.0 if tokens > 1 else 0.003
-    )
+    draft = PlayedDraft(played(texts))
+    pacer = paced_draft(draft, lambda tokens: 0.0 if tokens > 1 else 0.003)
     draft.forward(texts[0].prompt)
     began = time.perf_counter()
     draft.forward(texts[0].tokens[:1])
     assert time.perf_counter() - began >= 0.003
-    assert draft.pacer.count == 2 and draft.pacer.missed >= 1
+    assert pacer.count == 2 and pacer.missed >= 1
     assert draft.length == 10
     draft.rewind(9)
     assert draft.length == 9
+
+
+def test_a_paced_draft_has_the_lanes_of_its_profile(texts):
+    text = texts[0]
+    draft = TextDraft(text, lanes=4)
+    paced_draft(draft, lambda tokens: 0.002, 2, 0.5)
+    (other,) = draft.beside
+    draft.forward(text.prompt)
+    other.copy(draft, len(text.prompt))
+    began = time.perf_counter()
+    rows = draft.wide({0: text.tokens[0], 1: text.tokens[0]})
+    assert time.perf_counter() - began >= 0.003
+    assert (rows[0] == rows[1]).all()
 
 
 @pytest.mark.parametrize("own_pace", [True, False])

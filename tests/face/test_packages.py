@@ -230,9 +230,11 @@ def test_what_a_killed_process_left_goes_and_what_one_writes_stays(tmp_path):
         write_package(tmp_path / "a.draft", "draft", FIELDS, draft_files())
         assert (left / "half").exists()
         child.kill()
+    mine = tmp_path / ".draftwire-mine"
+    mine.mkdir()
     with scratch_in(tmp_path) as ours:
-        assert sorted(tmp_path.iterdir()) == sorted((ours, tmp_path / "a.draft"))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.draft"]
+        assert sorted(tmp_path.iterdir()) == sorted((ours, mine, tmp_path / "a.draft"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "a.draft"]
 
 
 def test_an_absent_or_foreign_folder_is_refused(tmp_path, draft):

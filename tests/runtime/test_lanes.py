@@ -65,7 +65,9 @@ def test_a_full_lane_that_has_no_part_gives_up_a_token_and_one_that_has_says_so(
         model.wide({0: 7, 1: 7})
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_NOHUGEPAGE"), reason="no huge pages here")
+@pytest.mark.skipif(
+    not hasattr(mmap, "MADV_NOHUGEPAGE"), reason="only Linux gives a lane small pages"
+)
 def test_a_lane_takes_memory_as_it_is_written():
     caches = _zeros((4, 1, 1 << 18, 16), np.float32)  # 16 MiB each
     before = resident()

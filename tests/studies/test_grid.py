@@ -107,6 +107,7 @@ def test_the_command_refuses_what_the_grid_decides_itself(capsys):
         (["--tokens", "0"], "streams of 0 tokens"),
         (["--profile", "nano"], "nano-a100"),
         (["--profile", "nano-a100@fast"], "nano-a100@43x8"),
+        (["--profile", "nano-a100@"], "nano-a100@43x8"),
         (["--profile", "nano-a100@10x99"], "no board"),
         (["--objective", "beauty", "--profile", "go2"], "objective"),
         (["--objective", "beauty"], "objective"),
