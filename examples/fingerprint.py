@@ -16,7 +16,6 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "transport" / "PROTOCOL.md"
 LAYER = r"(?:.*\.)?(?:layers|h|blk)\.(\d+)\..*(?:weight|bias)"
 WORDS = r"(?:.*\.)?(?:embed_tokens|embed_in|wte|wpe|token_embd|position_embd)\.weight"
 KINDS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-PADS = (b"[pad]", b"<pad>", b"<|pad|>", b"<|padding|>", b"pad")
 
 
 def safetensors(path):
@@ -65,14 +64,13 @@ def tokenizer(path):
     raw = json.loads(Path(path).read_text("utf-8"))
     engine = Tokenizer.from_str(json.dumps({**raw, "padding": None, "truncation": None}))
     words = sorted((i, word.encode()) for word, i in engine.get_vocab().items())
-    while words[-1][1].lower() in PADS:
+    while words[-1][1].lower() in (b"[pad]", b"<pad>", b"<|pad|>", b"<|padding|>", b"pad"):
         words.pop()
-    added = {t["id"] for t in raw["added_tokens"] if t["special"]}
-    special = sorted(added & {i for i, _ in words})
+    added = {t["id"] for t in raw["added_tokens"] if t["special"]} & {i for i, _ in words}
     probes = json.loads(DOCUMENT.read_text("utf-8").split("```json\n")[1].split("```")[0])
     ids = [engine.encode(text, add_special_tokens=False).ids for text in probes]
     yield "draftwire.tokenizer/2"
-    yield from (" ".join(map(str, row)) for row in (*ids, special))
+    yield from (" ".join(map(str, row)) for row in (*ids, sorted(added)))
     yield from (f"{i} {word.hex()}" for i, word in words)
 
 
