@@ -23,7 +23,7 @@ from websockets.exceptions import WebSocketException
 from draftwire.bench.child import VerifierProcess
 from draftwire.bench.machine import cores
 from draftwire.errors import DraftwireError, TransportError
-from draftwire.io import format_table
+from draftwire.io import format_table, run_async
 from draftwire.packages import TargetPackage, load_target
 from draftwire.transport.dial import web
 from draftwire.transport.messages import Hello, Open, Opened, Progress, Welcome
@@ -136,7 +136,7 @@ def bench_verifier(
         flags += [] if load.threads is None else ["--threads", str(load.threads)]
         flags += [] if max_batch is None else ["--max-batch", str(max_batch)]
         with VerifierProcess([load.target], flags=flags) as process:
-            found, texts = asyncio.run(_run(load, package, process.port, texts))
+            found, texts = run_async(_run(load, package, process.port, texts))
         runs.append({"max_batch": max_batch, **found})
     return {
         "schema": SCHEMA,

@@ -29,7 +29,7 @@ _START = """\
 import sys
 
 sys.path.pop(0)  # this folder
-from draftwire.cli import main
+from draftwire.__main__ import main
 
 sys.exit(main())
 """

@@ -38,7 +38,7 @@ Requires-Dist: numpy>=1.24
 Requires-Dist: websockets>=13.1,<18
 Requires-Dist: tomli>=2; python_version < "3.11"
 """
-_ENTRY = "[console_scripts]\ndraftwire = draftwire.cli:main\n"
+_ENTRY = "[console_scripts]\ndraftwire = draftwire.__main__:main\n"
 
 
 def own_wheel() -> tuple[str, bytes]:

@@ -9,12 +9,24 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    TypeVar,
+)
 
 from draftwire.errors import ConfigError, OutputError, PackageError
 
 if TYPE_CHECKING:
     import subprocess
+
+_T = TypeVar("_T")
 
 _SCRATCH = ".draftwire-"
 _WIDTH = 100  # of sentences in columns
@@ -123,6 +135,33 @@ def end_child(process: subprocess.Popen[bytes], patience_s: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def run_async(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine in a loop of its own; Ctrl-C cancels it, so that it can clean up,
+    and is raised.
+
+    It is cancelled again until it ends: ``asyncio.wait_for`` may lose one before Python
+    3.12, when what it waits for comes at the same time.
+    """
+    import asyncio  # where there is something to run
+    import signal
+
+    async def cancellable() -> _T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def cancel() -> None:
+            assert task is not None
+            task.cancel()
+            loop.call_later(1.0, cancel)
+
+        loop.add_signal_handler(signal.SIGINT, cancel)
+        return await work
+
+    try:
+        return asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """The command line: usage, exit codes, errors, settings; with a played session."""
 
 import argparse
+import asyncio
+import contextlib
 import functools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -15,7 +19,7 @@ import draftwire
 from draftwire import errors
 from draftwire.cli import COMMANDS, MOVED, main, whole_parser
 from draftwire.cli.completion import words_of
-from draftwire.io import environment
+from draftwire.io import environment, run_async
 from draftwire.options import GROUPS, OPTIONS, options_of
 
 
@@ -161,6 +165,57 @@ def test_a_full_disk_under_stdout_is_exit_code_6():
     lines = done.stderr.decode().splitlines()
     assert done.returncode == 6 and len(lines) == 2, lines
     assert lines[0] == "draftwire: error: cannot write the output: No space left on device"
+
+
+IMPORTED = """\
+import os, signal, sys
+sys.path.remove(os.path.dirname(__file__))
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.getpid()
+class Deaf:
+    def __del__(self):
+        press()
+{}
+del sys.modules[__name__]
+import {}
+"""
+SWALLOWED = """\
+try:
+    press()
+except KeyboardInterrupt:
+    raise ImportError("as libraries in C have it")
+"""
+
+
+@pytest.mark.parametrize("pressed", [SWALLOWED, "Deaf()"], ids=["swallowed", "deaf"])
+@pytest.mark.parametrize("library", ["gettext", "numpy", "onnxruntime"])
+def test_ctrl_c_in_an_import_is_quiet(library, pressed, tmp_path):
+    """It comes while the first words are read, before a session, and under one."""
+    (tmp_path / f"{library}.py").write_text(IMPORTED.format(pressed, library))
+    words = ["generate", "Once", "--verifier", "ws://127.0.0.1:1"]
+    where = environment()
+    where["PYTHONPATH"] = os.pathsep.join([str(tmp_path), where["PYTHONPATH"]])
+    command = [sys.executable, "-m", "draftwire", *words]
+    done = subprocess.run(command, env=where, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_cancels_what_runs_in_a_loop():
+    done = []
+
+    async def work():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            with contextlib.suppress(asyncio.CancelledError):  # as `wait_for` may
+                await asyncio.sleep(60)
+            await asyncio.sleep(60)
+        finally:
+            done.append("cleaned up")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_async(work())
+    assert done == ["cleaned up"]
 
 
 def test_the_first_screen_of_help_has_what_is_used_most():

@@ -18,6 +18,7 @@ import numpy as np
 from draftwire.cli import _common
 from draftwire.cli._ask import Verifier, gone
 from draftwire.errors import ConfigError, TransportError
+from draftwire.io import run_async
 from draftwire.packages import load_draft, load_tokenizer
 from draftwire.reference import draft_path, target_path
 from draftwire.sampling import NOISES, SamplingParams, make_proposer
@@ -81,7 +82,7 @@ def _conformance(args: argparse.Namespace, verifier: Verifier) -> int:
         await prepare(kit, seconds=seconds)
         return await run_rows(kit, CHECKS, _say_row(args), seconds=max(120.0, 2 * seconds))
 
-    results = asyncio.run(run())
+    results = run_async(run())
     return _show_rows(args, args.url, results)
 
 
@@ -245,7 +246,7 @@ def _mimic(args: argparse.Namespace) -> int:
 
     try:
         with contextlib.suppress(KeyboardInterrupt):  # what was seen is shown
-            asyncio.run(run())
+            run_async(run())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot run {shlex.join(args.command) or 'a mimic'}: {error}",
