@@ -65,6 +65,7 @@ from draftwire.transport.messages import (
     Message,
     Open,
     Progress,
+    Provisional,
     Welcome,
 )
 from draftwire.transport.traffic import Traffic
@@ -513,7 +514,7 @@ class Driver:
                 return run.machine.stop("budget")
             return ()
 
-        run.machine.hushed &= not isinstance(message, Commit)
+        run.machine.hushed &= not isinstance(message, (Commit, Provisional))
         self._do(run, lambda: run.machine.message(message))
         if isinstance(message, Commit) and spec.mode.hush:
             counts, due_s = run.machine.counts, message.queue_s + message.compute_s

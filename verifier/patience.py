@@ -288,7 +288,7 @@ class Arrivals:
         self._tip = 0  # end of what has come of it
         self._last_s = 0.0  # when it came
         self._broken: tuple[int, float] | None = None  # the commit that ended it
-        self._commits: deque[tuple[int, float]] = deque(maxlen=64)  # length, when
+        self._commits: deque[tuple[int, float]] = deque(maxlen=64)  # length, when told
 
     def block(self, now_s: float, epoch: int, base: int, count: int, alive: int) -> None:
         """Note ``count`` drafts that came of branch ``epoch``, from position ``base`` on.
@@ -302,18 +302,26 @@ class Arrivals:
         if epoch == self._epoch and base == self._tip:
             self.pace.went_on(now_s - self._last_s)
         else:  # the device has begun anew, behind the text as it knew it
-            heard = self._commit_beyond(base - 1)
+            heard = self._broken  # an exit told it before its text has grown
+            if heard is not None and base >= heard[0]:
+                heard = self._commit_beyond(base - 1)
             if heard is not None:
                 self.pace.came_back(now_s - heard[1])
         self.pace.brought(count)
         self._epoch, self._tip, self._last_s = epoch, base + count, now_s
         self._broken = None
 
-    def commit(self, now_s: float, length: int, alive: int) -> None:
-        """Note that the text has grown to ``length``; see :meth:`block`."""
-        self._commits.append((length, now_s))
-        if alive != self._epoch and self._broken is None:
-            self._broken = length, now_s
+    def commit(
+        self, now_s: float, length: int, alive: int, told_s: float | None = None
+    ) -> None:
+        """Note that the text has grown to ``length``; an early exit told so at ``told_s``.
+        See :meth:`block`."""
+        behind = alive != self._epoch and self._broken is None
+        if told_s is None or (behind and told_s + self.pace.back_s < now_s):
+            told_s = now_s  # or the device did not believe it
+        self._commits.append((length, told_s))
+        if behind:
+            self._broken = length, told_s
 
     def judged(self, right: int, wrong: int) -> None:
         """Note drafts that turned out so."""

@@ -115,6 +115,7 @@ class Stream:
         self._request: Request | None = None  # that carries it, or will
         self._arrivals = Arrivals()
         self._emitted = 0  # tokens when that was noted last
+        self._hint: tuple[Provisional | None, float] = None, 0.0  # the last; when
         self._due_s = -math.inf  # when streaming would begin the next forward
         self._watch: Timer | None = None  # when progress is told
         self._said = (0.0, 0)  # when it was heard of last, and forwards by then
@@ -402,6 +403,8 @@ class Stream:
 
     def _foreseen(self, work: Work, hint: Provisional | None) -> None:
         found = self.session.hint(work, hint)
+        if found:
+            self._hint = hint, self.served.driven.clock.now()
         self._kept.provisionals += len(found)
         self._deliver(found)
 
@@ -479,7 +482,11 @@ class Stream:
         self._late(before)
         new = counts.emitted - self._emitted
         self._emitted = counts.emitted
-        self._arrivals.commit(scheduler.clock.now(), counts.emitted, self.session.epoch)
+        kept, token = min(right, sent), verdict.decision.token
+        foretold = self._hint[0] == Provisional(work.epoch, work.sent(kept), token)
+        told_s = self._hint[1] if foretold else None
+        now_s, epoch = scheduler.clock.now(), self.session.epoch
+        self._arrivals.commit(now_s, counts.emitted, epoch, told_s)
         # Streaming would have made these tokens one by one, each as quick as can be.
         self._due_s += new * scheduler.price.least_s
 

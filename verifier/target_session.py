@@ -65,6 +65,7 @@ Pairs = List[Tuple[int, float]]  # ids and their log-probabilities
 _TELL_EVERY = 32  # drafts that the verifier has need of, where it drafts itself
 _HASH_EVERY = 128  # tokens: 0.08 bytes each
 _SPAN = 512  # ids of one forward's drafts, forced ones among them
+_SURE = 1e4  # a logit that no noise reaches
 _PATIENCE_S = 2.0  # of grammars: more than a second and 5 ms a step is refused
 
 
@@ -183,7 +184,7 @@ class TargetSession:
         by_token = free and isinstance(self._decider, ByToken) and grammar is None
         self.leaves = Leaves(leaves if by_token and "leaves" in has else 0)
         self.row_price = 0.0  # what a row of a forward costs, as a share of the forward
-        self.widest = 64  # most tokens of a forward with second choices
+        self.widest = 64  # most tokens of a forward of a race, or with second choices
         self._wants = request.logprobs  # pairs for each new token
         self._pairs: list[tuple[int, float]] = []  # of the text so far
         self._hinted: Provisional | None = None
@@ -440,7 +441,7 @@ class TargetSession:
         if not asked:
             return None
         # What has come meanwhile is judged together.
-        most = _SPAN
+        most = _SPAN if not self.racing else max(1, self.widest - 1)
         if self._lookup is not None:
             most = min(most, self._lookup.reach(branch.waiting(partial=self.racing)))
         taken = branch.take(partial=self.racing, most=most)
@@ -604,7 +605,11 @@ class TargetSession:
         if work.prefill:
             return None
         try:
-            rows = self._shaped(work, logits)
+            rows = self._shaped(work, logits).copy()
+            sure = _top_probabilities(rows) >= threshold
+            for at in np.flatnonzero(~sure[:-1]):  # it has nothing to say of these
+                rows[at] = 0
+                rows[at, work.drafts[at]] = _SURE
             accepted, token, _ = self._decide(work, rows)
         except ModelError:
             return None
@@ -612,7 +617,7 @@ class TargetSession:
             path = self._guide.path(work.drafts)
             if path.ids or path.ended:
                 return None  # the next ids need no hint
-        if token < 0 or _top_probability(rows, accepted) < threshold:
+        if token < 0 or not sure[accepted]:
             return None
         drafts, sent = work.drafts, work.drafted - work.found
         if not self._stops.isdisjoint(drafts[:accepted]):
@@ -932,8 +937,9 @@ def params_of(request: Open) -> SamplingParams:
     return SamplingParams(**{name: getattr(request, name) for name in names})
 
 
-def _top_probability(logits: np.ndarray, accepted: int) -> float:
-    """Return the least of the top probabilities of rows ``0..accepted``."""
-    rows = logits[: accepted + 1].astype(np.float64)
+def _top_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the top probability of each row, ``(rows,)``."""
+    rows = logits.astype(np.float64)
     rows -= rows.max(axis=-1, keepdims=True)
-    return float(1.0 / np.exp(rows).sum(axis=-1).max())
+    found: np.ndarray = 1.0 / np.exp(rows).sum(axis=-1)
+    return found

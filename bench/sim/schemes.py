@@ -10,7 +10,8 @@ from draftwire.io import did_you_mean
 from draftwire.runtime.edge.mode import Mode
 
 _OURS = frozenset({"lookup", "patience"})
-_ALL = _OURS | {"draft", "leaves"}
+_MINE = _OURS | {"leaves"}
+_ALL = _MINE | {"draft"}
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,10 @@ SCHEMES = _table(
         helps=_OURS,
     ),
     Scheme("ours-latency", "auto", Mode.of("latency", preempt="guess,exits"), helps=_OURS),
+    Scheme("ours", _RACE, Mode.of("latency", preempt="guess,exits,outcomes"), helps=_MINE),
+    # Where the target has no exits.
     Scheme(
-        "ours",
-        _RACE,
-        Mode.of("latency", preempt="guess,outcomes"),
-        helps=_OURS | {"leaves"},
+        "ours-no-exits", _RACE, Mode.of("latency", preempt="guess,outcomes"), helps=_MINE
     ),
     Scheme("hybrid", _RACE, _LATENCY, helps=frozenset({"draft"})),
     Scheme("pipesd", "pipesd", Mode.of(batch=2)),  # arXiv 2605.13319

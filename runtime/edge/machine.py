@@ -205,7 +205,12 @@ class EdgeSession:
         self.finish: str | None = None
         self.counts = Counts()
         self._preemption = Preemption(
-            self._lines, self._wire, self.counts, mode.preempt, self._completed
+            self._lines,
+            self._wire,
+            self.counts,
+            mode.preempt,
+            self._completed,
+            spec.controller.trust,
         )
 
     @property

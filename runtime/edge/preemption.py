@@ -11,12 +11,14 @@ Source:
 
 from __future__ import annotations
 
+import math
 from typing import Callable, Container, Sequence
 
 from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.actions import Counts
 from draftwire.runtime.edge.in_flight import InFlight, common
 from draftwire.runtime.edge.lines import Line, Lines, drawn
+from draftwire.runtime.pacing.trust import Trust
 from draftwire.sampling import Proposal
 from draftwire.transport.messages import Provisional
 
@@ -25,7 +27,8 @@ class Preemption:
     """Keeps the lines of one stream filled while verdicts are out.
 
     ``sources`` are whom to listen to (:class:`~draftwire.runtime.edge.mode.Mode`);
-    ``complete`` makes a proposal of an id behind drafts, with what a grammar forces then.
+    ``complete`` makes a proposal of an id behind drafts, with what a grammar forces then;
+    ``trust`` tells how far exits are believed.
     """
 
     def __init__(
@@ -35,15 +38,17 @@ class Preemption:
         counts: Counts,
         sources: Container[str],
         complete: Callable[[Sequence[int], int], Proposal],
+        trust: Trust,
     ) -> None:
+        self._trust = trust
         self._complete = complete
         self._sources = sources
         self._lines = lines
         self._wire = wire
         self._counts = counts
         self._exit_said: tuple[int, ...] = ()  # what an exit said of the next tokens
-        self._denies = False  # ... which rejects a draft
-        self._denials = self._denials_right = 0
+        self._denied: tuple[int, ...] = ()  # ... against what the main line says
+        self._doubt = 0.0  # of the draft at its own word there
         self._ahead = 0  # drafts made since the last verdict
 
     def reset(self) -> None:
@@ -60,9 +65,9 @@ class Preemption:
         said = self._exit_said
         right = bool(said) and tuple(new[: len(said)]) == said
         self._counts.provisional_right += right
-        if said and self._denies:
-            self._denials += 1
-            self._denials_right += right
+        if said and self._denied:
+            kept = tuple(new[: len(self._denied)]) == self._denied
+            self._trust.judged(self._doubt, right, kept)
         self._exit_said = ()
 
     def judged(self) -> None:
@@ -77,11 +82,10 @@ class Preemption:
         """Act on a provisional verdict; return how many tokens of the main line it spoke
         of, or 0 when it changes nothing.
 
-        That everything in flight is accepted agrees with the drafts themselves, and tells
-        the token after it: it is believed. That a draft is rejected is believed for as long
-        as at least half of such hints come true in this stream: how often they do depends
-        on how much better than the draft the exit is. Otherwise the main line stays, and
-        the outcome is prepared for when there is time. The text may still grow by ``room``
+        What agrees with the drafts themselves, and tells the token after them, is believed.
+        What contradicts them is believed where the draft's own doubt and what came of
+        earlier contradictions make it the likelier. Otherwise the main line stays, and the
+        outcome is prepared for when there is time. The text may still grow by ``room``
         tokens, but for the last one; with ``bonus`` the verifier adds one to a block that
         it accepts whole.
         """
@@ -102,11 +106,17 @@ class Preemption:
             return 0
         self._counts.provisional += 1
         self._exit_said = guess
-        self._denies = not whole and branch[accepted] != message.token
+        main = tuple(lines.main.ids[: len(guess)])
+        where = common(main, guess)
+        denies = where < len(main)
+        self._denied = main if denies else ()
+        odds = math.inf
+        if denies:
+            self._doubt = self._trust.doubt(lines.main.proposals[where].confidence)
+            odds = self._trust.odds(self._doubt)
         # Where a draft carries evidence, the denied one is still needed: a correction may
         # be drawn from it.
-        often = 2 * self._denials_right >= self._denials and not self._wire.whole
-        doubted = self._denies and not often
+        doubted = denies and (odds < 1 or self._wire.whole)
         line = lines.find(guess)
         if line is lines.main or (line is not None and doubted):
             return 0
@@ -115,9 +125,8 @@ class Preemption:
             head = [Proposal(i) for i in guess[:accepted]]
             if like is not None:
                 head = like.proposals[:accepted]
-            share = (self._denials_right + 1) / (self._denials + 2)
-            odds = share if self._denies else 1.0
-            line = Line(head, accepted, outcome=doubted, odds=odds)
+            chance = 1 / (1 + 1 / odds)
+            line = Line(head, accepted, outcome=doubted, odds=chance)
             line.add(spoken)
         if doubted:
             lines.keep(line)

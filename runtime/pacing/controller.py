@@ -14,6 +14,7 @@ from typing import Mapping, Sequence
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.length_rule import Costs
+from draftwire.runtime.pacing.trust import Trust
 from draftwire.sampling import Proposal
 
 __all__ = [
@@ -78,6 +79,11 @@ class Controller:
     def costs(self) -> Costs:
         """What rounds cost."""
         return Costs()
+
+    @cached_property
+    def trust(self) -> Trust:
+        """How far early exits are believed."""
+        return Trust()
 
     @property
     def rule(self) -> Controller:

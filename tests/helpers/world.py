@@ -89,7 +89,7 @@ MECHANISMS = {
 # What ours adds to them: a family, what its streams' mode has more, what the plan has.
 ADDITIONS = {
     "race, patience": ("race", {}, {"holds": True}),
-    "race, hush": ("race", {"preempt": frozenset({"guess", "outcomes"})}, {}),
+    "race, hush": ("race", {"preempt": frozenset({"guess", "exits", "outcomes"})}, {}),
     "leaves": (None, {}, {"leaves": 4}),
     "lookup": (None, {}, {"lookup": 4, "beside": False}),
     "outcomes": ("preempt", {"preempt": frozenset({"guess", "outcomes"})}, {}),

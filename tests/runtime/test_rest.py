@@ -94,7 +94,7 @@ def test_where_it_pays_in_simulation(monkeypatch):
         link__up_mbit_s=math.inf, link__down_mbit_s=math.inf,
     )  # fmt: skip
     plan = Plan(profile, scheme_named("cloud"), streams=1, tokens=600)
-    quiet = simulate(replace(plan, scheme=scheme_named("ours")))
+    quiet = simulate(replace(plan, scheme=scheme_named("ours-no-exits")))
     monkeypatch.setattr(Hush, "until_s", lambda self, now_s, step_s, ahead: now_s)
-    loud = simulate(replace(plan, scheme=scheme_named("ours")))
+    loud = simulate(replace(plan, scheme=scheme_named("ours-no-exits")))
     assert quiet.ms_per_token < 0.99 * loud.ms_per_token

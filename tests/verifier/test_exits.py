@@ -346,12 +346,13 @@ async def test_a_forward_that_nobody_waits_for_is_broken_off():
 
 
 class Guessing(ArithmeticBackend):
-    """Its exit foresees the whole verdict, with a stated certainty."""
+    """Its exit foresees the whole verdict, with a stated certainty; of some rows it says
+    nothing."""
 
-    def __init__(self, sure=0.99, **options):
+    def __init__(self, sure=0.99, flat=(), **options):
         super().__init__(**options)
         self.exits = (Exit(1, 0.9, 0.9),)
-        self.sure = sure
+        self.sure, self.flat = sure, list(flat)
         self.told = threading.Event()
         self.hold = threading.Event()
         self.hold.set()
@@ -362,9 +363,10 @@ class Guessing(ArithmeticBackend):
             rows *= 40.0
         if on_exit is not None:
             other = np.log((1 - self.sure) / (VOCAB - 1) / self.sure)
-            on_exit(
-                0, [np.where(rows > 0, 0, other).astype(np.float32) for rows in answers]
-            )
+            said = [np.where(rows > 0, 0, other).astype(np.float32) for rows in answers]
+            for rows in said if len(said[0]) > 1 else ():
+                rows[self.flat] = 0
+            on_exit(0, said)
             self.told.set()
             assert self.hold.wait(10)
         return answers
@@ -394,6 +396,20 @@ async def test_a_provisional_comes_before_its_verdict_and_in_the_middle_of_the_f
         assert isinstance(commit, Commit)
         assert (commit.epoch, commit.accepted, commit.token) == (0, 2, text[2])
         assert service.kept.provisionals == 1
+
+
+async def test_drafts_of_which_an_exit_says_nothing_are_taken_to_be_right():
+    """So it speaks of what is wrong behind them."""
+    backend = Guessing(flat=[0, 1])
+    backend.hold.clear()
+    text = continuation(PROMPT, 12)
+    async with serving(backend) as service, device(service) as dev:
+        await opened(dev)
+        await dev.say(Block(0, 0, (*text[:2], (text[2] + 1) % VOCAB)))
+        assert await dev.hear() == Provisional(0, 2, text[2])
+        backend.hold.set()
+        commit = await dev.hear()
+        assert (commit.accepted, commit.token) == (2, text[2])
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,33 @@ def test_arrivals_are_foreseen():
     assert seen.outlook(1.3, 9, 0, 2.0).next_s == math.inf, "it pauses, or is gone"
 
 
+def test_an_exit_that_foretold_a_rejection_was_the_news():
+    """The device began anew when it heard of that, unless it did not believe it."""
+    seen = Arrivals()
+    seen.commit(1.0, 5, 0)
+    seen.block(1.046, 0, 5, 1, 0)
+    seen.block(1.07, 0, 6, 1, 0)
+    seen.commit(1.2, 7, 1, told_s=1.17)
+    assert seen.outlook(1.2, 7, 0, 2.0).next_s == pytest.approx(1.216)
+    seen.block(1.216, 1, 5, 3, 1)  # its text was not longer yet when it turned
+    assert seen.outlook(1.216, 7, 1, 2.0).back_s == pytest.approx(0.046)
+    seen.commit(1.4, 9, 2, told_s=1.3)  # what was foretold would have come by now
+    assert seen.outlook(1.4, 9, 0, 2.0).next_s == pytest.approx(1.446)
+
+
+def test_a_race_judges_what_fits_one_forward():
+    """Drafts so far ahead that they would take a second forward wait for the next."""
+    profile = find("agx-a100-llama@5.4").replaced(
+        "assumed", "a test", link__rtt_ms=10.0, text__acceptance=0.9, draft__at_once=8,
+        **FREE,
+    )  # fmt: skip
+    plan = Plan(profile, scheme_named("race"), streams=1, tokens=400)
+    outcome = simulate(plan)
+    counts = outcome.streams[0].counts
+    # A prompt, then every forward takes the time of one.
+    assert outcome.busy_s == pytest.approx(0.145 * counts.forwards, rel=0.02)
+
+
 def test_what_a_device_drafts_besides_is_no_measure_of_its_pace():
     """Outcomes that it prepares make holes of several steps; one of them that comes true
     brings many drafts at once."""

@@ -1,0 +1,37 @@
+"""How far an early exit of the target is believed where it contradicts the draft."""
+
+from __future__ import annotations
+
+# Exits that were right against a draft, and the draft's doubt where it was, before any: an
+# exit speaks where the draft errs, and what is hard for the one is hard for the other.
+_PRIOR = (0.5, 1.0)
+_LEAST = 0.02  # of a probability
+
+
+class Trust:
+    """Learns from the verdicts which of the two was right, over all streams.
+
+    A draft that is right with probability ``p`` by its own account doubts itself at odds of
+    ``(1 - p) / p``. An exit that says otherwise multiplies them by a factor ``m``. Of all
+    contradictions, those where the exit was right are to those where the draft was, each
+    weighed by its doubt, as ``m`` to 1.
+    """
+
+    def __init__(self) -> None:
+        self._exits, self._drafts = _PRIOR
+
+    @staticmethod
+    def doubt(confidence: float | None) -> float:
+        """Return at what odds a draft doubts itself; even ones where it says nothing."""
+        sure = 0.5 if confidence is None else confidence
+        sure = min(max(sure, _LEAST), 1 - _LEAST)
+        return (1 - sure) / sure
+
+    def odds(self, doubt: float) -> float:
+        """Return the odds of an exit that contradicts a draft of such ``doubt``."""
+        return doubt * self._exits / self._drafts
+
+    def judged(self, doubt: float, exit_right: bool, draft_right: bool) -> None:
+        """Note what a verdict said of a contradiction."""
+        self._exits += exit_right
+        self._drafts += doubt * draft_right
