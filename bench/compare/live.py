@@ -203,11 +203,12 @@ class LiveRun:
         """Put the profile's clock, or a played text, between drafter and model."""
         # The session has no door for it: no device in service drafts slower than it can.
         drafter = session._drafter
+        lanes = 1 if self.profile is None else int(self.profile["draft.lanes"])
         if self.texts is not None:
-            drafter.use(PlayedDraft(played(self.texts)))
+            drafter.use(PlayedDraft(played(self.texts), lanes))
         if self.profile is None:
             return None
-        cost, lanes = ForwardCost.of_draft(self.profile), int(self.profile["draft.lanes"])
+        cost = ForwardCost.of_draft(self.profile)
         model = drafter.model
         pacer = paced_draft(model, cost, lanes, self.profile["draft.lane_part"])
         drafter.use(model)

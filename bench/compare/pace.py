@@ -52,10 +52,10 @@ def paced_draft(
     """
     pacer, one = Pacer(), cast(Any, model)
 
-    def stretched(forward: Callable[..., Any], seconds: Callable[[Any], float]) -> Any:
-        def in_time(tokens: Any) -> Any:
-            due_s = time.perf_counter() + seconds(tokens)
-            found = forward(tokens)
+    def stretched(forward: Callable[..., Any], seconds: Callable[..., float]) -> Any:
+        def in_time(*fed: Any) -> Any:
+            due_s = time.perf_counter() + seconds(*fed)
+            found = forward(*fed)
             pacer.until(due_s)
             return found
 
@@ -64,6 +64,8 @@ def paced_draft(
     one.beside = tuple(getattr(model, "beside", ()))[: lanes - 1]
     for each in (one, *one.beside):
         each.forward = stretched(each.forward, lambda tokens: cost(len(tokens)))
+    if getattr(model, "parallel", None) is not None:  # masks stand behind the tokens
+        one.ahead = stretched(one.ahead, lambda tokens, n: cost(len(tokens) + n - 1))
     if one.beside:
         one.wide = stretched(
             one.wide, lambda fed: cost(1) * (1 + lane * (max(fed) - min(fed)))

@@ -170,6 +170,7 @@ def test_a_broken_law_is_an_error_exit(profile, capsys, monkeypatch):
         (["--link", "10ms", "--link", "10ms"], "a link is asked for twice"),
         (["--trace", "no.csv"], "there is no trace at no.csv"),
         (["--profile", "nano-b100"], "no timing profile is called 'nano-b100'"),
+        (["--profile", "nano-a100@10x8", "--acceptance", "1"], "is simulated, not played"),
         (["--acceptance", "0.8"], "take no time of their own"),
         (["--acceptance", "2", "--profile", "nano-a100"], "'2'"),
         (["--acceptance", "0.8", "--text", "x.json"], "exclude each other"),
