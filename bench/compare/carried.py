@@ -10,6 +10,7 @@ further. The scheme exists in the processes of a comparison alone.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Collection, Iterator, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from draftwire import sampling
 from draftwire.errors import ProtocolError
 from draftwire.sampling import Decision, Proposal, Proposer, SamplingParams, greedy
-from draftwire.sampling.scheme import Card, Decider, Scheme
+from draftwire.sampling.scheme import Card, Scheme
 
 
 class _Proposer(Proposer):
@@ -70,13 +71,7 @@ def carried_scheme(size: int) -> Scheme:
         any_draft=False,
     )
 
-    def proposer(params: SamplingParams, vocab_size: int) -> Proposer:
-        return _Proposer(size, params, vocab_size)
-
-    def decider(params: SamplingParams, vocab_size: int) -> Decider:
-        return _Decider(size, params, vocab_size)
-
-    return Scheme(card, proposer, decider)
+    return Scheme(card, partial(_Proposer, size), partial(_Decider, size))
 
 
 @contextlib.contextmanager

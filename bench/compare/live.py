@@ -1,7 +1,8 @@
 """Live runs of a comparison: a verifier process, an emulated link, a session.
 
-All rows share one verifier, one link and one session, and take turns: A B C A B C, not
-A A B B, so that a machine that slows down hits all alike.
+Rows take turns: A B C A B C, not A A B B, so that a machine that slows down hits all
+alike. Those whose verifier does the same beside judging drafts share it, its link and a
+session; the others have one of their own, so that no baseline gets a help of ours.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Sequence
+from typing import Any, Callable, Dict, FrozenSet, Mapping, Sequence
 
 import draftwire
 from draftwire.bench.compare.carried import carrying
@@ -35,6 +36,7 @@ from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend
 
 Report = Dict[str, Any]
+Helps = FrozenSet[str]  # of a verifier, as a row wants them
 
 
 class LiveRun:
@@ -128,24 +130,22 @@ class LiveRun:
         settings = self.settings
         reports, about = [], []
         sizes = carried_sizes(self.used, settings.temperature, self.vocabulary)
-        # One that drafts too, and one that does not, as far as the rows want them.
-        kinds = sorted({"draft" in entry.helps for entry in self.used})
+        kinds = sorted({entry.helps for entry in self.used}, key=sorted)
         with carrying(sizes), ExitStack() as house:
             verifiers = {
-                drafts: house.enter_context(self._verifier(sizes, drafts=drafts))
-                for drafts in kinds
+                helps: house.enter_context(self._verifier(sizes, helps)) for helps in kinds
             }
             for link in self.links:
                 with ExitStack() as stack:
-                    sessions: dict[bool, Session] = {}
+                    sessions: dict[Helps, Session] = {}
                     paced = []
-                    for drafts, verifier in verifiers.items():
+                    for helps, verifier in verifiers.items():
                         running = stack.enter_context(
                             emulate(link, verifier.port, settings.method)
                         )
                         url = f"ws://127.0.0.1:{running.url_port}"
                         session = self._session(url, verifier.token)
-                        sessions[drafts] = stack.enter_context(session)
+                        sessions[helps] = stack.enter_context(session)
                         paced.append(self._pace(session))
                     told: dict[str, Any] = {
                         "name": link.name,
@@ -173,14 +173,15 @@ class LiveRun:
             known = {i: text.tokens for i, text in enumerate(self.texts)}
         return Found(reports, about, self.about, known)
 
-    def _verifier(self, sizes: Sequence[int], *, drafts: bool) -> PacedVerifier:
+    def _verifier(self, sizes: Sequence[int], helps: Helps) -> PacedVerifier:
         return PacedVerifier(
             Path(self.target.path),
             profile=self.settings.profile or None,
             texts=self.texts,
             carried=sizes,
             threads=self.settings.threads,
-            draft=Path(self.draft.path) if drafts else None,
+            helps=helps,
+            draft=Path(self.draft.path),
         )
 
     def _session(self, url: str, token: str) -> Session:
@@ -202,17 +203,18 @@ class LiveRun:
         """Put the profile's clock, or a played text, between drafter and model."""
         # The session has no door for it: no device in service drafts slower than it can.
         drafter = session._drafter
+        lanes = 1 if self.profile is None else int(self.profile["draft.lanes"])
         if self.texts is not None:
-            drafter.use(PlayedDraft(played(self.texts)))
+            drafter.use(PlayedDraft(played(self.texts), lanes))
         if self.profile is None:
             return None
-        cost, lanes = ForwardCost.of_draft(self.profile), int(self.profile["draft.lanes"])
+        cost = ForwardCost.of_draft(self.profile)
         model = drafter.model
         pacer = paced_draft(model, cost, lanes, self.profile["draft.lane_part"])
         drafter.use(model)
         return pacer
 
-    def _turn(self, sessions: Mapping[bool, Session], link: LinkSpec) -> list[Report]:
+    def _turn(self, sessions: Mapping[Helps, Session], link: LinkSpec) -> list[Report]:
         """Run every prompt with every row once."""
         reports = []
         for number, (prompt, params) in enumerate(zip(self.prompts, self.params)):
@@ -222,7 +224,7 @@ class LiveRun:
                 else:
                     block = self.settings.length or VANILLA_BLOCK
                     block = self.best.get((link.name, entry.name), block)
-                    session = sessions["draft" in entry.helps]
+                    session = sessions[entry.helps]
                     report = self._stream(session, entry, prompt, params, block)
                 if self.texts is not None:
                     report["draft"] = {"name": "played", "engine": None}

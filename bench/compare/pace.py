@@ -21,6 +21,8 @@ from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.runtime.drafter import Model
 from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
 
+_AWAKE_S = 2e-4  # before what is waited for
+
 
 @dataclass
 class Pacer:
@@ -33,10 +35,11 @@ class Pacer:
         """Return at ``due_s`` of ``time.perf_counter``, or at once when it is later."""
         self.count += 1
         left = due_s - time.perf_counter()
-        if left < 0:
-            self.missed += 1
-        else:
-            time.sleep(left)
+        self.missed += left < 0
+        if left > _AWAKE_S:
+            time.sleep(left - _AWAKE_S)
+        while time.perf_counter() < due_s:  # a sleep ends a little late
+            pass
 
 
 def paced_draft(
@@ -52,10 +55,10 @@ def paced_draft(
     """
     pacer, one = Pacer(), cast(Any, model)
 
-    def stretched(forward: Callable[..., Any], seconds: Callable[[Any], float]) -> Any:
-        def in_time(tokens: Any) -> Any:
-            due_s = time.perf_counter() + seconds(tokens)
-            found = forward(tokens)
+    def stretched(forward: Callable[..., Any], seconds: Callable[..., float]) -> Any:
+        def in_time(*fed: Any) -> Any:
+            due_s = time.perf_counter() + seconds(*fed)
+            found = forward(*fed)
             pacer.until(due_s)
             return found
 
@@ -64,6 +67,8 @@ def paced_draft(
     one.beside = tuple(getattr(model, "beside", ()))[: lanes - 1]
     for each in (one, *one.beside):
         each.forward = stretched(each.forward, lambda tokens: cost(len(tokens)))
+    if getattr(model, "parallel", None) is not None:  # masks stand behind the tokens
+        one.ahead = stretched(one.ahead, lambda tokens, n: cost(len(tokens) + n - 1))
     if one.beside:
         one.wide = stretched(
             one.wide, lambda fed: cost(1) * (1 + lane * (max(fed) - min(fed)))

@@ -146,6 +146,12 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         for link in links:
             choose_method(link, settings.method)  # before anything is started for nothing
     profile = find(settings.profile) if settings.profile else None
+    at_once = 1 if profile is None else profile["draft.at_once"]
+    if at_once > 1 and settings.played and not settings.simulated:
+        raise ConfigError(
+            "a draft that says several tokens in one forward is simulated, not played",
+            hint="--simulate, or a profile whose draft.at_once is 1",
+        )
     begun = datetime.datetime.now(datetime.timezone.utc)
     about = machine()  # before the load is ours
     whys = {entry.name: _why_not(entry, settings, profile) for entry in entries}

@@ -15,12 +15,12 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Collection, Sequence
 
 from draftwire.bench.child import Child, answer, be_child
 from draftwire.bench.compare.carried import carrying
 from draftwire.bench.compare.pace import paced, paced_draft
-from draftwire.bench.sim.cloud import EXIT_LAYERS, ForwardCost, TextBackend
+from draftwire.bench.sim.cloud import EXIT_LAYERS, ForwardCost, TextBackend, helping
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.run import cloud_step_s
 from draftwire.bench.sim.texts import PlayedDraft, Text, TextTarget
@@ -68,7 +68,7 @@ def _work(wanted: dict[str, Any]) -> None:
     """Serve until stdin ends."""
     # The line was short of nothing: whatever follows on stdin is its end.
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    texts = wanted["texts"]
+    texts, helps = wanted["texts"], wanted["helps"]
     loader = PacedLoader(
         threads=wanted["threads"],
         profile=None if wanted["profile"] is None else find(wanted["profile"]),
@@ -79,8 +79,9 @@ def _work(wanted: dict[str, Any]) -> None:
         loader=loader,
         port=0,
         accounts=(parse_account(wanted["token"], "the bench"),),
-        limits=Limits(block=_MAX_BLOCK),
-        draft=_draft(wanted["draft"], loader),
+        limits=helping(helps, Limits(block=_MAX_BLOCK)),
+        impatient="patience" not in helps,
+        draft=_draft(wanted["draft"], loader) if "draft" in helps else None,
         drain_s=0.5,
     )
     with carrying(wanted["carried"]):
@@ -93,10 +94,8 @@ def played(texts: Sequence[Any]) -> list[TextTarget]:
     return [TextTarget(text, number) for number, text in enumerate(found)]
 
 
-def _draft(path: str | None, loader: PacedLoader) -> Callable[[Any], Drafts] | None:
+def _draft(path: str, loader: PacedLoader) -> Callable[[Any], Drafts]:
     """Return what makes drafts beside the target, in the profile's time."""
-    if path is None:
-        return None
     package = load_draft(path)
 
     def make() -> Model:
@@ -127,7 +126,9 @@ class PacedVerifier(Child):
         texts: What to play instead of running the model, or None.
         carried: Sizes of :func:`~draftwire.bench.compare.carried.carried_scheme`.
         threads: Of the engine.
-        draft: Draft package that drafts beside the target, or None.
+        helps: What it does beside judging drafts, see
+            :class:`~draftwire.bench.sim.schemes.Scheme`.
+        draft: Draft package that drafts beside the target, where that is one of them.
 
     Attributes:
         port: On loopback.
@@ -145,6 +146,7 @@ class PacedVerifier(Child):
         texts: Sequence[Text] | None = None,
         carried: Sequence[int] = (),
         threads: int = 1,
+        helps: Collection[str] = (),
         draft: Path | None = None,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
@@ -155,6 +157,7 @@ class PacedVerifier(Child):
             "texts": None if texts is None else [asdict(one) for one in texts],
             "carried": list(carried),
             "threads": threads,
+            "helps": sorted(helps),
             "draft": None if draft is None else str(draft),
             "token": self.token,
         }

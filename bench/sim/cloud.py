@@ -31,6 +31,7 @@ _EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
 _MANY = 1 << 30
 # Slots of texts that have ended would be missed by whoever uses the backend next.
 _LIMITS = Limits(block=255, waiting=255, resume_s=math.inf, prefixes=0)
+_MOST = {"lookup": 4, "leaves": 16}  # tokens that a forward judges beside the drafts
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,12 @@ def _rows(model: TextTarget, item: SlotInput) -> np.ndarray:
     return np.concatenate([rows, *beside]) if beside else rows
 
 
+def helping(helps: Collection[str], limits: Limits) -> Limits:
+    """Return ``limits`` of a verifier that helps so, see :class:`~.schemes.Scheme`."""
+    most = {name: n if name in helps else 0 for name, n in _MOST.items()}
+    return replace(limits, **most)
+
+
 class SimVerifier:
     """One target for all streams: the verifier's own scheduler and streams on a clock.
 
@@ -218,9 +225,7 @@ class SimVerifier:
         patient = "patience" in helps
         scheduler = Scheduler(backend, executor, clock, chunk=chunk, patience=patient)
         self.served = Served(backend, scheduler, frozenset())
-        most = {"lookup": 4, "leaves": 16}
-        most = {name: n if name in helps else 0 for name, n in most.items()}
-        self.kept = KeptStreams(replace(_LIMITS, **most), clock.now)
+        self.kept = KeptStreams(helping(helps, _LIMITS), clock.now)
         if "draft" in helps:
             assert isinstance(backend, TextBackend)
             targets = backend.targets

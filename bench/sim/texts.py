@@ -247,7 +247,26 @@ def _chain(rates: np.ndarray, correlation: float, rng: np.random.Generator) -> n
     return np.asarray(fresh[np.maximum.accumulate(source)])
 
 
-class TextDraft:
+class _Lanes:
+    """A draft that can go on with several sequences, each read by one of its kind."""
+
+    beside: tuple[_Lanes, ...]
+
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
+        """Take in ``tokens``; return logits after the last one."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+        """Take in ``tokens``; return logits after the last one."""
+        return self.read(tokens)
+
+    def wide(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """Take in a token on each of some lanes; return the logits behind each."""
+        lanes = (self, *self.beside)
+        return {number: lanes[number].read((one,)) for number, one in tokens.items()}
+
+
+class TextDraft(_Lanes):
     """The draft model of a text; what :class:`~draftwire.runtime.drafter.Model` is.
 
     Args:
@@ -273,18 +292,13 @@ class TextDraft:
         self.parallel = Parallel((0,), at_once) if at_once > 1 else None
         self.beside = tuple([TextDraft(text) for _ in range(1, lanes)])
 
-    def wide(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
-        """Take in a token on each of some lanes; return the logits behind each."""
-        lanes = (self, *self.beside)
-        return {number: lanes[number].forward((one,)) for number, one in tokens.items()}
-
     def copy(self, other: TextDraft, end: int) -> None:
         """Take over what another lane has read, up to ``end`` tokens in all."""
         if self._good == self.length:
             self._good = min(other._good, end)
         self.length = end
 
-    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Take in ``tokens``; return logits ``(width,)`` after the last one."""
         everything, good, length = self._all, self._good, self.length
         for token in tokens:
@@ -296,7 +310,7 @@ class TextDraft:
 
     def ahead(self, tokens: Sequence[int], count: int) -> np.ndarray:
         """Take in ``tokens``; return logits after them and of masks, ``(count, width)``."""
-        rows = [self.forward(tokens)]
+        rows = [self.read(tokens)]
         at = self.length - self.prompt
         return np.stack([*rows, *(self._row(at + i) for i in range(1, count))])
 
@@ -406,15 +420,17 @@ def by_prompt(targets: Sequence[TextTarget], tokens: Sequence[int]) -> TextTarge
     raise ModelError("a prompt that no text begins with")
 
 
-class PlayedDraft:
+class PlayedDraft(_Lanes):
     """The draft of several texts; what the drafter's ``Model`` is.
 
     Args:
         targets: One for each prompt; more may come.
+        lanes: Sequences that a forward goes on with.
     """
 
-    def __init__(self, targets: Sequence[TextTarget]) -> None:
+    def __init__(self, targets: Sequence[TextTarget], lanes: int = 1) -> None:
         self._targets = targets
+        self.beside = tuple([PlayedDraft(targets) for _ in range(1, lanes)])
         self._draft: TextDraft | None = None
         self._read: list[int] = []
 
@@ -423,14 +439,18 @@ class PlayedDraft:
         """Tokens in the cache."""
         return len(self._read)
 
-    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+    def copy(self, other: PlayedDraft, end: int) -> None:
+        """Take over what another lane has read, up to ``end`` tokens in all."""
+        self.read(other._read[self.length : end])
+
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Take in ``tokens``; return logits after the last one."""
         whole = [*self._read, *tokens]
         if self._draft is None or len(self._read) < self._draft.prompt:
             # Prompts may begin alike.
             self._draft, tokens = TextDraft(by_prompt(self._targets, whole).text), whole
         self._read = whole
-        return self._draft.forward(tokens)
+        return self._draft.read(tokens)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""

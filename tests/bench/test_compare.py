@@ -63,19 +63,22 @@ def run(words, capsys):
 
 
 def test_rows_take_turns_and_write_one_text(profile, capsys):
-    schemes = "cloud,colocated,vanilla:2,earlyexit:3,picospec:2,latency,ours-cost"
+    schemes = "cloud,colocated,vanilla:2,earlyexit:3,picospec:2,latency,ours-cost,ours"
     words = [*profile, "--tokens", "12", "--repeats", "2", "--scheme", schemes]
     code, document, _ = run([*words, "--link", "4ms", "--method", "proxy"], capsys)
     assert code == 0 and document["different"] == []
     names = schemes.split(",")
     runs = document["runs"]
     assert [r["bench"]["scheme"] for r in runs] == names * 2  # A B C A B C
-    assert [r["bench"]["repeat"] for r in runs] == [0] * 7 + [1] * 7
+    assert [r["bench"]["repeat"] for r in runs] == [0] * 8 + [1] * 8
     assert len({tuple(r["token_ids"]) for r in runs}) == 1
     assert all(r["tokens"] == 12 and r["finish"] == "length" for r in runs)
     rows = {row["scheme"]: row for row in document["rows"]}
     assert rows["cloud"]["ratio"] == 1.0 and rows["cloud"]["forwards_per_token"] == 1.0
     assert rows["latency"]["forwards_per_token"] <= 1.0
+    # A verifier that judges second choices is ours alone.
+    for told in runs:
+        assert (told["leaves"]["sent"] > 0) is (told["bench"]["scheme"] == "ours")
     # 500 half floats beside each drafted token: carried, not reckoned.
     vanilla = [r for r in runs if r["bench"]["scheme"] == "vanilla:2"]
     assert all(r["bytes"]["up_payload"] >= 1000 * r["drafted"] > 0 for r in vanilla)
@@ -107,6 +110,14 @@ def test_real_models_sampling_over_a_link(capsys):
     assert cloud["token_ids"] == latency["token_ids"]
     assert all(row["joules_per_token"] is None for row in document["rows"])
     assert all(row["joules_why_null"] for row in document["rows"])
+
+
+def test_no_verifier_helps_a_row_that_has_no_use_for_it(capsys):
+    words = ["--tokens", "20", "--repeats", "1", "--prompt", "Once upon", "--link", "2ms"]
+    words += ["--scheme", "cloud,cloud+lookup", "--method", "proxy"]
+    code, document, _ = run(words, capsys)
+    cloud, looking = (row["forwards_per_token"] for row in document["rows"])
+    assert code == 0 and looking < cloud == 1.0  # the text repeats a word
 
 
 def test_simulated_rows_have_the_same_columns(profile, capsys, tmp_path):
@@ -159,6 +170,7 @@ def test_a_broken_law_is_an_error_exit(profile, capsys, monkeypatch):
         (["--link", "10ms", "--link", "10ms"], "a link is asked for twice"),
         (["--trace", "no.csv"], "there is no trace at no.csv"),
         (["--profile", "nano-b100"], "no timing profile is called 'nano-b100'"),
+        (["--profile", "nano-a100@10x8", "--acceptance", "1"], "is simulated, not played"),
         (["--acceptance", "0.8"], "take no time of their own"),
         (["--acceptance", "2", "--profile", "nano-a100"], "'2'"),
         (["--acceptance", "0.8", "--text", "x.json"], "exclude each other"),

@@ -239,15 +239,25 @@ def test_a_draft_that_is_too_slow_is_counted(texts):
 
 def test_a_paced_draft_has_the_lanes_of_its_profile(texts):
     text = texts[0]
-    draft = TextDraft(text, lanes=4)
-    paced_draft(draft, lambda tokens: 0.002, 2, 0.5)
+    draft = PlayedDraft(played(texts), lanes=4)
+    pacer = paced_draft(draft, lambda tokens: 0.002, 2, 0.5)
     (other,) = draft.beside
     draft.forward(text.prompt)
     other.copy(draft, len(text.prompt))
     began = time.perf_counter()
     rows = draft.wide({0: text.tokens[0], 1: text.tokens[0]})
     assert time.perf_counter() - began >= 0.003
-    assert (rows[0] == rows[1]).all()
+    assert (rows[0] == rows[1]).all() and pacer.count == 2  # one forward of both
+    assert int(rows[1].argmax()) == text.proposals[1]
+
+
+def test_a_paced_draft_that_says_several_tokens_at_once_takes_its_time(texts):
+    draft = TextDraft(texts[0], at_once=4)
+    pacer = paced_draft(draft, lambda tokens: 0.001 * tokens)
+    began = time.perf_counter()
+    rows = draft.ahead(texts[0].prompt, 4)
+    assert time.perf_counter() - began >= 0.001 * (len(texts[0].prompt) + 3)
+    assert len(rows) == 4 and pacer.count == 1
 
 
 @pytest.mark.parametrize("own_pace", [True, False])
