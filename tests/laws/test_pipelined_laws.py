@@ -113,6 +113,12 @@ def test_the_targets_law(scheme, mode):
     assert statistic_of(three(scheme, mode), STREAMS) < 75
 
 
+@pytest.mark.parametrize("scheme", ["match", "residual", "qs", "separate"])
+def test_the_targets_law_with_penalties_biases_and_banned_words(scheme):
+    stream = replace(three(scheme, "pipeline"), prompt=(0, 5, 0), shape="all")
+    assert statistic_of(stream, 500) < 75
+
+
 @pytest.mark.skipif(not world.GRAMMARS, reason="llguidance is not installed")
 @pytest.mark.parametrize("scheme", ["match", "residual", "qs", "separate"])
 def test_the_targets_law_restricted_to_a_grammar(scheme):
