@@ -15,7 +15,7 @@ import numpy as np
 import places
 import pytest
 import verifier_lab as lab
-from cached_target import CachedTarget
+from cached_target import CachedTarget, FedDraft
 from js_ends import toy_text
 
 import draftwire
@@ -184,22 +184,9 @@ async def test_device_with_our_verifier(tmp_path, law, mode):
         assert sum(s["forwards"] for s in streams) < 110
 
 
-class ToyModel:
-    """The toy draft of ``text.mjs`` as the model of our device."""
-
-    def __init__(self):
-        self.ids = []
-
-    @property
-    def length(self):
-        return len(self.ids)
-
-    def rewind(self, length):
-        del self.ids[length:]
-
-    def forward(self, tokens):
-        self.ids += [int(token) for token in tokens]
-        return np.asarray(js_ends.toy_draft(self.ids, 264), np.float32)
+def toy_model():
+    """Return the toy draft of ``text.mjs`` as the model of our device."""
+    return FedDraft(lambda fed: np.asarray(js_ends.toy_draft(fed, 264), np.float32))
 
 
 OURS = {
@@ -224,7 +211,7 @@ def texts(url, law, mode, count):
     options = {k: v for k, v in law.items() if v != "greedy"}
     options.update(mode, max_new_tokens=count)
     with draftwire.connect(url, draft=FIXTURES / "tiny.draft", silence_s=15) as session:
-        session._drafter.use(ToyModel())
+        session._drafter.use(toy_model())
         streams = [session.generate(p, **options) for p in PROMPTS]
         return [[t.id for chunk in s for t in chunk.tokens] for s in streams]
 
