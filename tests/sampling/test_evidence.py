@@ -337,30 +337,6 @@ def test_only_separate_lets_the_device_correct():
             proposer.correct(proposal, b"\0", 3)
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    st.sampled_from(WITH_EVIDENCE),
-    st.sampled_from([1, 2, 5, 40, 3000]),
-    st.lists(st.integers(-1, 50), max_size=5),
-    st.binary(max_size=90),
-)
-def test_random_evidence_gives_a_verdict_or_a_protocol_error(scheme, vocab, ids, data):
-    params = params_of(scheme)
-    decider, proposer = make_decider(params, vocab), make_proposer(params, vocab)
-    rows = logits_from(0, len(ids) + 1, vocab)
-    try:
-        decision = decider.decide(ids, data, rows, 3)
-    except ProtocolError:
-        pass
-    else:
-        assert 0 <= decision.accepted <= len(ids) and -1 <= decision.token < vocab
-    try:
-        token = proposer.correct(proposer.propose(rows[0], 3), data, 3)
-    except ProtocolError:
-        return
-    assert 0 <= token < vocab
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.sampled_from(WITH_EVIDENCE), st.integers(0, 1000))
 def test_one_changed_byte_gives_a_verdict_or_a_protocol_error(data, scheme, seed):
