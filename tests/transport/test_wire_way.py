@@ -18,14 +18,15 @@ from odd_servers import (
     RST,
     WELCOME,
     Seen,
+    beside,
     black_hole,
-    closed_port,
     http,
     network,
     said,
     script,
     serving,
 )
+from places import free_port
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
 from draftwire.transport.answers import may_pass
@@ -121,7 +122,7 @@ async def test_a_name_that_nobody_knows_and_a_resolver_that_hangs() -> None:
 
 async def test_a_refused_connection_says_where() -> None:
     seen = Seen()
-    network(closed_port()).connect(HELLO, seen, 10)
+    network(free_port()).connect(HELLO, seen, 10)
     error = await seen.until("D")
     assert "cannot reach a verifier at ws://127.0.0.1" in str(error)
     assert "Connection refused" in str(error) and may_pass(error)
@@ -130,7 +131,7 @@ async def test_a_refused_connection_says_where() -> None:
 async def test_a_dead_first_address_does_not_keep_from_the_second() -> None:
     with black_hole() as nowhere:
         async with serving(script(*GREETING)) as port:
-            addresses = [("127.0.0.1", p) for p in (nowhere, closed_port(), port)]
+            addresses = [("127.0.0.1", p) for p in (nowhere, free_port(), port)]
             seen = Seen()
             wire = network(
                 9, resolver=lambda h, p: [(socket.AF_INET, a) for a in addresses]
@@ -200,7 +201,7 @@ async def test_what_fails_on_the_way_names_the_proxy(steps, kind, words) -> None
 
 
 def test_a_proxy_that_is_not_there_and_one_that_we_do_not_speak_to(monkeypatch) -> None:
-    dead = closed_port()
+    dead = free_port()
     for url, words in (
         (
             f"http://ann:hidden@127.0.0.1:{dead}",
@@ -220,7 +221,7 @@ def test_a_proxy_that_is_not_there_and_one_that_we_do_not_speak_to(monkeypatch) 
 
 async def test_this_machine_is_never_reached_through_a_proxy(monkeypatch) -> None:
     for name in ENVIRONMENT:
-        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     monkeypatch.delenv("no_proxy")
 
     async with serving(script(*GREETING)) as port:
@@ -311,13 +312,6 @@ async def test_a_connection_may_end_at_any_byte_of_tls(certificate) -> None:
 
 
 # ---- for callers that wait
-
-
-async def beside(handler, use) -> None:
-    """Run ``use(url)``, which waits, beside an odd server."""
-    async with serving(handler) as port:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, use, f"ws://127.0.0.1:{port}")
 
 
 def loops() -> list:
