@@ -5,11 +5,12 @@ made, and links that lead out of docs/. A link to a file of the tree becomes its
 site has no tree.
 """
 
+import contextlib
+import io
 import json
 import os
 import posixpath
 import re
-import subprocess
 import sys
 
 from mkdocs.structure.files import File
@@ -81,31 +82,24 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def commands():
-    """Return a page with the help of every command that does something."""
+    """Return a page with the help of every command."""
     sys.path.insert(0, os.path.join(ROOT, "src"))
-    from draftwire.cli import COMMANDS
+    from draftwire.cli import whole_parser
+    from draftwire.cli.completion import words_of
 
     lines = ["# Commands", "", "`draftwire COMMAND --help` says the same.", ""]
-    for name in COMMANDS:
-        text = _help(name)
-        lines += [f"## draftwire {name}", "", "```text", text, "```", ""]
-        for action in _actions(text):
-            lines += [f"### draftwire {name} {action}", "", "```text"]
-            lines += [_help(name, action), "```", ""]
+    for words, _ in words_of(whole_parser()):
+        if words:
+            lines += [f"{'#' * len(words)}# draftwire {' '.join(words)}", "", "```text"]
+            lines += [_help(*words), "```", ""]
     return "\n".join(lines)
 
 
 def _help(*words):
-    environ = dict(os.environ, COLUMNS="78", PYTHONPATH=os.path.join(ROOT, "src"))
-    command = [sys.executable, "-m", "draftwire", *words, "--help"]
-    done = subprocess.run(
-        command, env=environ, capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return done.stdout.rstrip()
+    from draftwire.cli import main
 
-
-def _actions(text):
-    """Return the actions that a help lists; none for a command without."""
-    if "ACTION ..." not in text.split("\n\n")[0]:
-        return []
-    return re.findall(r"^    (\w[\w-]*)(?=\s)", text, re.M)
+    said = io.StringIO()
+    os.environ["COLUMNS"] = "78"
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return said.getvalue().rstrip()

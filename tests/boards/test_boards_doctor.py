@@ -1,17 +1,15 @@
 """The doctor: what fails is found in a process of its own, and one command mends it."""
 
-import contextlib
 import json
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from fake_boards import BOARDS, build
+from odd_servers import FIN, beside, http, script
 from places import MODELS, draftwire
 
 from draftwire.bench.child import local_verifier
@@ -312,30 +310,6 @@ def test_a_damaged_draft_ends_with_its_own_code(tmp_path):
     assert report.exit_code == 5 and "would not run here: draft" in render(report)
 
 
-@contextlib.contextmanager
-def web(body, *, date=None):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response_only(200)
-            if date:
-                self.send_header("Date", date)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"ws://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 HEALTH = {"status": "ok", "targets": [{"name": "t", "version": "v1"}]}
 WELL = json.dumps(HEALTH).encode()
 DRAINING = json.dumps({**HEALTH, "status": "draining"}).encode()
@@ -352,9 +326,10 @@ DRAINING = json.dumps({**HEALTH, "status": "draining"}).encode()
         (WELL, "soon", "verifier", "ok", "t v1"),
     ],
 )
-def test_what_may_answer_in_a_verifiers_place(body, date, name, status, detail):
-    with web(body, date=date) as url:
-        finding = by_name(asked(url))[name]
+async def test_what_may_answer_in_a_verifiers_place(body, date, name, status, detail):
+    headers = [f"Date: {date}"] if date else []
+    answer = script(http(200, *headers, body=body), FIN)
+    finding = by_name(await beside(answer, asked))[name]
     assert finding.status == status and detail in finding.detail
     if status != "ok":
         assert is_one_command(finding.fix)

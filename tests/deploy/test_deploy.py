@@ -1,5 +1,6 @@
 """Container, compose, chart, unit and manifests: their schemas, and flags that work."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -13,7 +14,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from verifier_process import ENVIRONMENT, ROOT, TINY
+from places import draftwire
+from verifier_process import ROOT, TINY, serving
 
 from draftwire.cli import parse
 
@@ -136,11 +138,11 @@ def test_a_pod_monitor_is_there_when_wanted():
 
 
 def test_the_chart_has_the_version_of_the_package():
-    import draftwire
+    from draftwire import __version__
 
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert chart["appVersion"] == values["image"]["tag"] == draftwire.__version__
+    assert chart["appVersion"] == values["image"]["tag"] == __version__
 
 
 # ---- plain manifests
@@ -271,40 +273,24 @@ def test_its_flags_serve_are_healthy_and_drain(given, tmp_path):
     line = re.sub(r"(--admin\n)[\d.]+:\d+", r"\g<1>127.0.0.1:0", line)
     line = line.replace("--host\n0.0.0.0", "--host\n127.0.0.1")
     heard = tmp_path / "notify"
-    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    manager.bind(str(heard))
-    manager.settimeout(60)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "draftwire", "verifier", "serve", *line.split("\n")]
-        + ["--port", "0"],
-        env={**ENVIRONMENT, "NOTIFY_SOCKET": str(heard)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        first = process.stdout.readline()
-        assert first.startswith("listening on ws://127.0.0.1:"), process.stderr.read()
-        admin = process.stdout.readline().split()[-1]
-        assert manager.recv(100) == b"READY=1"
-        with urllib.request.urlopen(f"{admin}/healthz", timeout=10) as answer:
-            assert json.load(answer)["status"] == "ok"
-        with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:
-            assert b"draftwire:kv_cache_usage_perc{" in answer.read()
-        check = dict(dockerfile())["HEALTHCHECK"].partition(" CMD ")[2]
-        words = json.loads(check)
-        port = admin.rpartition(":")[2]
-        words[words.index("ws://127.0.0.1:9100")] = f"ws://127.0.0.1:{port}"
-        healthy = [sys.executable, "-m", *words]
-        assert subprocess.run(healthy, env=ENVIRONMENT, stdout=-3).returncode == 0
-        process.send_signal(signal.SIGHUP)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        assert subprocess.run(healthy, env=ENVIRONMENT, capture_output=True).returncode == 4
-    finally:
-        process.kill()
-        process.wait()
-        manager.close()
-        process.stdout.close()
-        process.stderr.close()
+    words = [*line.split("\n"), "--port", "0"]
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(str(heard))
+        manager.settimeout(60)
+        with serving(*words, NOTIFY_SOCKET=str(heard)) as (process, _):
+            admin = process.stdout.readline().split()[-1]
+            assert manager.recv(100) == b"READY=1"
+            with urllib.request.urlopen(f"{admin}/healthz", timeout=10) as answer:
+                assert json.load(answer)["status"] == "ok"
+            with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:
+                assert b"draftwire:kv_cache_usage_perc{" in answer.read()
+            check = dict(dockerfile())["HEALTHCHECK"].partition(" CMD ")[2]
+            words = json.loads(check)
+            port = admin.rpartition(":")[2]
+            words[words.index("ws://127.0.0.1:9100")] = f"ws://127.0.0.1:{port}"
+            assert draftwire(*words[1:]).returncode == 0
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert draftwire(*words[1:]).returncode == 4

@@ -4,24 +4,20 @@ Whatever the two ends are and however drafts travel, the text is that of the tar
 """
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import json
-import types
 
 import js_ends
 import numpy as np
 import places
 import pytest
 import verifier_lab as lab
-from cached_target import CachedTarget
+from cached_target import CachedTarget, FedDraft
 from js_ends import toy_text
 
 import draftwire
 from draftwire.sampling import SamplingParams
-from draftwire.transport.messages import Block, Bye, Commit, Error, Open, Progress, Resume
-from draftwire.verifier.serving.limits import Limits
 
 FIXTURES, GOLDEN = places.FIXTURES, places.ROOT / "tests" / "golden"
 PROMPTS = ([1, 2, 3], [77], [5, 250, 250, 9])
@@ -60,20 +56,6 @@ def test_against_the_vectors(part):
     assert js_ends.check(part, GOLDEN / f"{part}_v2.json") == []
 
 
-def test_stop_ids_end_a_text(verifier):
-    whole = toy_text([1, 2], 40)
-    stop = whole[17]
-    found = js_ends.device(verifier, token="a token", prompt=([1, 2],), stop_ids=[stop])
-    assert found[0]["ids"] == whole[: whole.index(stop) + 1]
-    assert found[0]["finish"] == "stop"
-
-
-def test_the_context_ends_a_text():
-    with js_ends.verifier(context=20) as url:
-        found = js_ends.device(url, prompt=([1, 2],))
-        assert (found[0]["ids"], found[0]["finish"]) == (toy_text([1, 2], 18), "length")
-
-
 @pytest.mark.parametrize("mode", ["pipeline", "race", "race with credit"])
 def test_a_bye_is_answered_and_the_number_used_again(verifier, mode):
     options = {**MODES[mode], "max_new_tokens": 64, "token": "a token"}
@@ -81,31 +63,6 @@ def test_a_bye_is_answered_and_the_number_used_again(verifier, mode):
     for prompt, stream in zip(PROMPTS, found):
         assert stream["finish"] == "cancelled" and len(stream["ids"]) >= 9
         assert stream["ids"] == toy_text(prompt, len(stream["ids"]))
-
-
-@pytest.mark.parametrize(
-    ("law", "mode"), [("greedy", "wait"), ("coupled", "pipeline"), ("greedy", "race")]
-)
-@pytest.mark.parametrize("kept", [True, False], ids=["resumed", "opened anew"])
-def test_a_cut_link(law, mode, kept):
-    """Streams go on after it: resumed, or where the verifier has forgotten them, anew."""
-    law, count = LAWS[law], 120
-    with js_ends.verifier(forward_ms=2, parked_s=60 if kept else 0) as url:
-        proxy = js_ends.cutter(url, every=1000, times=3)
-        options = {**law, "max_new_tokens": count, "draft_ms": 3, "block": 2}
-        process = js_ends.start_device(proxy.url, prompt=PROMPTS, mode=mode, **options)
-        streams, error = js_ends.ended(process)
-        proxy.close()
-    assert proxy.acts
-    assert not error
-    assert [s["ids"] for s in streams] == [toy_text(p, count, **law) for p in PROMPTS]
-    assert any(s["resumes"] for s in streams) == kept
-
-
-def test_busy_is_asked_again_later():
-    with js_ends.verifier(most_streams=1, retry_ms=30) as url:
-        found = js_ends.device(url, prompt=PROMPTS, max_new_tokens=20)
-        assert [s["ids"] for s in found] == [toy_text(p, 20) for p in PROMPTS]
 
 
 REFUSED = {
@@ -184,22 +141,9 @@ async def test_device_with_our_verifier(tmp_path, law, mode):
         assert sum(s["forwards"] for s in streams) < 110
 
 
-class ToyModel:
-    """The toy draft of ``text.mjs`` as the model of our device."""
-
-    def __init__(self):
-        self.ids = []
-
-    @property
-    def length(self):
-        return len(self.ids)
-
-    def rewind(self, length):
-        del self.ids[length:]
-
-    def forward(self, tokens):
-        self.ids += [int(token) for token in tokens]
-        return np.asarray(js_ends.toy_draft(self.ids, 264), np.float32)
+def toy_model():
+    """Return the toy draft of ``text.mjs`` as the model of our device."""
+    return FedDraft(lambda fed: np.asarray(js_ends.toy_draft(fed, 264), np.float32))
 
 
 OURS = {
@@ -224,7 +168,7 @@ def texts(url, law, mode, count):
     options = {k: v for k, v in law.items() if v != "greedy"}
     options.update(mode, max_new_tokens=count)
     with draftwire.connect(url, draft=FIXTURES / "tiny.draft", silence_s=15) as session:
-        session._drafter.use(ToyModel())
+        session._drafter.use(toy_model())
         streams = [session.generate(p, **options) for p in PROMPTS]
         return [[t.id for chunk in s for t in chunk.tokens] for s in streams]
 
@@ -245,121 +189,6 @@ def test_our_device_with_the_verifier_over_a_cut_link(tiny_verifier, mode):
     assert proxy.acts
 
 
-# ---- both verifiers, spoken to by hand
-
-
-def opening(prompt=(1, 2), count=9, **fields):
-    return Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count, **fields)
-
-
-def part(base, *tokens):
-    return Block(0, base, tokens, more=True)
-
-
-ANSWERED = object()  # here it is waited for an answer
-# What is said, behind an opening and given the right text; and what is heard.
-FATAL = "fatal protocol"
-BY_HAND = {
-    "a gap": (lambda r: [opening(), Block(0, 3, (1,))], FATAL),
-    "drafts twice": (lambda r: [opening(), part(0, 5), Block(0, 0, (5,))], FATAL),
-    "a block too long": (lambda r: [opening(), Block(0, 0, (1,) * 17)], FATAL),
-    "too many wait": (
-        lambda r: [opening(count=99), *(part(16 * n, *(5,) * 16) for n in range(5))],
-        FATAL,
-    ),
-    "evidence": (lambda r: [opening(), Block(0, 0, (1,), evidence=b"x")], FATAL),
-    "a number in use": (lambda r: [opening(), opening()], FATAL),
-    "a text frame": (lambda r: ["hello"], FATAL),
-    "no prompt": (lambda r: [opening(())], "request"),
-    "no tokens": (lambda r: [opening(count=0)], "request"),
-    "noise": (lambda r: [opening(noise="pink")], "request"),
-    "a stream too many": (lambda r: [opening()] * 3, "limit"),
-    "a resume of nothing": (lambda r: [Resume(b"i" * 8, b"s" * 16, 0)], "stream"),
-    "drafts that end a branch": (
-        lambda r: [opening(), Block(0, 0, (r[0], (r[1] + 1) % 50, 3))],
-        "1+1",
-    ),
-    "a dead branch": (
-        lambda r: [opening(), Block(0, 0, ((r[0] + 1) % 50,)), ANSWERED, Block(0, 1, (5,))],
-        "0+1 idle 1",
-    ),
-    "nothing new": (
-        lambda r: [opening(), Block(0, 0, ()), ANSWERED, Block(0, 0, ())],
-        "0+1 idle 0",
-    ),
-    "another branch": (lambda r: [opening(), Block(1, 0, (r[0],))], "1+1"),
-    "a part": (lambda r: [opening(), part(0, r[0])], ""),
-    "all of it": (lambda r: [opening(), part(0, r[0]), Block(0, 1, (r[1],))], "2+1"),
-    "without bonus": (lambda r: [opening(bonus=False), Block(0, 0, (r[0],))], "1+0"),
-    "to the end": (lambda r: [opening(count=3), Block(0, 0, tuple(r[:6]))], "2+1 length"),
-    "credit": (lambda r: [opening(objective="latency", credit=2)], "0+1 0+1"),
-    "bye": (lambda r: [opening(), Bye("stop")], "bye ended"),
-    "an error": (lambda r: [opening(), Error("internal", "x", fatal=False)], "bye ended"),
-}
-
-
-def said_by(message):
-    if isinstance(message, Commit):
-        end = f" {message.finish.name.lower()}" if message.finish else ""
-        return f"{message.accepted}+{int(message.token is not None)}{end}"
-    if isinstance(message, Error):
-        return ("fatal " if message.fatal else "") + message.code
-    if isinstance(message, Progress):
-        idle = message.activity == "idle"  # how long the rest takes is the machine's
-        return f"idle {message.epoch}" if idle else ""
-    return f"bye {message.reason}" if isinstance(message, Bye) else ""
-
-
-async def spoken(service, frames, number):
-    """Return what a verifier answers; with ``number`` each frame is of another stream."""
-    heard = []
-    async with lab.device(service) as device:
-        await device.greet()
-        for frame in frames:
-            if frame is ANSWERED:
-                while not any(heard):
-                    heard.append(
-                        said_by(device.codec.decode(await device.frames.get()).message)
-                    )
-            elif isinstance(frame, str):
-                await device.socket.send(frame)
-            else:
-                await device.say(frame, number)
-                number += number > 0
-        with contextlib.suppress(asyncio.TimeoutError):
-            while (frame := await asyncio.wait_for(device.frames.get(), 1.5)) is not None:
-                heard.append(said_by(device.codec.decode(frame).message))
-    return " ".join(filter(None, heard))
-
-
-async def by_hand(service, right):
-    """All cases at once, each on a connection of its own."""
-    cases = [
-        spoken(service, frames(right), int(answer == "limit"))
-        for frames, answer in BY_HAND.values()
-    ]
-    heard = dict(zip(BY_HAND, await asyncio.gather(*cases)))
-    assert heard == {name: answer for name, (_, answer) in BY_HAND.items()}
-
-
-async def test_the_verifier_by_hand(toy_verifier):
-    await by_hand(toy_verifier, toy_text([1, 2], 12, vocab=50))
-
-
-async def test_our_verifier_by_hand():
-    target = CachedTarget(vocab_size=50, slots=64)
-    limits = Limits(block=16, waiting=64, streams=2, progress_s=0.1)
-    async with lab.serving(target, limits=limits) as service:
-        await by_hand(service, target.text([1, 2], SamplingParams("greedy", 0.0), 12))
-
-
-@pytest.fixture(scope="module")
-def toy_verifier():
-    options = {"vocab_size": 50, "streams": 2, "progress_ms": 100}
-    with js_ends.verifier(tokenizer="aa" * 32, **options) as url:
-        yield types.SimpleNamespace(url=url)
-
-
 # ---- the kits
 
 
@@ -369,7 +198,6 @@ def kit(*words):
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_verifier_conforms_and_its_texts_are_those_of_the_kits_target(tmp_path):
     """The toy target is the kit's, so that every text is known to the kit as well."""
     token = tmp_path / "token"
@@ -383,8 +211,10 @@ def test_the_verifier_conforms_and_its_texts_are_those_of_the_kits_target(tmp_pa
     assert "drafts change nothing" in said and " 0 fail" in said
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["wait", "pipeline", "race"])
+@pytest.mark.parametrize(
+    "mode",
+    ["wait", *(pytest.param(m, marks=pytest.mark.slow) for m in ("pipeline", "race"))],
+)
 def test_the_device_conforms(mode):
     command = ["node", str(js_ends.programs() / "device.mjs"), "{url}", "--prompt", "1,2,3"]
     said = kit("mimic", "--", *command, "--max_new_tokens", "60", "--mode", mode)

@@ -71,6 +71,7 @@ def test_version():
         (["boards", "doctr"], "doctr", "did you mean doctor?"),
         (["boards", "show", "kria-kv26"], "kria-kv26", "mean kria-kv260?"),
         (["demo", "--target", "v11"], "v11", "did you mean v1?"),
+        (["demo", "--target", "../models/v1"], "../models/v1", ""),
         (["generate", "x", "--tempreature", "1"], "--temp", "did you mean --temperature?"),
         (["sampling", "table"], "no part of the package now", "python -m studies.sampling"),
         (["config", "show", "--config", "gone.toml"], "gone.toml", ""),
@@ -159,10 +160,8 @@ def test_a_reader_that_leaves_is_no_error():
 
 def test_a_full_disk_under_stdout_is_exit_code_6():
     with open("/dev/full", "wb") as full:
-        words = [sys.executable, "-m", "draftwire", "config", "options"]
-        pipe = subprocess.PIPE
-        done = subprocess.run(words, env=environment(), stdout=full, stderr=pipe)
-    lines = done.stderr.decode().splitlines()
+        done = run("config", "options", stdout=full)
+    lines = done.stderr.splitlines()
     assert done.returncode == 6 and len(lines) == 2, lines
     assert lines[0] == "draftwire: error: cannot write the output: No space left on device"
 
@@ -193,11 +192,8 @@ except KeyboardInterrupt:
 def test_ctrl_c_in_an_import_is_quiet(library, pressed, tmp_path):
     """It comes while the first words are read, before a session, and under one."""
     (tmp_path / f"{library}.py").write_text(IMPORTED.format(pressed, library))
-    words = ["generate", "Once", "--verifier", "ws://127.0.0.1:1"]
-    where = environment()
-    where["PYTHONPATH"] = os.pathsep.join([str(tmp_path), where["PYTHONPATH"]])
-    command = [sys.executable, "-m", "draftwire", *words]
-    done = subprocess.run(command, env=where, capture_output=True, text=True)
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    done = run("generate", "Once", "--verifier", "ws://127.0.0.1:1", PYTHONPATH=path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 

@@ -1,6 +1,9 @@
 """Every command that README and docs show is one, with flags that it has."""
 
+import importlib
 import re
+import sys
+import types
 
 import pytest
 from places import ROOT
@@ -53,3 +56,13 @@ def test_what_a_page_shows_can_be_typed(page):
 
 def test_the_pages_show_many():
     assert sum(len(shown(page)) for page in PAGES) > 150
+
+
+def test_the_sites_page_has_the_help_of_every_command(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "78")
+    for name in ("mkdocs", "mkdocs.structure", "mkdocs.structure.files"):  # not in .venv
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(File=None))
+    page = importlib.import_module("tools.site").commands()
+    heads = re.findall(r"^#+ draftwire (.+)$", page, re.M)
+    assert heads == [name for name in KNOWN if name] and "energy record" in heads
+    assert page.count("usage: draftwire ") == len(heads)

@@ -216,22 +216,6 @@ def test_demo_shows_three_prompts_and_a_table(demo, played, capsys, tmp_path):
     assert reports == [played.report_of(4, "length")] * 3
 
 
-def test_demo_takes_prompts_and_samples_when_it_is_warm(demo, played):
-    words = ["demo", "--prompt", "One", "Two", "--prompt", "Three"]
-    words += ["--temperature", "0.8", "--seed", "7"]
-    assert main(words) == 0
-    assert [prompt for prompt, _ in played.calls] == ["One", "Two", "Three"]
-    assert {options["temperature"] for _, options in played.calls} == {0.8}
-    assert {options["seed"] for _, options in played.calls} == {7}
-
-
-def test_demo_names_the_targets_there_are(demo, capsys):
-    assert main(["demo", "--target", "v7"]) == 2
-    assert "v1" in capsys.readouterr().err
-    assert main(["demo", "--target", "../models/v1"]) == 2
-    assert demo == []
-
-
 def test_demo_without_models_says_where_it_looked(demo, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("DRAFTWIRE_MODELS", str(tmp_path / "empty"))
     assert main(["demo"]) == 2

@@ -85,10 +85,8 @@ class CachedTarget:
         self.forwards = self.fed = self.again = 0
         self.ran = []
         self.before = lambda batch: None
-        self._path = (
-            [],
-            [self.begin],
-        )  # ids that were asked for last, and the digest before each
+        # Ids that were asked for last, and the digest before each.
+        self._path = [], [self.begin]
 
     def allocate(self):
         slot = self.table.allocate()

@@ -102,11 +102,7 @@ class Device:
         """Return the text of ``request`` with drafts of ``oracle(text, k)``."""
         self.say(request)
         opened, text = await self.hear(Opened), []
-        epoch, ahead, end = (
-            0,
-            [],
-            0,
-        )  # drafts that were sent, and where the text stands then
+        epoch, ahead, end = 0, [], 0  # drafts that were sent; where the text stands then
         while True:
             if not ahead and (race or end <= len(text)):
                 ahead = oracle(text, k) if oracle else []

@@ -126,6 +126,13 @@ async def serving(handler, **options):
         await asyncio.sleep(0)
 
 
+async def beside(handler, use):
+    """Run ``use(url)``, which waits, in a thread, and serve ``handler`` meanwhile."""
+    async with serving(handler) as port:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, use, f"ws://127.0.0.1:{port}")
+
+
 def script(*steps, heard=None):
     """Make a handler that reads the request, then takes the ``steps`` in turn.
 
@@ -178,10 +185,3 @@ def black_hole():
             filler.setblocking(False)
             filler.connect_ex(listening.getsockname())
         yield listening.getsockname()[1]
-
-
-def closed_port() -> int:
-    """A port of loopback where nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]

@@ -23,13 +23,18 @@ def environment(**more):
     return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
 
 
-def draftwire(*words, folder=None, timeout=600, **more):
-    """Run a command to its end; return its code and what it said."""
+def draftwire(*words, folder=None, timeout=600, stdout=subprocess.PIPE, said="", **more):
+    """Run a command to its end; return its code and what it said.
+
+    It hears ``said``; ``more`` are variables of its environment.
+    """
     return subprocess.run(
         [sys.executable, "-m", "draftwire", *map(str, words)],
         env=environment(**more),
         cwd=folder,
-        capture_output=True,
+        input=said,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         timeout=timeout,

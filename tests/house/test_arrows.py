@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import re
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
-from places import ROOT, environment
+from places import ROOT
 
 FACE = "face"
 LEAVES = {"sampling", "transport", "energy", "boards"}
@@ -168,37 +165,3 @@ def test_a_device_room_is_python_3_8(room):
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign)
         if any(isinstance(node, kinds) for node in ast.walk(tree)):
             assert "from __future__ import annotations" in source, path
-
-
-IMPORT_ALL = """
-import importlib, importlib.abc, json, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {heavy!r}:
-            raise ImportError("a device has no " + name)
-        return None
-
-sys.meta_path.insert(0, Blocker())
-for name in {modules!r}:
-    importlib.import_module(name)
-print(json.dumps(sorted(name.split(".")[0] for name in sys.modules)))
-"""
-
-
-def test_every_device_module_imports_without_heavy_libraries():
-    modules = [
-        module_name(room, path)
-        for room in DEVICE
-        if folder(room).is_dir()
-        for path in files(room)
-        if path.name != "__main__.py"
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL.format(heavy=sorted(HEAVY), modules=modules)],
-        env=environment(),
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert not HEAVY & set(json.loads(done.stdout.decode().splitlines()[-1]))

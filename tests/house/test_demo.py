@@ -32,17 +32,20 @@ def left_behind(folder):
 def test_text_then_a_table_then_the_reports(tmp_path):
     words = ["--target", "v2", "--temperature", "0.8", "--seed", "7"]
     words += ["--max-new-tokens", "12", "--json", "out.json"]
+    prompts = ["One", "Two", "Three"]
+    words += ["--prompt", *prompts[:2], "--prompt", *prompts[2:]]
     process = demo(*words, folder=tmp_path)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     reports = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert len(reports) == 3
-    for report in reports:
+    for report, prompt in zip(reports, prompts):
         assert report["schema"] == "draftwire.report/1"
-        assert report["sampling"]["scheme"] == "coupled"
+        how = {name: report["sampling"][name] for name in ("scheme", "temperature", "seed")}
+        assert how == {"scheme": "coupled", "temperature": 0.8, "seed": 7}
         assert report["target"]["name"].startswith("v2")
         assert 1 <= report["tokens"] == len(report["token_ids"]) <= 12
-        assert report["text"] in out
+        assert prompt + report["text"] in out
     assert "\x1b" not in out and "cloud-only" in out
     assert left_behind(tmp_path) == ["out.json"]
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 from live import DRAFT, FIXTURES, connect, ids_of, serving
+from places import draftwire as draftwire_command
+from places import environment
 
 import draftwire
-from draftwire.bench.child import environment
 from draftwire.errors import ConfigError
 from draftwire.packages import NewFile, load_draft, load_target, write_package
 from draftwire.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -108,21 +109,13 @@ def test_the_end_of_the_turn_ends_the_answer(session, tmp_path):
 
 
 def words_of(verifier, *more: object) -> list[str]:
-    words = [sys.executable, "-m", "draftwire", "chat", "--verifier", verifier.url]
-    return [*words, "--draft", str(DRAFT), "--energy", "off", *map(str, more)]
+    words = ["chat", "--verifier", verifier.url, "--draft", str(DRAFT), "--energy", "off"]
+    return [*words, *map(str, more)]
 
 
 def say(verifier, text: str, *more: object) -> subprocess.CompletedProcess[str]:
     """Chat through a pipe."""
-    return subprocess.run(
-        words_of(verifier, *more),
-        input=text,
-        capture_output=True,
-        env=environment(),
-        text=True,
-        encoding="utf-8",
-        timeout=PATIENCE_S,
-    )
+    return draftwire_command(*words_of(verifier, *more), said=text, timeout=PATIENCE_S)
 
 
 def test_through_a_pipe(verifier, session, tmp_path):
@@ -167,12 +160,13 @@ def test_tools_of_a_file_are_called(verifier, tmp_path):
 def test_in_a_terminal_an_interrupt_ends_the_answer_and_not_the_chat(verifier):
     one_by_one = ("--objective", "cost", "--block", 1)
     main, other = pty.openpty()
+    words = words_of(verifier, "--temperature", 1, "--seed", 5, *one_by_one)
     process = subprocess.Popen(
-        words_of(verifier, "--temperature", 1, "--seed", 5, *one_by_one),
+        [sys.executable, "-m", "draftwire", *words],
         stdin=other,
         stdout=other,
         stderr=other,
-        env={**environment(), "TERM": "dumb"},
+        env=environment(TERM="dumb"),
         start_new_session=True,
     )
     os.close(other)

@@ -6,24 +6,21 @@ import subprocess
 import sys
 
 from live import MODELS, ROOT, connect, serving
-
-from draftwire.bench.child import environment
+from places import environment
 
 PROMPT = "Once upon a time"
+EXAMPLE = ROOT / "examples" / "textbook.py"
+
+
+def textbook(*words):
+    command = [sys.executable, str(EXAMPLE), *words]
+    how = {"env": environment(), "capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, cwd=ROOT, check=False, **how)
 
 
 def test_the_textbook_writes_what_draftwire_writes():
-    example = ROOT / "examples" / "textbook.py"
     with serving(MODELS / "v1.target") as verifier:
-        done = subprocess.run(
-            [sys.executable, str(example), verifier.url, PROMPT],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = textbook(verifier.url, PROMPT)
         assert done.returncode == 0, done.stderr
         with connect(verifier, draft=MODELS / "reference.draft") as session:
             stream = session.generate(PROMPT, max_new_tokens=48)
@@ -31,13 +28,11 @@ def test_the_textbook_writes_what_draftwire_writes():
             report = stream.report
     assert done.stdout == f"{PROMPT}{text}\n"
     assert f"{report['tokens']} tokens in" in done.stderr
-    lines = example.read_text(encoding="utf-8").splitlines()
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 100, "a textbook page"
 
 
 def test_the_textbook_without_arguments_says_how_it_is_called():
-    words = [sys.executable, str(ROOT / "examples" / "textbook.py")]
-    how = {"env": environment(), "capture_output": True, "text": True, "check": False}
-    done = subprocess.run(words, **how)
+    done = textbook()
     assert done.returncode == 1 and "examples/textbook.py ws://" in done.stderr
     assert "Traceback" not in done.stderr

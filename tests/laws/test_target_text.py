@@ -99,14 +99,21 @@ def streamed(session, text, mode, seed, **options):
     return tokens
 
 
+@pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_targets_own_text(alone, verifier, target, mode):
-    blocks, ways = itertools.cycle((4, 1, 7, 16)), itertools.cycle(WAYS)
+def test_the_targets_own_text(alone, verifier, target, mode, learned):
+    """A draft that has learned nothing changes nothing but speed."""
+    blocks = itertools.cycle((4, 1, 7, 16))
+    ways = itertools.cycle(WAYS if learned else [{"objective": "cost"}])
     with connect(verifier, draft=REFERENCE, target=target) as session:
+        if not learned:
+            session._drafter.use(luck(2048, 5))
         for seed, (text, block, way) in enumerate(zip(PROMPTS, blocks, ways)):
             found = streamed(session, text, mode, seed, block=block, **way)
             assert found == alone(target, text, mode, seed), (target, text, block, way)
+            right = session.report["accepted"] / max(1, session.report["drafted"])
+            assert learned or right < 0.5
 
 
 @pytest.fixture(scope="module")
@@ -169,19 +176,6 @@ def luck(vocab, seed):
     """Return a draft model of dice."""
     rng = np.random.default_rng(seed)
     return FedDraft(lambda fed: rng.normal(0, 3, vocab).astype(np.float32))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_draft_that_has_learned_nothing_changes_nothing_but_speed(
-    alone, verifier, target, mode
-):
-    with connect(verifier, draft=REFERENCE, target=target) as session:
-        session._drafter.use(luck(2048, 5))
-        for seed, text in enumerate(PROMPTS):
-            found = streamed(session, text, mode, seed, objective="cost")
-            assert found == alone(target, text, mode, seed)
-            assert session.report["accepted"] < session.report["drafted"] / 2
 
 
 # A loop, a list and plain prose: much to repeat, and nothing.

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 from live import connect, ids_of, serving
+from places import draftwire
 from tools.faults import FaultProxy
 
-from draftwire.bench.child import environment
 from draftwire.transport.wirelog import read_wire_log
 
 PROMPT = [5, 17, 3]
 OPTIONS = {"max_new_tokens": 60, "temperature": 0.8, "seed": 3}
-
-
-def draftwire(*words):
-    """Return what a command prints."""
-    command = [sys.executable, "-m", "draftwire", *map(str, words)]
-    done = subprocess.run(command, env=environment(), check=True, stdout=subprocess.PIPE)
-    return done.stdout.decode()
 
 
 def said(events, connection):
@@ -28,19 +19,13 @@ def said(events, connection):
 
     But for durations: they are rounded on the wire.
     """
-    return {
-        way: [
-            (
-                event.kind,
-                event.bytes,
-                {k: v for k, v in event.fields.items() if not k.endswith("_s")},
-            )
-            for event in events
-            if event.connection == connection and event.direction == way
-            if event.kind not in ("ping", "pong")
-        ]
-        for way in ("up", "down")
-    }
+    found = {"up": [], "down": []}
+    for event in events:
+        if event.connection == connection and event.direction in found:
+            fields = {k: v for k, v in event.fields.items() if not k.endswith("_s")}
+            if event.kind not in ("ping", "pong"):
+                found[event.direction].append((event.kind, event.bytes, fields))
+    return found
 
 
 def test_both_ends_log_the_same_messages(tmp_path):
@@ -65,9 +50,9 @@ def test_both_ends_log_the_same_messages(tmp_path):
         assert shared >= max(len(a[way]), len(b[way])) - 2 and shared > 5
     assert a["down"][-1][2].get("finish") in ("length", "stop")
     assert [e for e in mine if e.kind == "closed"]
-    shown = draftwire("protocol", "log", ours)
+    shown = draftwire("protocol", "log", ours).stdout
     assert len(shown.splitlines()) == len(mine) and "(not shown)" in shown
-    text = draftwire("protocol", "log", ours, "--json", "--kind", "commit")
+    text = draftwire("protocol", "log", ours, "--json", "--kind", "commit").stdout
     assert len(json.loads(text)["events"]) == sum(e.kind == "commit" for e in mine)
 
 
@@ -77,7 +62,7 @@ def test_a_live_run_can_be_replayed(verifier, tmp_path):
         list(session.generate(PROMPT, **OPTIONS))
         report = session.report
     words = ("bench", "simulate", "--replay", log, "--scheme", "cloud", "--json", "-")
-    recorded, simulated, alone = json.loads(draftwire(*words))["rows"]
+    recorded, simulated, alone = json.loads(draftwire(*words).stdout)["rows"]
     assert recorded["tokens"] == simulated["tokens"] == report["tokens"]
     assert recorded["accepted_per_block"] == report["accepted"] / report["rounds"]
     assert recorded["forwards_per_token"] * report["tokens"] == report["rounds"]

@@ -232,9 +232,10 @@ def test_sparse_noise_is_exponential_and_any_part_of_it_is_the_same():
     assert not np.any(whole[:50] == noise_of(3, 5, np.arange(50), "sparse"))
 
 
-def test_sparse_draws_follow_the_distribution():
+@pytest.mark.parametrize("noise", ["philox", "sparse"])
+def test_coupled_draws_follow_the_distribution(noise):
     logits = np.random.default_rng(1).normal(0, 2, 8).astype(np.float32)
-    decider = make_decider(SamplingParams("coupled", 1.0, seed=3, noise="sparse"), 8)
+    decider = make_decider(SamplingParams("coupled", 1.0, seed=3, noise=noise), 8)
     draws = [decider.decide([], b"", logits[None], t).token for t in range(20000)]
     expected = law_of(logits, SamplingParams("coupled", 1.0)).probs * len(draws)
     observed = np.bincount(draws, minlength=8)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from certificates import certificate as certificate_of
@@ -17,14 +18,15 @@ from odd_servers import (
     RST,
     WELCOME,
     Seen,
+    beside,
     black_hole,
-    closed_port,
     http,
     network,
     said,
     script,
     serving,
 )
+from places import free_port
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
 from draftwire.transport.answers import may_pass
@@ -33,14 +35,7 @@ from draftwire.transport.dial import find_proxy, tls_context
 from draftwire.transport.messages import Bye
 from draftwire.transport.wire import WebsocketNetwork
 
-ENVIRONMENT = (
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-    "ws_proxy",
-    "wss_proxy",
-)
+ENVIRONMENT = [f"{kind}_proxy" for kind in "http https all no ws wss".split()]
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +122,7 @@ async def test_a_name_that_nobody_knows_and_a_resolver_that_hangs() -> None:
 
 async def test_a_refused_connection_says_where() -> None:
     seen = Seen()
-    network(closed_port()).connect(HELLO, seen, 10)
+    network(free_port()).connect(HELLO, seen, 10)
     error = await seen.until("D")
     assert "cannot reach a verifier at ws://127.0.0.1" in str(error)
     assert "Connection refused" in str(error) and may_pass(error)
@@ -136,7 +131,7 @@ async def test_a_refused_connection_says_where() -> None:
 async def test_a_dead_first_address_does_not_keep_from_the_second() -> None:
     with black_hole() as nowhere:
         async with serving(script(*GREETING)) as port:
-            addresses = [("127.0.0.1", p) for p in (nowhere, closed_port(), port)]
+            addresses = [("127.0.0.1", p) for p in (nowhere, free_port(), port)]
             seen = Seen()
             wire = network(
                 9, resolver=lambda h, p: [(socket.AF_INET, a) for a in addresses]
@@ -206,7 +201,7 @@ async def test_what_fails_on_the_way_names_the_proxy(steps, kind, words) -> None
 
 
 def test_a_proxy_that_is_not_there_and_one_that_we_do_not_speak_to(monkeypatch) -> None:
-    dead = closed_port()
+    dead = free_port()
     for url, words in (
         (
             f"http://ann:hidden@127.0.0.1:{dead}",
@@ -226,7 +221,7 @@ def test_a_proxy_that_is_not_there_and_one_that_we_do_not_speak_to(monkeypatch) 
 
 async def test_this_machine_is_never_reached_through_a_proxy(monkeypatch) -> None:
     for name in ENVIRONMENT:
-        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     monkeypatch.delenv("no_proxy")
 
     async with serving(script(*GREETING)) as port:
@@ -319,71 +314,38 @@ async def test_a_connection_may_end_at_any_byte_of_tls(certificate) -> None:
 # ---- for callers that wait
 
 
-class Thread(threading.Thread):
-    """An odd server in a thread, beside a test that waits."""
-
-    def __init__(self, handler) -> None:
-        super().__init__(daemon=True)
-        self.handler, self.ready = handler, threading.Event()
-        self.start()
-        assert self.ready.wait(20)
-
-    def run(self) -> None:
-        async def serve() -> None:
-            self.stop, self.loop = asyncio.Event(), asyncio.get_running_loop()
-            async with serving(self.handler) as port:
-                self.url = f"ws://127.0.0.1:{port}"
-                self.ready.set()
-                await self.stop.wait()
-
-        asyncio.run(serve())
-
-    def __enter__(self) -> Thread:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.loop.call_soon_threadsafe(self.stop.set)
-        self.join(20)
-
-
 def loops() -> list:
     return [t for t in threading.enumerate() if t.name == "draftwire-connection"]
 
 
-def test_a_connection_waits_sends_and_leaves_no_thread() -> None:
-    heard = bytearray()
-    with Thread(script(*GREETING, said(Bye("stop")), heard=heard)) as server:
-        connection = Connection(server.url, HELLO)
-        assert connection.welcome == WELCOME and connection.url == server.url
+async def test_a_connection_waits_sends_and_leaves_no_thread() -> None:
+    def use(url: str) -> None:
+        connection = Connection(url, HELLO)
+        assert connection.welcome == WELCOME and connection.url == url
         assert connection.receive(20) == Bye("stop")
         assert connection.receive(0.01) is None
         connection.send(Bye("deadline"))
         assert (connection.traffic.up_frames, connection.traffic.down_frames) == (2, 2)
-        assert connection.ports[1] == int(server.url.rpartition(":")[2])
-        caught = []
-
-        def wait() -> None:
-            try:
-                connection.receive()
-            except DraftwireError as exc:
-                caught.append(exc)
-
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        connection.close()
-        waiting.join(20)
-        assert "is closed" in str(caught[0]) and connection.ports == (0, 0)
+        assert connection.ports[1] == int(url.rpartition(":")[2])
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(connection.receive)
+            connection.close()
+            with pytest.raises(DraftwireError, match="is closed"):
+                waiting.result(20)
+        assert connection.ports == (0, 0)
         connection.close()
         with pytest.raises(TransportError):
             connection.send(Bye())
         with pytest.raises(TransportError):
             connection.receive()
+
+    await beside(script(*GREETING, said(Bye("stop"))), use)
     assert not loops()
 
 
-def test_a_lost_connection_says_so_to_everybody_and_its_thread_ends() -> None:
-    with Thread(script(*GREETING, said(Bye()), FIN)) as server:
-        connection = Connection(server.url, HELLO)
+async def test_a_lost_connection_says_so_to_everybody_and_its_thread_ends() -> None:
+    def use(url: str) -> None:
+        connection = Connection(url, HELLO)
         assert connection.receive(20) == Bye()
         for _ in range(2):
             with pytest.raises(TransportError, match="is gone"):
@@ -393,10 +355,10 @@ def test_a_lost_connection_says_so_to_everybody_and_its_thread_ends() -> None:
             connection.send(Bye())
         assert not loops()
         connection.close()
-    with Thread(script(http(401))) as server:
-        with pytest.raises(TransportError, match="refuses the token"):
-            Connection(server.url, HELLO)
-    with Thread(script(HANG)) as server:
-        with pytest.raises(TransportError, match="no answer"):
-            Connection(server.url, HELLO, timeout=0.1)
+
+    await beside(script(*GREETING, said(Bye()), FIN), use)
+    with pytest.raises(TransportError, match="refuses the token"):
+        await beside(script(http(401)), lambda url: Connection(url, HELLO))
+    with pytest.raises(TransportError, match="no answer"):
+        await beside(script(HANG), lambda url: Connection(url, HELLO, timeout=0.1))
     assert not loops()
