@@ -7,6 +7,7 @@ stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,9 +24,10 @@ from draftwire.export.precision import parity
 from draftwire.export.precision.runners import DraftRunner, Logits
 from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import checked
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
-from draftwire.io import writing
+from draftwire.io import scratch_in, writing
 from draftwire.packages import DraftPackage, NewFile, load_draft, write_package
 from draftwire.tokenizer import tokenizer_fingerprint
 
@@ -68,7 +70,8 @@ def export_tflite(
     checkpoint alone.
 
     Args:
-        source: A draft package to add to, or a Hugging Face directory.
+        source: A draft package to add to; or a Hugging Face directory, a GGUF file, or
+            ``owner/name`` on the hub.
         out: The package to write; None changes ``source``, which needs ``replace``.
         precision: Any of "fp32" and "int8".
         checkpoint: The checkpoint that the package ``source`` was made from: its
@@ -98,51 +101,50 @@ def export_tflite(
             hint="--out OTHER.draft, or --replace to put it in its place",
         )
     added = {"ai-edge-litert": metadata.version("ai-edge-litert")}
-    if package is None:
-        if checkpoint is not None:
-            raise ConfigError("--checkpoint goes with a draft package, not with another")
-        made = _load(source, context, against)
-        made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
-        origin = _from_checkpoint(made, against)
-        fields = pieces.package_fields(
-            made,
-            name=name or place.stem,
-            family_name=family_name,
-            anchor_layers=anchor_layers,
-        )
-        pieces.name_masks(made, fields)
-        files = pieces.text_files(made.folder)
-    else:
-        if any((name, family_name, context, anchor_layers)):
-            raise ConfigError(
-                "a package keeps its name, family, context and anchor",
-                hint="give the checkpoint instead of the package to choose them",
-            )
-        origin = _from_package(package)
-        if checkpoint is not None:
-            origin = _from_named_checkpoint(package, origin, Path(checkpoint), against)
-        fields, files = pieces.kept_files(package)
-        added["engine_added_to"] = package.id
-    fields["made"] = {**dict(fields.get("made") or {}), **added}
-    for one in precisions:
-        content, file = build_tflite(origin.weights, one), f"model.{one}.tflite"
-        near = check_tflite(content, origin.probe)
-        limit = parity.limit_of(one, min_agreement)
-        if not origin.exact:
-            limit = parity.Limit(None, parity.limit_of("int8", min_agreement).agreement)
-        near.require(file, limit)
-        details = {
-            "engine": "litert",
-            "precision": one,
-            "graph": "static",
-            "min_engine": "",
-            "weights": origin.name,
-            "parity": near.record(),
-        }
-        files[file] = NewFile(content, details)
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    write_package(place, "draft", fields, files, replace=replace)
+    with writing(place), contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_in(place.parent))
+        if package is None:
+            if checkpoint is not None:
+                raise ConfigError(
+                    "--checkpoint goes with a draft package, not with another"
+                )
+            made = _load(checkpoint_folder(source, scratch), context, against)
+            made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
+            origin = _from_checkpoint(made, against)
+            named = {"name": name or place.stem, "family_name": family_name}
+            fields = pieces.package_fields(made, anchor_layers=anchor_layers, **named)
+            pieces.name_masks(made, fields)
+            files = pieces.text_files(made.folder)
+        else:
+            if any((name, family_name, context, anchor_layers)):
+                raise ConfigError(
+                    "a package keeps its name, family, context and anchor",
+                    hint="give the checkpoint instead of the package to choose them",
+                )
+            origin = _from_package(package)
+            if checkpoint is not None:
+                folder = checkpoint_folder(checkpoint, scratch)
+                origin = _from_named_checkpoint(package, origin, folder, against)
+            fields, files = pieces.kept_files(package)
+            added["engine_added_to"] = package.id
+        fields["made"] = {**dict(fields.get("made") or {}), **added}
+        for one in precisions:
+            content, file = build_tflite(origin.weights, one), f"model.{one}.tflite"
+            near = check_tflite(content, origin.probe)
+            limit = parity.limit_of(one, min_agreement)
+            if not origin.exact:
+                limit = parity.Limit(None, parity.limit_of("int8", min_agreement).agreement)
+            near.require(file, limit)
+            details = {
+                "engine": "litert",
+                "precision": one,
+                "graph": "static",
+                "min_engine": "",
+                "weights": origin.name,
+                "parity": near.record(),
+            }
+            files[file] = NewFile(content, details)
+        write_package(place, "draft", fields, files, replace=replace)
     return place
 
 
