@@ -111,7 +111,7 @@ def export_tflite(
             made = _load(checkpoint_folder(source, scratch), context, against)
             made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
             origin = _from_checkpoint(made, against)
-            named = {"name": name or place.stem, "family_name": family_name}
+            named: dict[str, Any] = {"name": name or place.stem, "family_name": family_name}
             fields = pieces.package_fields(made, anchor_layers=anchor_layers, **named)
             pieces.name_masks(made, fields)
             files = pieces.text_files(made.folder)

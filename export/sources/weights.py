@@ -110,7 +110,7 @@ class CheckpointWeights(Weights):
 
     def linear(self, i: int, kind: str) -> Linear:
         names = self.a.names
-        out = "conv_out" if self.a.kernel(i) else "out"
+        out = "conv_out" if self.a.convs[i] else "out"
         whole = self._stored(i, getattr(names, {"o": out}.get(kind, kind)))
         if kind in ("gate", "up") and names.gate == names.up:
             start = self.a.feed_forward * (kind == "up")

@@ -205,6 +205,14 @@ def digests(files: Sequence[str | Path]) -> list[str]:
         ) from exc
 
 
+def asked_before(work: Path) -> dict[str, Any]:
+    """Return what a training that was begun in ``work`` was asked for; {} for none."""
+    try:
+        return dict(json.loads((work / "asked.json").read_text()))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
 def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -> None:
     """Refuse (ConfigError) a work folder that was begun with other settings or files.
 
@@ -213,10 +221,7 @@ def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -
     note = work / "asked.json"
     wanted = json.loads(json.dumps({**asked, "data": digests(files)}))
     if note.is_file():
-        try:
-            known = dict(json.loads(note.read_text()))
-        except (TypeError, ValueError):
-            known = {}
+        known = asked_before(work)
         different = sorted(k for k in wanted if known.get(k) != wanted[k])
         if different:
             raise ConfigError(
