@@ -60,8 +60,12 @@ def joined(parts: Sequence[Linear]) -> Linear:
 
 
 class Weights:
-    """Where the weights of an architecture ``a`` come from."""
+    """Where the weights of an architecture ``a`` come from: the ``name`` of that, and
+    whether they are its own numbers (``exact``), not rounded ones.
+    """
 
+    name: str
+    exact: bool
     table: Callable[[str], Array]  # embedding, head or positions, by the family's name
     norm: Callable[[str], Linear]  # (name): the weight as it multiplies, and the bias
     linear: Callable[[int, str], Linear]  # "gate", "up", "down", "o", "conv_in" of a layer
@@ -87,7 +91,7 @@ class CheckpointWeights(Weights):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.architecture)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.name, self.exact = checkpoint, checkpoint.name, True
 
     def table(self, parameter: str) -> Array:
         return self.checkpoint.weight(parameter)
@@ -158,6 +162,7 @@ class PackageWeights(Weights):
                 hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
             )
         self.file, where = widest, package.path.name
+        self.name, self.exact = widest.path.name, widest.precision == "fp32"
         a = read_architecture(where, config_of(package), context=package.context)
         # The graph's queries and keys are sorted for what it rotates.
         from draftwire.export.graphs.draft import rotation
