@@ -301,5 +301,6 @@ def test_a_meter_on_a_serial_port(tmp_path):
 
 
 def test_a_ppk2_wants_its_volts():
-    with pytest.raises(ConfigError, match="current alone"):
-        Ppk2Source("/dev/ttyACM0")
+    for volts in ("", ",x", ",nan", ",-5"):
+        with pytest.raises(ConfigError, match="current alone"):
+            Ppk2Source("/dev/ttyACM0" + volts)
