@@ -109,7 +109,7 @@ def build_draft(
             part.compile()
     if settings.budget is not None:
         tokens, begun = settings.tokens, asked_before(work).get("tokens")
-        if begun is None:
+        if not isinstance(begun, int):
             plan = _plan(settings, base)
             pace = begin.measure(trainer, upper, plan, passes=passes, half=half)
             tokens = pace.tokens_in(settings.budget) if settings.budget else tokens
