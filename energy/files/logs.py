@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import math
 import re
 from array import array
 from dataclasses import dataclass, field
@@ -524,7 +525,8 @@ def read_pmic_log(path: Path | str) -> Log:
 
 def _set_clock(log: Log, interval_s: float | None, duration_s: float | None) -> None:
     """Give every run its times; findings about the clock are added to the log."""
-    if any(value is not None and not value > 0 for value in (interval_s, duration_s)):
+    given = (value for value in (interval_s, duration_s) if value is not None)
+    if not all(0 < value < math.inf for value in given):
         raise ConfigError("interval and duration must be positive")
     if duration_s is not None:
         steps = sum(max(run.samples - 1, 0) for run in log.runs)

@@ -135,8 +135,9 @@ def read_meter(
         interval_s: Time between rows, for files without a time.
         meter: A name of ``meters.toml``; None tells it by the header.
     """
-    if voltage is not None and not voltage > 0:
-        raise ConfigError(f"--voltage {voltage:g} is not positive")
+    for flag, value in (("voltage", voltage), ("interval", interval_s)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{flag} {value:g} is not positive")
     known = load_instruments()
     if meter is not None and meter not in known:
         raise ConfigError(f"no meter {meter!r}", hint=f"there is: {', '.join(known)}")
