@@ -24,8 +24,6 @@ from draftwire.tensors import (
     write_tensors,
 )
 
-Tensors = Mapping[str, NDArray[np.float32]]
-
 ADAPTER_FILE = "adapter.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -54,40 +52,16 @@ def package_adapter(
     *,
     version: str,
     name: str | None = None,
+    made: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Path:
     """Package an adapter directory, PEFT's or ours, as an evolved target ``out`` beside the
-    whole target package ``base`` that it was trained on.
+    whole target package ``base`` that it was trained on; return its folder.
 
     A ConfigError where an argument is wrong, a ModelError where it is more than plain LoRA
     or does not fit.
     """
-    folder = Path(adapter)
-    tensors, scale = read_adapter(folder)
-    made = {"from": folder.name}
-    return write_evolved_target(
-        tensors, scale, base, out, version=version, name=name, made=made, replace=replace
-    )
-
-
-def write_evolved_target(
-    tensors: Tensors,
-    scale: float,
-    base: str | Path,
-    out: str | Path,
-    *,
-    version: str,
-    name: str | None = None,
-    made: Mapping[str, Any] | None = None,
-    replace: bool = False,
-) -> Path:
-    """Package low-rank changes of ``base`` as an evolved target beside it; return its
-    folder.
-
-    ``tensors`` are ``<parameter>.lora_a`` ``(r, in)`` and ``.lora_b`` ``(out, r)``,
-    ``scale`` is alpha over rank. A ConfigError where an argument is wrong, a ModelError
-    where they do not fit.
-    """
+    tensors, scale = read_adapter(Path(adapter))
     base, out = Path(base).absolute(), Path(out).absolute()
     pieces.check_place(out, "target", replace=replace)
     pieces.check_beside(out, base)
@@ -122,7 +96,7 @@ def write_evolved_target(
         "family": family,
         "base": {"path": f"../{base.name}", "id": package.id},
         "adapter": ADAPTER_FILE,
-        "made": {**(made or {}), "rank": rank, "scale": rounded},
+        "made": {**(made or {"from": Path(adapter).name}), "rank": rank, "scale": rounded},
     }
     write_package(out, "target", fields, {ADAPTER_FILE: NewFile(content)}, replace=replace)
     return out

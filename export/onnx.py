@@ -21,6 +21,7 @@ from draftwire.export.precision.runners import DraftRunner, Reader, run_target, 
 from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.documents import count_ids
+from draftwire.export.sources.head import head_ids
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import checked
 from draftwire.io import scratch_in, version_tuple, writing
@@ -119,10 +120,14 @@ def export_onnx(
             checkpoint = checked(load_checkpoint(folder, context=context), against)
             if draft and context is None:
                 checkpoint = checkpoint.cut(pieces.DRAFT_CONTEXT)
-            seen = None
-            if data:
-                seen = count_ids(folder, data, checkpoint.architecture.vocab_size)
-            checkpoint = checkpoint.saying(head, seen) if draft else checkpoint.saying_all()
+            size = checkpoint.architecture.vocab_size
+            if not draft:
+                checkpoint = checkpoint.having(said=())
+            elif head is not None:
+                seen = count_ids(folder, data, size) if data else None
+                engine, keep = load_tokenizer(folder).engine, checkpoint.eos_ids
+                ids = head_ids(head, size, tokenizer=engine, keep=keep, seen=seen)
+                checkpoint = checkpoint.having(said=tuple(ids.tolist()))
             fields = pieces.package_fields(
                 checkpoint, name=named, family_name=family, anchor_layers=anchor_layers
             )

@@ -7,8 +7,8 @@ stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,16 @@ from draftwire.export.precision import parity
 from draftwire.export.precision.runners import DraftRunner, Logits
 from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import checked
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
-from draftwire.io import writing
+from draftwire.io import scratch_in, writing
 from draftwire.packages import DraftPackage, NewFile, load_draft, write_package
 from draftwire.tokenizer import tokenizer_fingerprint
 
 # Least agreement of a package's rounded model with the checkpoint that is said to be
 # its origin; another model agrees at a few positions only.
 _SAME_MODEL = 0.5
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where weights and right answers come from."""
-
-    weights: Weights
-    probe: parity.Probe
-    # the answers are those of these very weights in float32, so that float32 results must
-    # be near them, not only agree
-    exact: bool
-    name: str
 
 
 def export_tflite(
@@ -68,7 +57,8 @@ def export_tflite(
     checkpoint alone.
 
     Args:
-        source: A draft package to add to, or a Hugging Face directory.
+        source: A draft package to add to; or a Hugging Face directory, a GGUF file, or
+            ``owner/name`` on the hub.
         out: The package to write; None changes ``source``, which needs ``replace``.
         precision: Any of "fp32" and "int8".
         checkpoint: The checkpoint that the package ``source`` was made from: its
@@ -98,51 +88,50 @@ def export_tflite(
             hint="--out OTHER.draft, or --replace to put it in its place",
         )
     added = {"ai-edge-litert": metadata.version("ai-edge-litert")}
-    if package is None:
-        if checkpoint is not None:
-            raise ConfigError("--checkpoint goes with a draft package, not with another")
-        made = _load(source, context, against)
-        made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
-        origin = _from_checkpoint(made, against)
-        fields = pieces.package_fields(
-            made,
-            name=name or place.stem,
-            family_name=family_name,
-            anchor_layers=anchor_layers,
-        )
-        pieces.name_masks(made, fields)
-        files = pieces.text_files(made.folder)
-    else:
-        if any((name, family_name, context, anchor_layers)):
-            raise ConfigError(
-                "a package keeps its name, family, context and anchor",
-                hint="give the checkpoint instead of the package to choose them",
-            )
-        origin = _from_package(package)
-        if checkpoint is not None:
-            origin = _from_named_checkpoint(package, origin, Path(checkpoint), against)
-        fields, files = pieces.kept_files(package)
-        added["engine_added_to"] = package.id
-    fields["made"] = {**dict(fields.get("made") or {}), **added}
-    for one in precisions:
-        content, file = build_tflite(origin.weights, one), f"model.{one}.tflite"
-        near = check_tflite(content, origin.probe)
-        limit = parity.limit_of(one, min_agreement)
-        if not origin.exact:
-            limit = parity.Limit(None, parity.limit_of("int8", min_agreement).agreement)
-        near.require(file, limit)
-        details = {
-            "engine": "litert",
-            "precision": one,
-            "graph": "static",
-            "min_engine": "",
-            "weights": origin.name,
-            "parity": near.record(),
-        }
-        files[file] = NewFile(content, details)
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    write_package(place, "draft", fields, files, replace=replace)
+    with writing(place), contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(scratch_in(place.parent))
+        if package is None:
+            if checkpoint is not None:
+                raise ConfigError(
+                    "--checkpoint goes with a draft package, not with another"
+                )
+            made = _load(checkpoint_folder(source, scratch), context, against)
+            made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
+            weights, probe = _origin(made, against)
+            named: dict[str, Any] = {"name": name or place.stem, "family_name": family_name}
+            fields = pieces.package_fields(made, anchor_layers=anchor_layers, **named)
+            pieces.name_masks(made, fields)
+            files = pieces.text_files(made.folder)
+        else:
+            if any((name, family_name, context, anchor_layers)):
+                raise ConfigError(
+                    "a package keeps its name, family, context and anchor",
+                    hint="give the checkpoint instead of the package to choose them",
+                )
+            weights, probe = _from_package(package)
+            if checkpoint is not None:
+                folder = checkpoint_folder(checkpoint, scratch)
+                weights, probe = _from_named_checkpoint(package, probe, folder, against)
+            fields, files = pieces.kept_files(package)
+            added["engine_added_to"] = package.id
+        fields["made"] = {**dict(fields.get("made") or {}), **added}
+        for one in precisions:
+            content, file = build_tflite(weights, one), f"model.{one}.tflite"
+            near = check_tflite(content, probe)
+            limit = parity.limit_of(one, min_agreement)
+            if not weights.exact:
+                limit = parity.Limit(None, parity.limit_of("int8", min_agreement).agreement)
+            near.require(file, limit)
+            details = {
+                "engine": "litert",
+                "precision": one,
+                "graph": "static",
+                "min_engine": "",
+                "weights": weights.name,
+                "parity": near.record(),
+            }
+            files[file] = NewFile(content, details)
+        write_package(place, "draft", fields, files, replace=replace)
     return place
 
 
@@ -155,38 +144,37 @@ def _load(folder: Path, context: int | None, against: str) -> Checkpoint:
         ) from exc
 
 
-def _from_checkpoint(checkpoint: Checkpoint, against: str) -> _Origin:
-    probe, weights = parity.probe(checkpoint, against), CheckpointWeights(checkpoint)
-    return _Origin(weights, probe, True, checkpoint.name)
+def _origin(checkpoint: Checkpoint, against: str) -> tuple[Weights, parity.Probe]:
+    """Return where weights and right answers come from."""
+    return CheckpointWeights(checkpoint), parity.probe(checkpoint, against)
 
 
-def _from_package(package: DraftPackage) -> _Origin:
+def _from_package(package: DraftPackage) -> tuple[Weights, parity.Probe]:
     """Take the weights of the package's widest graph, and what it says with them."""
     weights = PackageWeights(package)
     known = package.vocab_size, package.bos_id, package.context
-    ids, name = parity.probe_ids(package.path, *known), weights.file.path.name
+    ids = parity.probe_ids(package.path, *known)
     runner = DraftRunner(weights.file.path, weights.a)
     rows = [runner.forward([token])[0] for token in ids]
     expected = parity.finite_logits(package.path.name, np.stack(rows))
-    probe = parity.Probe(ids, expected, name)
-    return _Origin(weights, probe, weights.file.precision == "fp32", name)
+    return weights, parity.Probe(ids, expected, weights.name)
 
 
 def _from_named_checkpoint(
-    package: DraftPackage, own: _Origin, folder: Path, against: str
-) -> _Origin:
+    package: DraftPackage, own: parity.Probe, folder: Path, against: str
+) -> tuple[Weights, parity.Probe]:
     """Take the weights of the checkpoint that the package was made from, if it was."""
     checkpoint = _load(folder, None, against).cut(package.context)
     a, s = checkpoint.architecture, package.shape
     theirs = (a.layers, a.kv_heads, a.head_dim, a.hidden, a.vocab_size, a.context)
     ours = (s.layers, s.kv_heads, s.head_dim, s.hidden, package.vocab_size, package.context)
     tokenizer = tokenizer_fingerprint(checkpoint.tokenizer)
-    origin = _from_checkpoint(checkpoint, against)
+    weights, probe = _origin(checkpoint, against)
     same = theirs == ours and tokenizer == package.family.tokenizer
-    if same and own.probe.ids == origin.probe.ids:
-        near = parity.compare(own.probe.logits, origin.probe.logits, "")
+    if same and own.ids == probe.ids:
+        near = parity.compare(own.logits, probe.logits, "")
         if near.agreement >= _SAME_MODEL:
-            return origin
+            return weights, probe
     raise ModelError(
         f"{folder.name} is not the checkpoint that {package.path.name} was made from",
         hint="leave --checkpoint out to take the weights from the package itself",

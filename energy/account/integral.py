@@ -34,17 +34,12 @@ Vector = List[float]
 
 
 class Integrator:
-    """Energy between ``start_ns`` (None: the first sample) and ``end_ns`` of signals that
-    are sampled together. Signal 0 is the total; statistics are kept for it alone.
+    """Energy between ``start_ns`` and ``end_ns`` (None: not known yet) of signals that are
+    sampled together. Signal 0 is the total; statistics are kept for it alone.
     ``max_gap_ns``: longest time between samples that is no hole."""
 
     def __init__(
-        self,
-        width: int,
-        start_ns: int | None = None,
-        end_ns: int | None = None,
-        *,
-        max_gap_ns: int,
+        self, width: int, start_ns: int, end_ns: int | None = None, *, max_gap_ns: int
     ) -> None:
         self.start_ns, self.end_ns, self.max_gap_ns = start_ns, end_ns, max_gap_ns
         self.joules = [0.0] * width  # straight lines over holes included
@@ -71,8 +66,6 @@ class Integrator:
     def add(self, t_ns: int, watts: Vector, joules: Sequence[float] | None = None) -> None:
         """Take the next sample: power of each signal (NaN: could not be read) and, of
         sources that count, its running counter; stamps that do not grow are dropped."""
-        if self.start_ns is None:
-            self.start_ns = t_ns
         if self._now and t_ns <= self._last_ns:
             return
         if joules is None and self._now:
@@ -102,7 +95,6 @@ class Integrator:
                 self.last_w = watt
 
     def _interval(self, i: int, t_ns: int, x: float, c: float) -> None:
-        assert self.start_ns is not None
         then = self._t[i]
         a = max(then, self.start_ns)
         b = t_ns if self.end_ns is None else min(t_ns, self.end_ns)
@@ -149,8 +141,6 @@ class Integrator:
         """Close the window; without an end it ends at the last sample."""
         if self.end_ns is None:
             self.end_ns = self._last_ns
-        if self.start_ns is None:
-            return
         for i, seen in enumerate(self.seen):
             late = self.end_ns - max(self._t[i], self.start_ns)
             if seen and late > 0:
@@ -161,9 +151,7 @@ class Integrator:
     @property
     def seconds(self) -> float:
         """Length of the window."""
-        if self.start_ns is None or self.end_ns is None:
-            return 0.0
-        return (self.end_ns - self.start_ns) * 1e-9
+        return 0.0 if self.end_ns is None else (self.end_ns - self.start_ns) * 1e-9
 
     def coverage(self, i: int = 0) -> float:
         """Return the share of the window that samples of a signal cover."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import math
 import re
 from array import array
 from dataclasses import dataclass, field
@@ -63,8 +64,7 @@ class Run:
     unit_s: float = 1.0  # what one unit of a stamp is
     clock_u_s: float = 0.0  # standard uncertainty of its length
     times: np.ndarray = field(default_factory=lambda: np.empty(0))
-    heat_first: dict[str, float] = field(default_factory=dict)
-    heat_last: dict[str, float] = field(default_factory=dict)
+    texts: Sequence[bytes] = (b"", b"")  # its first sample as it is written, and its last
     mean_checked: int = 0  # how many (now, mean) pairs agreed with the running mean
     mean_wrong: int = 0  # how many did not
     three_fields: bool = False
@@ -259,7 +259,7 @@ def _energy(
         source=source,
         clock_u_s=run.clock_u_s * (end - start) / max(whole_s, 1e-9),
         observed_step_w=run.observed_step_w(),
-        context={"heat_c": {"start": run.heat_first, "end": run.heat_last}},
+        context={"heat_c": dict(zip(("start", "end"), map(parse_heat, run.texts)))},
     )
 
 
@@ -400,7 +400,6 @@ def _read(file: BinaryIO, log: Log) -> None:
     mean: MeanColumn | None = None
     run: Run | None = None
     short = first_short = unstamped = 0
-    last_text, powered = b"", False
     for before, text in sample_texts(file, log):
         sample = parse_sample(text)
         if sample is None:
@@ -420,19 +419,16 @@ def _read(file: BinaryIO, log: Log) -> None:
             short += 1  # a cut line, or a rail that failed: keep what is there
             first_short = first_short or number
             run.append(names, sample.now_mw, stamp)
-            mean, last_text = None, text
+            mean, run.texts = None, (run.texts[0], text)
             continue
         restarted = mean is not None and mean.restarts(sample)
         if run is None or names != run.rails_all or restarted:
-            if run is not None:
-                run.heat_last = parse_heat(last_text)
             if restarted:
                 what = f"the mean column restarts at sample {number}: a new run"
                 log.note("restart", number, what)
             elif run is not None:
                 log.note("rails-change", number, f"other rails from sample {number} on")
-            run = Run(number, names, 1e-3 if log.foreign else 1.0)
-            run.heat_first = parse_heat(text)
+            run = Run(number, names, 1e-3 if log.foreign else 1.0, texts=(text, text))
             log.runs.append(run)
             mean = MeanColumn(sample, run)
             if mean.mid_run and names:
@@ -447,9 +443,7 @@ def _read(file: BinaryIO, log: Log) -> None:
             mean.check(sample)
         run.three_fields = run.three_fields or sample.max_mw is not None
         run.append(names, sample.now_mw, stamp)
-        last_text, powered = text, True
-    if run is not None:
-        run.heat_last = parse_heat(last_text)
+        run.texts = run.texts[0], text
     if short:
         what = (
             f"{short} samples lack rails (first: sample {first_short}): cut lines; "
@@ -458,7 +452,7 @@ def _read(file: BinaryIO, log: Log) -> None:
         log.note("cut-sample", first_short, what)
     if log.stamped and unstamped:
         log.note("stamps-missing", None, f"{unstamped} samples have no stamp")
-    if not log.stamped and powered:
+    if not log.stamped and log.runs:
         what = "no time stamps (L4T R32, or shortened): give --interval or --duration"
         log.note("no-stamps", None, what)
 
@@ -531,7 +525,8 @@ def read_pmic_log(path: Path | str) -> Log:
 
 def _set_clock(log: Log, interval_s: float | None, duration_s: float | None) -> None:
     """Give every run its times; findings about the clock are added to the log."""
-    if any(value is not None and not value > 0 for value in (interval_s, duration_s)):
+    given = (value for value in (interval_s, duration_s) if value is not None)
+    if not all(0 < value < math.inf for value in given):
         raise ConfigError("interval and duration must be positive")
     if duration_s is not None:
         steps = sum(max(run.samples - 1, 0) for run in log.runs)

@@ -90,7 +90,7 @@ def parse_accuracy(text: str) -> tuple[float, float]:
     """Parse ``0.5%``, ``0.5%+2mW``, ``20mW`` into (relative, watts); else a ConfigError."""
     found = {"%": 0.0, "W": 0.0}
     for part in text.replace("\u00b1", "").replace(" ", "").split("+"):
-        match = re.fullmatch(r"([\d.]+)([num\u00b5k]?W|%)", part)
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([num\u00b5k]?W|%)", part)
         if match is None:
             raise ConfigError(f"--accuracy {text!r}", hint="for example 0.5%+2mW")
         unit = match.group(2)
@@ -135,8 +135,9 @@ def read_meter(
         interval_s: Time between rows, for files without a time.
         meter: A name of ``meters.toml``; None tells it by the header.
     """
-    if voltage is not None and not voltage > 0:
-        raise ConfigError(f"--voltage {voltage:g} is not positive")
+    for flag, value in (("voltage", voltage), ("interval", interval_s)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{flag} {value:g} is not positive")
     known = load_instruments()
     if meter is not None and meter not in known:
         raise ConfigError(f"no meter {meter!r}", hint=f"there is: {', '.join(known)}")
@@ -443,11 +444,12 @@ def _row_times(
     time. A ConfigError where they can be read in several ways, or in none."""
     if interval_s is None and not columns:
         text = " ".join(table.above).lower()
-        match = re.search(r"increment\D{0,12}?([-+\d.]+e?[-+\d]*)", text)
-        if match is None:
+        number = r"(\d+\.?\d*|\.\d+)(?![.\d])(e[-+]?\d+)?"
+        match = re.search(r"increment[^-\d.]{0,12}?" + number, text)
+        if match is None or not (step_s := float(match[1] + (match[2] or ""))) > 0:
             why = f"{path} has no time and no increment"
             raise ConfigError(why, hint="give --interval MS")
-        interval_s = float(match.group(1))
+        interval_s = step_s
     if interval_s is not None:
         return [i * interval_s for i in range(len(table.rows))], table.rows
     places = [column.place for column in columns]

@@ -311,9 +311,11 @@ def _row_of_entry(
     row = Row(file, label, energy.get("joules"), tokens=counts, **taken)
     joules, half = row.energy_j, row.uncertainty_j
     context = energy.get("context") or {}
-    looks = context.get("start") or {}, context.get("end") or {}
-    heat = [max((look.get("heat_c") or {}).values(), default=0.0) for look in looks]
-    row.power_mode = looks[0].get("power_mode")
+    looks = {edge: context.get(edge) or {} for edge in ("start", "end")}
+    logged = context.get("heat_c") or {}  # a log has no other context
+    zones = [look.get("heat_c") or logged.get(edge) or {} for edge, look in looks.items()]
+    heat = [max(each.values(), default=0.0) for each in zones]
+    row.power_mode = looks["start"].get("power_mode")
     row.heat_c = (heat[0], heat[1]) if all(heat) else None
     row.per_token_j = per_token(joules, row.by_phase_j, counts)
     row.per_token_uncertainty_j = per_token(half, row.phase_uncertainty_j, counts)

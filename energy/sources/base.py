@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -75,6 +76,14 @@ def response_of(raw: Any) -> Response:
         return Response(*ranges, jitter_s, how)
     except (KeyError, TypeError, ValueError):
         return UNKNOWN_RESPONSE
+
+
+def finite(text: str) -> bool:
+    """Tell whether a text is a number, and not one without an end."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 class PowerSource:

@@ -19,7 +19,7 @@ from typing import Any, Mapping
 
 from draftwire.energy.files.meters import RAIL, load_instruments
 from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response, finite
 from draftwire.energy.sources.jetson import LineFeed
 from draftwire.errors import ConfigError, SensorError
 
@@ -124,12 +124,11 @@ class Ppk2Source(_Bench):
 
     def __init__(self, port: str, *, clock: Clock | None = None) -> None:
         path, _, volts = port.partition(",")
-        try:
-            self._volt = float(volts)
-        except ValueError as exc:
+        if not finite(volts) or float(volts) <= 0:
             why = f"ppk2:{port}: the PPK2 measures current alone"
             hint = "name the volts of the supply: ppk2:/dev/ttyACM0,5.0"
-            raise ConfigError(why, hint=hint) from exc
+            raise ConfigError(why, hint=hint)
+        self._volt = float(volts)
         super().__init__(clock, "ppk2", self._volt)
         api = _package("ppk2_api.ppk2_api", "ppk2-api")
         try:

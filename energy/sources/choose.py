@@ -19,7 +19,12 @@ from draftwire.energy.account.meter import DEFAULT_HZ, Meter, read_context
 from draftwire.energy.files.recording import ReplaySource
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.sources import counters, hwmon, jetson
-from draftwire.energy.sources.base import UNKNOWN_RESPONSE, PowerSource, response_of
+from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
+    PowerSource,
+    finite,
+    response_of,
+)
 from draftwire.errors import ConfigError, SensorError
 
 # By name: how it is opened, and why it is taken when nobody names one.
@@ -126,11 +131,9 @@ def _best(root: Path) -> tuple[PowerSource, str]:
 def _named(kind: str, rest: str) -> PowerSource:
     if kind == "replay":
         path, _, speed = rest.partition(",")
-        try:
-            return ReplaySource(Path(path), speed=float(speed or 1.0))
-        except ValueError as exc:
-            hint = "replay:FILE or replay:FILE,SPEED"
-            raise ConfigError(f"replay:{rest}", hint=hint) from exc
+        if not finite(speed or "1") or float(speed or 1) < 0:
+            raise ConfigError(f"replay:{rest}", hint="replay:FILE or replay:FILE,SPEED")
+        return ReplaySource(Path(path), speed=float(speed or 1))
     from draftwire.energy.sources import bench
 
     if kind == "serial":

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from draftwire.export.training.measure import extend
+from draftwire.export.training.measure import continuations
 from draftwire.packages.exits import torch_places
 
 Ids = NDArray[np.int64]
@@ -61,20 +61,15 @@ class Studied:
         logits: Tensor = self._head(x)
         return logits[:, : self.vocab_size]
 
-    @torch.no_grad()
     def sample(self, rows: int, length: int, seed: int) -> Ids:
         """Return ``(rows, length)`` tokens that the target itself draws."""
-        rng = torch.Generator().manual_seed(seed)
-        ids = torch.randint(self.vocab_size, (rows, 1), generator=rng)
+        rng, size = torch.Generator().manual_seed(seed), self.vocab_size
+        ids = torch.randint(size, (rows, 1), generator=rng)
         if self._bos_id is not None:
             ids[:] = self._bos_id
-        cache = None
-        while ids.shape[1] < length:
-            logits, cache = extend(self._model, ids[:, -1:].to(self._device), cache)
-            shares = logits[:, : self.vocab_size].float().softmax(-1).cpu()
-            ids = torch.cat([ids, torch.multinomial(shares, 1, generator=rng)], 1)
-        result: Ids = ids.numpy()
-        return result
+        how = {"count": length - 1, "sampled": True, "seed": seed, "vocab_size": size}
+        said: Ids = continuations(self._model, ids, **how).cpu().numpy()
+        return said
 
 
 class ExitHead(nn.Module):

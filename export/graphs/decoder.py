@@ -63,7 +63,7 @@ class Decoder(Generic[V]):
         x = hidden
         if names.before_attention:
             x = self.norm(hidden, p + names.before_attention, n + "normed")
-        mixed = self.convolution(x, i) if a.kernel(i) else self.attention(x, i)
+        mixed = self.convolution(x, i) if a.convs[i] else self.attention(x, i)
         x = self._added(self.linear(mixed, i, "o"), p, names.after_attention, n + "o")
         middle = self.add(hidden, x, n + "mid")
         y = hidden if a.parallel else middle

@@ -181,7 +181,7 @@ class _Writer(OnnxDecoder):
 
     def convolution(self, x: str, i: int) -> str:
         """Convolve the products of B and x with those before them, and gate by C."""
-        a, g, n, taps = self.a, self.g, f"l{i}.", self.a.kernel(i)
+        a, g, n, taps = self.a, self.g, f"l{i}.", self.a.convs[i]
         kernel = self.w.kernel(i)
         three = self.product(x, n + "conv_in", self.w.linear(i, "conv_in"))
         parts = [n + "b", n + "c", n + "x"]

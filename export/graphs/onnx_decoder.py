@@ -165,7 +165,7 @@ class OnnxDecoder(Decoder[str]):
         shape: list[int | str] = ["B", a.kv_heads, length, a.head_dim]
         wide: list[int | str] = ["B", 1, length, a.hidden]
         return [
-            value(form.format(i, kind), "float32", wide if a.kernel(i) else shape)
+            value(form.format(i, kind), "float32", wide if a.convs[i] else shape)
             for i in range(a.layers)
-            for kind in (("conv",) if a.kernel(i) else ("key", "value"))
+            for kind in (("conv",) if a.convs[i] else ("key", "value"))
         ]

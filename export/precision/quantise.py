@@ -98,17 +98,16 @@ def _fit_range(block: Array) -> tuple[Array, Array]:
     return scale, np.clip(np.rint(-low / safe), 0, 15).astype(np.float32)
 
 
-def rounded_to_four_bits(weight: Array, moment: Array | None) -> tuple[Rounded, float]:
-    """Round ``(N, K)`` to 4 bits; return it, and the error's energy over the output's.
-
-    Without a ``moment`` ``(K, K)`` every number is rounded by itself.
+def rounded_to_four_bits(weight: Array, moment: Array) -> tuple[Rounded, float]:
+    """Round ``(N, K)`` to 4 bits, given the ``moment`` ``(K, K)`` of its inputs; return it,
+    and the error's energy over the output's.
     """
     rows, width = weight.shape
     work = _blocks(weight)
     count = work.shape[1]
     steps = np.zeros_like(work)
     scales, zeros = np.zeros((2, rows, count), np.float32)
-    pull = _pull(moment, count * BLOCK) if moment is not None else None
+    pull = _pull(moment, count * BLOCK)
     flat = work.reshape(rows, -1)
     for b in range(count):
         start, end = b * BLOCK, (b + 1) * BLOCK
@@ -119,17 +118,12 @@ def rounded_to_four_bits(weight: Array, moment: Array | None) -> tuple[Rounded, 
         for i in range(start, end):
             step = np.clip(np.rint(flat[:, i] / safe) + zero, 0, 15)
             steps[:, b, i - start] = step
-            if pull is None:
-                continue
             error = (flat[:, i] - (step - zero) * scale) / pull[i, i]
             flat[:, i + 1 : end] -= error[:, None] * pull[i, i + 1 : end]
             errors[:, i - start] = error
-        if pull is not None and end < count * BLOCK:
-            flat[:, end:] -= errors @ pull[start:end, end:]
+        flat[:, end:] -= errors @ pull[start:end, end:]
     result = Rounded(steps.astype("u1"), scales, zeros.astype("u1"), 4, width)
     lost = result.values() - weight
-    if moment is None:
-        return result, float((lost**2).sum() / max(float((weight**2).sum()), 1e-30))
     energy = max(float(np.einsum("nk,nk->", weight @ moment, weight)), 1e-30)
     return result, float(np.einsum("nk,nk->", lost @ moment, lost)) / energy
 
@@ -200,7 +194,7 @@ class _Graph:
         done = {}
         for name in (name for name in every if _bears_four_bits(name, layers)):
             weight = self.weight(name, turned=turned[name])
-            done[name] = rounded_to_four_bits(weight, moments.get(name))
+            done[name] = rounded_to_four_bits(weight, moments[name])
         names = {*turned, *(name for _, name in self.lookups)}
         sizes = {name: int(np.prod(self.tensors[name].dims)) for name in names}
         # In bytes at 8 bits; 4 bits save half of a matrix.

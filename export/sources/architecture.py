@@ -63,6 +63,9 @@ class Architecture:
     rope_of: tuple[int, ...]  # for each layer an index into ``ropes``, -1 for none
     # for each layer how many tokens it looks back on, its own included; 0 for all
     windows: tuple[int, ...]
+    # for each layer the length of its kernel, where it convolves its last inputs instead of
+    # attending; 0 where it attends
+    convs: tuple[int, ...]
     tied: bool  # the head is the embedding
     parallel: bool  # attention and MLP read the same residual
     score_scale: float  # of the products of queries and keys
@@ -72,9 +75,6 @@ class Architecture:
     score_cap: float = 0.0  # bound of the scores, by ``tanh``; 0 for none
     logit_cap: float = 0.0  # bound of the logits, the same
     positions: int = 0  # rows of a table of positions
-    # for each layer the length of its kernel, where it convolves its last inputs instead of
-    # attending; 0 where it attends
-    convs: tuple[int, ...] = ()
     said: tuple[int, ...] = ()  # ids that a draft's head says, sorted; () for all
 
     @property
@@ -107,10 +107,6 @@ class Architecture:
         """Return the prefix of layer ``i``'s parameters."""
         return self.names.layer.format(i)
 
-    def kernel(self, i: int) -> int:
-        """Return how many inputs layer ``i`` convolves, 0 where it attends."""
-        return self.convs[i] if self.convs else 0
-
     def parameters(self) -> tuple[Shapes, Shapes]:
         """Return the shapes of the needed and of the optional parameters."""
         n, h, f = self.names, self.hidden, self.feed_forward
@@ -134,7 +130,7 @@ class Architecture:
             mlp[n.gate] = (2 * f if n.gate == n.up else f, h)
         norms = {n.final: h}
         for i, p in enumerate(map(self.layer, range(self.layers))):
-            kernel = self.kernel(i)
+            kernel = self.convs[i]
             heads = {} if kernel else of_heads
             norms |= {p + name: width for name, width in {**of_layer, **heads}.items()}
             convolves = {n.conv_in: (3 * h, h), n.conv_out: (h, h)}
@@ -276,7 +272,7 @@ def _feed_forward(fields: Fields, kind: str) -> int:
 def _convolutions(fields: Fields, kind: str, layers: int) -> tuple[int, ...]:
     """Return the length of each layer's kernel, 0 for one that attends."""
     if kind != "lfm2":
-        return ()
+        return (0,) * layers
     types, attends = fields.raw.get("layer_types"), fields.raw.get("full_attn_idxs")
     if types is None:
         chosen = range(layers) if attends is None else attends

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
-from draftwire.export.sources.head import head_ids
 from draftwire.packages import DraftPackage, TargetPackage
 from draftwire.tensors import TensorFile
-from draftwire.tokenizer import first_token, load_tokenizer
+from draftwire.tokenizer import first_token
 
 MAX_JSON = 64 << 20  # bytes; tokenizer.json is the largest one read
 INDEX = "model.safetensors.index.json"
@@ -46,28 +45,13 @@ class Checkpoint:
         """Its ``tokenizer.json``."""
         return self.folder / "tokenizer.json"
 
+    def having(self, **changes: Any) -> Checkpoint:
+        """Return the same model with these fields of its architecture."""
+        return replace(self, architecture=replace(self.architecture, **changes))
+
     def cut(self, context: int) -> Checkpoint:
         """Return the same model with at most ``context`` positions."""
-        fewer = min(context, self.architecture.context)
-        return replace(self, architecture=replace(self.architecture, context=fewer))
-
-    def saying(
-        self, count: int | None, seen: NDArray[np.int64] | None = None
-    ) -> Checkpoint:
-        """Return the same model with a head of so many tokens (:func:`head_ids`), or as its
-        config says.
-        """
-        a = self.architecture
-        if count is None:
-            return self
-        engine = load_tokenizer(self.folder).engine
-        keep = self.eos_ids
-        ids = head_ids(count, a.vocab_size, tokenizer=engine, keep=keep, seen=seen)
-        return replace(self, architecture=replace(a, said=tuple(ids.tolist())))
-
-    def saying_all(self) -> Checkpoint:
-        """Return the same model with its whole head."""
-        return replace(self, architecture=replace(self.architecture, said=()))
+        return self.having(context=min(context, self.architecture.context))
 
     def __contains__(self, name: str) -> bool:
         return name in self.parameters

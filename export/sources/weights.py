@@ -60,8 +60,12 @@ def joined(parts: Sequence[Linear]) -> Linear:
 
 
 class Weights:
-    """Where the weights of an architecture ``a`` come from."""
+    """Where the weights of an architecture ``a`` come from: the ``name`` of that, and
+    whether they are its own numbers (``exact``), not rounded ones.
+    """
 
+    name: str
+    exact: bool
     table: Callable[[str], Array]  # embedding, head or positions, by the family's name
     norm: Callable[[str], Linear]  # (name): the weight as it multiplies, and the bias
     linear: Callable[[int, str], Linear]  # "gate", "up", "down", "o", "conv_in" of a layer
@@ -87,7 +91,7 @@ class CheckpointWeights(Weights):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.architecture)
-        self.checkpoint = checkpoint
+        self.checkpoint, self.name, self.exact = checkpoint, checkpoint.name, True
 
     def table(self, parameter: str) -> Array:
         return self.checkpoint.weight(parameter)
@@ -110,7 +114,7 @@ class CheckpointWeights(Weights):
 
     def linear(self, i: int, kind: str) -> Linear:
         names = self.a.names
-        out = "conv_out" if self.a.kernel(i) else "out"
+        out = "conv_out" if self.a.convs[i] else "out"
         whole = self._stored(i, getattr(names, {"o": out}.get(kind, kind)))
         if kind in ("gate", "up") and names.gate == names.up:
             start = self.a.feed_forward * (kind == "up")
@@ -158,6 +162,7 @@ class PackageWeights(Weights):
                 hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
             )
         self.file, where = widest, package.path.name
+        self.name, self.exact = widest.path.name, widest.precision == "fp32"
         a = read_architecture(where, config_of(package), context=package.context)
         # The graph's queries and keys are sorted for what it rotates.
         from draftwire.export.graphs.draft import rotation
@@ -213,22 +218,20 @@ class PackageWeights(Weights):
             steps = self._values(name + "_quantized").astype(np.float32)
             zero = self._values(name + "_zero_point").astype(np.float32)
             return np.asarray((steps - zero) * self._values(name + "_scale"), np.float32)
-        if name + ".rows" in has:  # an embedding
-            steps = self._values(name + ".rows").astype(np.float32) - 128
-            scales = self._values(name + ".scales")
-            blocks = steps.reshape(*scales.shape, -1) * scales[..., None]
-            return np.asarray(blocks.reshape(steps.shape), np.float32)
-        bits = next((b for b in (8, 4) if f"{name}.q{b}" in has), None)
-        if bits is None:
+        kind = next((k for k in (".rows", ".q8", ".q4") if name + k in has), None)
+        if kind is None:
             return self._values(name).astype(np.float32)
-        steps, scales = self._values(f"{name}.q{bits}"), self._values(name + ".scales")
-        zeros: NDArray[Any] = np.full(scales.shape, 1 << bits - 1, np.float32)
-        if bits == 4:
-            steps = _halves(steps)
+        steps, scales = self._values(name + kind), self._values(name + ".scales")
+        zeros: Any = 128
+        if kind == ".q4":
+            steps, zeros = _halves(steps), 8
             if name + ".zeros" in has:
-                zeros = _halves(self._values(name + ".zeros"))[:, : scales.shape[1]]
-        whole = (steps.astype(np.float32) - zeros[..., None]) * scales[..., None]
-        return np.ascontiguousarray(whole.reshape(len(whole), -1).T, np.float32)
+                packed = self._values(name + ".zeros")
+                zeros = _halves(packed)[:, : scales.shape[1], None]
+        blocks = steps.reshape(*scales.shape, -1).astype(np.float32)
+        whole = ((blocks - zeros) * scales[..., None]).reshape(len(blocks), -1)
+        # Rows of an embedding, or a product's ``(out, in)``.
+        return np.ascontiguousarray(whole if kind == ".rows" else whole.T, np.float32)
 
 
 def checkpoint_tensors(package: DraftPackage) -> dict[str, Array]:

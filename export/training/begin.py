@@ -225,15 +225,6 @@ def measure(
     return Pace(plan.workers / seconds, trained, kept)
 
 
-def tokens_before(work: Path) -> int | None:
-    """Return the tokens of a training that was begun in ``work``, or None."""
-    try:
-        found = json.loads((work / "asked.json").read_text()).get("tokens")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if isinstance(found, int) else None
-
-
 def write_report(
     folder: Path,
     *,

@@ -23,7 +23,7 @@ from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.loop import Plan, Source, Stream, half_precision, train
 from draftwire.export.training.parallel import ParallelTrainer
 from draftwire.export.training.states import States, UpperTrainer, write_states
-from draftwire.export.training.text import digests, let_base_write
+from draftwire.export.training.text import asked_before, digests, let_base_write
 from draftwire.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
@@ -108,8 +108,8 @@ def build_draft(
         for part in (base.model, draft, *filter(None, (upper,))):
             part.compile()
     if settings.budget is not None:
-        tokens, begun = settings.tokens, begin.tokens_before(work)
-        if begun is None:
+        tokens, begun = settings.tokens, asked_before(work).get("tokens")
+        if not isinstance(begun, int):
             plan = _plan(settings, base)
             pace = begin.measure(trainer, upper, plan, passes=passes, half=half)
             tokens = pace.tokens_in(settings.budget) if settings.budget else tokens

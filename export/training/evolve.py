@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.adapter import PEFT_CONFIG, read_adapter, write_evolved_target
+from draftwire.export.adapter import PEFT_CONFIG, package_adapter
 from draftwire.export.pieces import check_beside, check_free, check_place
 from draftwire.export.settings import EvolveSettings
 from draftwire.export.training import begin
@@ -132,16 +132,14 @@ def evolve_target(
     if base.package is None:
         shutil.copytree(adapter, out)
         return out
-    tensors, scale = read_adapter(adapter)
     made = {
         "by": "draftwire export evolve",
         "data": list(text.held),
         "steps": len(log),
         "anchor": "trained" if settings.free_anchor else "frozen",
     }
-    found = write_evolved_target(
-        tensors, scale, target, out, version=version, name=name, made=made, replace=replace
-    )
+    how: dict[str, Any] = {"version": version, "name": name, "replace": replace}
+    found = package_adapter(adapter, target, out, made=made, **how)
     if frozen < anchor:
         say(
             "the anchor was trained too: drafts of this family go on with this target, "

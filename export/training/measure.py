@@ -6,6 +6,7 @@ drafts is accepted up to the first position where the draft's choice is not the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,31 +65,42 @@ def validation_loss(model: nn.Module, stream: np.ndarray, *, length: int = 512) 
 @torch.no_grad()
 def continuations(
     model: Any,
-    prompts: Tensor,
+    prompts: Iterable[Tensor],
     *,
     count: int,
-    temperature: float = 0.0,
+    sampled: Any = False,
     seed: int = 0,
     noise: Tensor | None = None,
+    vocab_size: int | None = None,
 ) -> Tensor:
-    """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens, ``(n, p + count)``.
+    """Return prompts ``(p,)`` continued until the shortest has ``count`` tokens more, ``(n,
+    p + count)``: greedily, or at temperature 1 where ``sampled``, ``(n,)`` or all alike.
 
-    With Gumbel ``noise`` ``(count, n, vocab)``: sampled at temperature 1 with that.
+    With Gumbel ``noise`` ``(count, n, vocab)``: sampled at temperature 1 with that. With
+    ``vocab_size`` no token beyond it is said.
     """
-    generator = torch.Generator().manual_seed(seed)
-    pieces, cache = [prompts], None
-    for step in range(count):
-        logits, cache = extend(model, pieces[-1], cache)
+    device, generator = model.device, torch.Generator().manual_seed(seed)
+    begun = [*prompts]
+    sizes = torch.tensor([len(prompt) for prompt in begun])
+    first = int(sizes.min())
+    out = torch.zeros((len(begun), first + count), dtype=torch.int64)
+    for row, prompt in zip(out, begun, strict=True):
+        row[: len(prompt)] = prompt
+    chance = torch.as_tensor(sampled, dtype=torch.bool).expand(len(out))
+    at, cache, new = 0, None, out[:, :first]
+    while (at := at + new.shape[1]) < out.shape[1]:
+        logits, cache = extend(model, new.to(device), cache)
+        logits = logits[:, :vocab_size].float()
         if noise is not None:
-            said = F.log_softmax(logits.float(), -1) + noise[step]
-            given = said.argmax(-1, keepdim=True)
-        elif temperature == 0:
-            given = logits.argmax(-1, keepdim=True)
-        else:
-            probs = F.softmax(logits.float() / temperature, -1).cpu()
-            given = torch.multinomial(probs, 1, generator=generator).to(prompts.device)
-        pieces.append(given)
-    return torch.cat(pieces, 1)
+            logits = F.log_softmax(logits, -1) + noise[at - first]
+        said = logits.argmax(-1).cpu()
+        if chance.any():
+            shares = F.softmax(logits[chance.to(device)], -1).cpu()
+            said[chance] = torch.multinomial(shares, 1, generator=generator)[:, 0]
+        own = sizes <= at
+        out[own, at] = said[own]
+        new = out[:, at : at + 1]
+    return out.to(device)
 
 
 def block_runs(row: np.ndarray, block: int) -> list[int]:
@@ -156,11 +168,11 @@ def acceptance(
     """
     given = beginnings(held, prompts, prompt_tokens, seed=seed).to(target.device)
     prompt_tokens = given.shape[1]
-    text = continuations(target, given, count=count, temperature=0, seed=seed)
+    text = continuations(target, given, count=count)
     at = slice(prompt_tokens - 1, -1)
     choice = logits_of(draft, text)[:, at].argmax(-1)
     agrees = (choice == text[:, prompt_tokens:]).cpu().numpy()
-    sampled = continuations(target, given, count=count, temperature=1, seed=seed)
+    sampled = continuations(target, given, count=count, sampled=True, seed=seed)
     p, q = (F.softmax(logits_of(m, sampled)[:, at].float(), -1) for m in (target, draft))
     found = {
         "greedy_per_block": accepted_per_block(agrees, block),

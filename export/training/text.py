@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from draftwire.errors import ConfigError
 from draftwire.export.sources.documents import Asking, encode, read_documents
 from draftwire.export.training.base import Base
 from draftwire.export.training.loop import Plan, Stream
-from draftwire.export.training.measure import extend
+from draftwire.export.training.measure import continuations
 from draftwire.io import replacing, write_text, writing
 from draftwire.template import Template
 from draftwire.tokenizer import load_tokenizer
@@ -164,7 +163,8 @@ def let_base_write(
         rows = np.arange(part * _ROWS, (part + 1) * _ROWS)
         given = _prompts(text, plan, rows, length)
         sampled = (rows % 4 == 0) | (len(text.prompts) and rows >= len(text.prompts))
-        said = _written(base, given, length + 1, sampled, seed=part)
+        count = length + 1 - min(map(len, given))
+        said = continuations(base, given, count=count, sampled=sampled, seed=part)
         with replacing(path) as file:
             np.save(file, said.cpu().numpy().astype("u4"))
         say(f"the base has written part {part + 1} of {parts}")
@@ -178,47 +178,20 @@ def let_base_write(
     return Stream((*text.stream.paths, whole), (*shares, share))
 
 
-def _prompts(
-    text: TrainingText, plan: Plan, rows: np.ndarray, length: int
-) -> list[np.ndarray]:
+def _prompts(text: TrainingText, plan: Plan, rows: np.ndarray, length: int) -> list[Tensor]:
     """Return the ids that each of so many rows begins with, the same at every call."""
     if not text.prompts:
         piece = Plan(1, micro=len(rows) * _PIECE, lengths=((1.0, _PIECE),), seed=plan.seed)
         ids = text.stream.micro(piece, 0, int(rows[0]) // _ROWS)[0]
-        return [*ids[:, :-1].numpy()]
+        return [*ids[:, :-1]]
     number = len(text.prompts)
     # Those of one batch are about as long, so that none waits for another's prompt.
     by_length = sorted(range(number), key=lambda i: len(text.prompts[i]))
     order = np.random.default_rng(plan.seed).permutation(-(-number // _ROWS))
     batches = [by_length[at * _ROWS : (at + 1) * _ROWS] for at in order]
     picks = [pick for batch in batches for pick in batch]
-    return [text.prompts[picks[row % number]][: length // 2] for row in rows]
-
-
-@torch.no_grad()
-def _written(
-    base: Any, prompts: list[np.ndarray], length: int, sampled: Any, *, seed: int
-) -> Tensor:
-    """Return ``(rows, length)``: each prompt and what the base says behind it, sampled at
-    temperature 1 where asked for, greedily elsewhere.
-    """
-    device, generator = base.device, torch.Generator().manual_seed(seed)
-    out = torch.zeros((len(prompts), length), dtype=torch.int64)
-    sizes = torch.tensor([len(prompt) for prompt in prompts])
-    for row, prompt in enumerate(prompts):
-        out[row, : len(prompt)] = torch.from_numpy(prompt.astype("i8"))
-    chance = torch.from_numpy(np.broadcast_to(sampled, len(prompts)).copy())
-    at, cache, new = 0, None, out[:, : int(sizes.min())]
-    while (at := at + new.shape[1]) < length:
-        logits, cache = extend(base, new.to(device), cache)
-        said = logits.argmax(-1).cpu()
-        if chance.any():
-            probs = F.softmax(logits[chance.to(device)].float(), -1).cpu()
-            said[chance] = torch.multinomial(probs, 1, generator=generator)[:, 0]
-        own = sizes <= at
-        out[own, at] = said[own]
-        new = out[:, at : at + 1]
-    return out
+    found = (text.prompts[picks[row % number]][: length // 2] for row in rows)
+    return [torch.from_numpy(ids.astype("i8")) for ids in found]
 
 
 def digests(files: Sequence[str | Path]) -> list[str]:
@@ -232,6 +205,14 @@ def digests(files: Sequence[str | Path]) -> list[str]:
         ) from exc
 
 
+def asked_before(work: Path) -> dict[str, Any]:
+    """Return what a training that was begun in ``work`` was asked for; {} for none."""
+    try:
+        return dict(json.loads((work / "asked.json").read_text()))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
 def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -> None:
     """Refuse (ConfigError) a work folder that was begun with other settings or files.
 
@@ -240,10 +221,7 @@ def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -
     note = work / "asked.json"
     wanted = json.loads(json.dumps({**asked, "data": digests(files)}))
     if note.is_file():
-        try:
-            known = dict(json.loads(note.read_text()))
-        except (TypeError, ValueError):
-            known = {}
+        known = asked_before(work)
         different = sorted(k for k in wanted if known.get(k) != wanted[k])
         if different:
             raise ConfigError(

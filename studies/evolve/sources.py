@@ -135,7 +135,7 @@ def make_pairs(base: Any, stream: np.ndarray, *, wanted: int, seed: int) -> Pair
     starts = rng.integers(0, len(stream) - _PROMPT, min(wanted, _PROMPTS))
     given = rows_at(stream, np.repeat(starts, _SAMPLES), _PROMPT)
     said = [
-        continuations(base, part, count=_COUNT, temperature=1, seed=seed + number)
+        continuations(base, part, count=_COUNT, sampled=True, seed=seed + number)
         for number, part in enumerate(given.split(64))
     ]
     text = torch.cat(said).unflatten(0, (-1, _SAMPLES))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.errors import ConfigError
-from draftwire.export.adapter import read_adapter, write_evolved_target
+from draftwire.export.adapter import package_adapter
 from draftwire.export.onnx import export_onnx
 from draftwire.export.sources.tokens import copy_tokenizer
 from draftwire.export.training.loop import Plan
@@ -62,9 +62,9 @@ def make_family(
         version = evolution.version
         made = {"by": "python -m studies.family", "rank": settings.rank}
         packages.append(
-            write_evolved_target(
-                *read_adapter(work / f"{version}.adapter"), target,
-                out / f"{version}.target", version=version, made=made, replace=replace,
+            package_adapter(
+                work / f"{version}.adapter", target, out / f"{version}.target",
+                version=version, made=made, replace=replace,
             )
         )  # fmt: skip
     _write_cards(work, out, settings, evaluation)

@@ -112,8 +112,9 @@ def test_a_recording_is_a_source(tmp_path):
         with meter.window() as window:
             threading.Event().wait(0.08)
     assert window.source == "replay:sysfs-ina3221" and window.result.scope == "module"
-    with pytest.raises(ConfigError, match="replay:x,fast"):
-        open_meter(load_tables(), name="replay:x,fast")
+    for speed in ("fast", "nan", "inf", "-1"):
+        with pytest.raises(ConfigError, match=f"replay:x,{speed}"):
+            open_meter(load_tables(), name=f"replay:x,{speed}")
 
 
 def test_a_recording_that_is_played_ends_its_own_recording(tmp_path, capsys):

@@ -16,6 +16,7 @@ import pytest
 from energy_lab import run, tree, write_recording
 
 from draftwire.cli import energy as command
+from draftwire.cli import main
 from draftwire.energy.files.recording import read_recording
 from draftwire.energy.live.pulse import PATTERN_S, find_offset
 from draftwire.energy.live.record import Recorded
@@ -164,6 +165,29 @@ def test_report_of_run_reports(tmp_path, capsys):
     path.write_text("{}")
     with pytest.raises(ConfigError, match="no run report"):
         run("report", path)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-5"])
+@pytest.mark.parametrize(
+    "flag",
+    "report:--interval report:--duration report:--voltage report:--battery-wh "
+    "report:--co2 watch:--hz watch:--speed".split(),
+)
+def test_a_flag_that_is_no_number_is_named(flag, value, capsys):
+    leaf, name = flag.split(":")
+    files = ["a.csv"] if leaf == "report" else []
+    assert main(["energy", leaf, *files, f"{name}={value}"]) == 2
+    assert name in capsys.readouterr().err
+
+
+def test_times_that_are_none_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("voltage_V,current_A\n" + "5.0,0.8\n" * 9)
+    with pytest.raises(ConfigError, match="--interval inf is not positive"):
+        load_rows(path, (), interval_s=float("inf"))
+    path.write_text(log_of("VDD_IN"))
+    with pytest.raises(ConfigError, match="must be positive"):
+        load_rows(path, (), duration_s=float("nan"))
 
 
 def log_of(rail):

@@ -165,8 +165,21 @@ def test_a_meter_that_is_not_known_says_resolution_only(tmp_path):
 def test_accuracy_as_a_maker_states_it():
     assert parse_accuracy("0.5%") == (0.005, 0.0)
     assert parse_accuracy("\u00b11 % + 20mW") == (0.01, pytest.approx(0.02))
-    with pytest.raises(ConfigError, match="--accuracy"):
-        parse_accuracy("good")
+    for odd in ("good", "1.2.3%", "..W", "5"):
+        with pytest.raises(ConfigError, match="--accuracy"):
+            parse_accuracy(odd)
+
+
+@pytest.mark.parametrize("step", ["1.2.3", "+-", "0", "-0.1", "0.1"])
+def test_an_increment_that_is_none_is_asked_for(tmp_path, step):
+    text = [f"Increment,{step}", "voltage_V,current_A", *rows("5.0,0.8")]
+    path = write(tmp_path, text)
+    if step == "0.1":
+        assert load_rows(path, ())[0].energy_j == pytest.approx(4.0 * 4.9)
+        return
+    with pytest.raises(ConfigError, match="no increment") as caught:
+        read_meter(path)
+    assert "--interval" in caught.value.hint
 
 
 def test_packed_files_and_rubbish(tmp_path):
@@ -288,5 +301,6 @@ def test_a_meter_on_a_serial_port(tmp_path):
 
 
 def test_a_ppk2_wants_its_volts():
-    with pytest.raises(ConfigError, match="current alone"):
-        Ppk2Source("/dev/ttyACM0")
+    for volts in ("", ",x", ",nan", ",-5"):
+        with pytest.raises(ConfigError, match="current alone"):
+            Ppk2Source("/dev/ttyACM0" + volts)

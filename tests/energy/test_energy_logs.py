@@ -160,6 +160,13 @@ def test_constant_power_however_lines_are_broken(between):
     assert not imported.findings
 
 
+def test_a_log_tells_the_hottest_zone(tmp_path):
+    path = tmp_path / "tegrastats.log"
+    path.write_text("\n".join(lines([(5000,)] * 3)))
+    (row,) = load_rows(path, TABLES)
+    assert row.heat_c == (41.5, 43.5)
+
+
 def test_three_fields_of_r39():
     rails = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
     imported = read(lines([(4000, -398, 3000)] * 10, rails=rails, third=True))

@@ -8,10 +8,10 @@ from safetensors.numpy import save_file
 
 from draftwire.cli import main
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.adapter import package_adapter, write_evolved_target
+from draftwire.export.adapter import package_adapter
 from draftwire.export.onnx import export_onnx
 from draftwire.packages import load_target
-from draftwire.tensors import target_weights
+from draftwire.tensors import target_weights, write_tensors
 
 LAST = "model.layers.1.self_attn.q_proj"
 FIRST = "model.layers.0.mlp.up_proj"
@@ -76,12 +76,18 @@ def test_an_adapter_of_the_anchor_changes_the_backbone(base, peft, tmp_path):
     assert v2.family.backbone != v1.family.backbone
 
 
-def test_arrays_are_packaged_too(base, tmp_path):
+def ours(folder, tensors, scale):
+    """Write an adapter as our packages hold it."""
+    folder.mkdir(exist_ok=True)
+    write_tensors(folder / "adapter.safetensors", tensors, metadata={"scale": scale})
+    return folder
+
+
+def test_an_adapter_of_ours_is_packaged_too(base, tmp_path):
     first, second = halves(LAST)
     tensors = {f"{LAST}.weight.lora_a": first, f"{LAST}.weight.lora_b": second}
-    out = write_evolved_target(
-        tensors, 0.1, base, tmp_path / "v2.target", version="v2", made={"steps": 10}
-    )
+    folder, made = ours(tmp_path / "a", tensors, "0.1"), {"steps": 10}
+    out = package_adapter(folder, base, tmp_path / "v2.target", version="v2", made=made)
     assert load_target(out).raw["made"]["steps"] == 10
     again = package_adapter(out, base, tmp_path / "v3.target", version="v3")
     assert load_target(again).id == load_target(out).id
@@ -106,7 +112,7 @@ def test_what_is_more_than_lora_is_refused(base, peft, tmp_path, config, sentenc
 
 
 def test_what_does_not_fit_is_refused(base, peft, tmp_path):
-    out = tmp_path / "v2.target"
+    out, adapter = tmp_path / "v2.target", tmp_path / "adapter"
     first, second = halves(LAST)
     half = {f"{LAST}.weight.lora_a": first}
     for tensors, sentence in (
@@ -116,7 +122,8 @@ def test_what_does_not_fit_is_refused(base, peft, tmp_path):
         ({**half, f"{LAST}.weight.lora_b": second * 1e9}, "float16"),
     ):
         with pytest.raises(ModelError, match=sentence):
-            write_evolved_target(tensors, 1.0, base, out, version="v2")
+            package_adapter(ours(adapter, tensors, "1.0"), base, out, version="v2")
+    (adapter / "adapter.safetensors").unlink()
     folder = peft()
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no adapter_model"):

@@ -12,6 +12,7 @@ from places import FIXTURES, MODELS
 
 from draftwire.cli import main
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export.adapter import package_adapter
 from draftwire.export.exits.heads import (
     ExitHead,
     Observed,
@@ -33,7 +34,7 @@ from draftwire.export.precision.runners import session
 from draftwire.export.settings import ExitSettings
 from draftwire.export.training.base import model_of
 from draftwire.packages import load_target
-from draftwire.tensors import read_tensors, target_weights
+from draftwire.tensors import read_tensors, target_weights, write_tensors
 
 TINY = FIXTURES / "tiny.target"
 QUICK = ExitSettings(rank=4, agreement=0.2, tokens=4096)
@@ -151,15 +152,15 @@ def test_another_targets_exits_are_calibrated_anew(bare, texts):
 
 
 def test_an_evolved_target_beside_its_base_gets_its_own(bare, texts):
-    from draftwire.export.adapter import write_evolved_target
-
     rng = np.random.default_rng(3)
     name = "model.layers.1.self_attn.o_proj.weight"
     halves = {
         name + ".lora_a": rng.normal(size=(2, 32)).astype(np.float32),
         name + ".lora_b": rng.normal(size=(32, 2)).astype(np.float32),
     }
-    v2 = write_evolved_target(halves, 0.3, bare, bare.parent / "v2.target", version="v2")
+    adapter = bare.parent / "adapter.safetensors"
+    write_tensors(adapter, halves, metadata={"scale": "0.3"})
+    v2 = package_adapter(bare.parent, bare, bare.parent / "v2.target", version="v2")
     export_exits(bare, texts=texts, settings=QUICK, say=quiet)
     assert load_target(v2).exits is None  # not inherited, and the base's id is the same
     export_exits(v2, texts=texts, settings=QUICK, say=quiet)

@@ -6,7 +6,7 @@ import torch
 from tiny_models import ATTENDING, SHAPES
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.adapter import read_adapter, write_evolved_target
+from draftwire.export.adapter import package_adapter
 from draftwire.export.onnx import export_onnx
 from draftwire.export.sources.checkpoint import config_of, load_checkpoint
 from draftwire.export.training.base import cut, read_base, save_model
@@ -66,8 +66,7 @@ def test_an_evolved_package_is_merged(models, tmp_path):
                 p.normal_(std=0.1)
     apart = said(model)
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    tensors, scale = read_adapter(tmp_path / "adapter")
-    v2 = write_evolved_target(tensors, scale, v1, tmp_path / "v2.target", version="v2")
+    v2 = package_adapter(tmp_path / "adapter", v1, tmp_path / "v2.target", version="v2")
     packaged = said(read_base(v2).model)
     assert np.abs(apart - packaged).max() < 0.01 * np.abs(apart).max()
     assert np.abs(packaged - said(read_base(v1).model)).max() > 0.5

@@ -14,7 +14,7 @@ LINES = """
 --draft DIR             a folder
 --count N =4            how many; it
                         goes on here
---rate X:float =0.5
+--rate X:positive =0.5
 --kind {a,b,auto} =auto  which
 --wheel FILE...         again and again
 --prompt TEXT+ >texts   several

@@ -16,6 +16,7 @@ from draftwire.export.onnx import export_onnx
 from draftwire.export.pieces import backbone_fingerprint
 from draftwire.export.sources.checkpoint import load_checkpoint
 from draftwire.export.sources.inputs import checkpoint_folder
+from draftwire.export.tflite import export_tflite
 from draftwire.packages import load_draft
 
 SCRIPT = str(ROOT / "examples" / "fingerprint.py")
@@ -101,7 +102,11 @@ def test_a_gguf_file_becomes_a_draft_in_one_command(tmp_path):
     assert package.raw["made"]["from"] == "tiny"
     assert {"chat_template.jinja", "tokenizer_config.json"} < package.files.keys()
     assert package.model_file("fp32").details["parity"]["agreement"] == 1.0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.draft", "tiny.gguf"]
+    lite = load_draft(export_tflite(file, tmp_path / "lite.draft", min_agreement=0.5))
+    assert lite.raw["made"]["from"] == "tiny"
+    assert lite.family.tokenizer == package.family.tokenizer
+    names = ["lite.draft", "tiny.draft", "tiny.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def test_words_are_cut_as_the_file_says(tmp_path):

@@ -122,7 +122,6 @@ TYPES: dict[str, Callable[[str], Any]] = {
     "address": _address,
     "count": _count,
     "counts": _counts,
-    "float": float,
     "int": int,
     "json": _json,
     "output": lambda text: text or "-",

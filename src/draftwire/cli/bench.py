@@ -73,7 +73,7 @@ numerics:
 --listen PORT:port =0     run: 0 takes any
 --method NAME =auto      auto, netem or proxy
 --pings N =200           check
---seconds S:float =4     check: bulk, each way
+--seconds S:positive =4     check: bulk, each way
 --no-calibrate           do not take the detour off the delay
 """,
     ),
@@ -93,9 +93,9 @@ what:
 --tokens N:int =64       of each text
 --k N|best =4 >block     tokens of a fixed block; best: of each row, over each link, found
                          by the simulator on the same texts
---temperature T:float =0   0 is greedy
+--temperature T:number =0   0 is greedy
 --top-k N:int =50        when sampling
---top-p P:float =1       when sampling
+--top-p P:share =1       when sampling
 --seed N:int =1
 --repeats N:int =3 >rounds  in turns: A B C A B C
 --threads N:int =1       of either engine
@@ -133,7 +133,7 @@ output:
                          ours (default: cost for ours-cost, latency for ours-latency)
 --acceptance LUCK        0.8, markov:0.8:0.5, regimes:0.9:0.5:40 or steps:0.8,0.4@2000
 --confidence WHAT =calibrated  of a synthetic draft: calibrated, noise or none
---repeats SHARE:float =0  of a synthetic text that repeats what stands before it
+--repeats SHARE:share =0  of a synthetic text that repeats what stands before it
 --text FILE >recording   play a recording of real models
 --real V                 run the reference models with target V, e.g. v1
 --record FILE            record what the reference models write (target: --real, else v1),

@@ -26,18 +26,18 @@ _BOARD = f"""
 {PROFILES}"""
 _LIVE = f"""
 --source NAME =auto   auto, sysfs, pmic, jtop, ...
---hz N:float =20      samples a second
+--hz N:positive =20   samples a second
 --replay FILE         play a recording as the source
---speed N:float =1    of --replay
+--speed N:number =1   of --replay
 --root DIR =/         look at the files of another machine below DIR
 {_BOARD}"""
 _FILES = f"""
 --window A:B          seconds from the first sample
---interval MS:float   of unstamped logs
---duration S:float    of unstamped logs
+--interval MS:positive  of unstamped logs
+--duration S:positive  of unstamped logs
 {_BOARD}
 --columns WORDS:words  {COLUMNS}
---voltage V:float     of the supply, for current alone
+--voltage V:positive  of the supply, for current alone
 --meter NAME          ppk2, otii, js220, fnb58, um25c, ...
 --accuracy TEXT       of the meter, e.g. 0.5%+2mW
 """
@@ -94,8 +94,8 @@ mark:
 FILES...              recordings, run reports, tegrastats logs, files of meters; - is a log
                       on stdin
 {_FILES}{_TOKENS}
---battery-wh N:float  battery of the robot
---co2 G_PER_KWH:float  gCO2e of a kWh, as you state it
+--battery-wh N:positive  battery of the robot
+--co2 G_PER_KWH:number  gCO2e of a kWh, as you state it
 --format {{table,csv,json,prometheus,parquet}}  (default: table)
 --out FILE            file for --format
 --plot FILE           picture: .png, .pdf or .svg
