@@ -161,9 +161,13 @@ def test_report_of_run_reports(tmp_path, capsys):
     first, second = json.loads(capsys.readouterr().out)["rows"]
     assert first["per_token_j"] == {"drafted": 0.5, "accepted": 20 / 15, "emitted": 1.0}
     assert second["energy_j"] is None and second["why_null"] == "no sensor"
-    path.write_text("{}")
-    with pytest.raises(ConfigError, match="no run report"):
-        run("report", path)
+    with pytest.raises(ConfigError, match="is ours already"):
+        run("report", "--import", path)
+    for text in ("{}", "[]", ""):
+        path.write_text(text)
+        for words in ((path,), ("--import", path)):
+            with pytest.raises(ConfigError, match="no run report"):
+                run("report", *words)
 
 
 def log_of(rail):
