@@ -235,6 +235,7 @@ class Driver:
         hopeless = spec.offline == "error" or (link.failed and spec.offline != "draft")
         if hopeless and not link.up and link.error is not None:
             raise link.error
+        link.wake()
         self._number += 1
         now = self._clock.now()
         mine = not self._turn
@@ -562,7 +563,11 @@ class Driver:
                 run.machine.opened = None
             elif not isinstance(error, TransportError):
                 self._fail(run, error)
-        self.link.lose(error)
+        if not self.streams and getattr(message, "code", "") == "limit":
+            self._all_lost()
+            self.link.sleep()  # it is for who asks next
+        else:
+            self.link.lose(error)
 
     @staticmethod
     def _forgives(run: StreamRun, error: DraftwireError) -> bool:

@@ -43,6 +43,7 @@ class _Phase(enum.Enum):
     CONNECTING = "reconnecting", "connecting"
     UP = "up", ""
     PAUSING = "reconnecting", "between two tries"
+    ASLEEP = "asleep", ""
     FAILED = "failed", ""
     CLOSED = "closed", ""
 
@@ -51,7 +52,9 @@ class _Phase(enum.Enum):
 class LinkState:
     """What a user may know about the link."""
 
-    state: str  # ``"up"``, ``"reconnecting"``, ``"closed"`` or ``"failed"``
+    # ``"up"``, ``"reconnecting"``, ``"asleep"`` (the verifier has shown it out as idle, and
+    # the next stream connects again), ``"closed"`` or ``"failed"``
+    state: str
     reconnects: int  # times that a lost link came back
     attempts: int  # tries since the link was lost
     down_s: float  # seconds since the link was lost, 0 while it is up
@@ -104,6 +107,7 @@ class Link:
         self._attempts = 0
         self._tried_s = 0.0
         self._lost_at: float | None = None
+        self._slept = False
         self._greeted_in: float | None = None
         self._owing = False
         self._quiet_s = 0.0  # since when silence counts
@@ -197,6 +201,16 @@ class Link:
             self._drop()
             self._lost(error)
 
+    def sleep(self) -> None:
+        """Let a connection go that nobody uses: the next one is for :meth:`wake`."""
+        self._drop()
+        self._phase, self._slept = _Phase.ASLEEP, True
+
+    def wake(self) -> None:
+        """Somebody asks for a stream: connect where the link sleeps."""
+        if self._phase is _Phase.ASLEEP:
+            self.start()
+
     def close(self) -> None:
         """End the connection; nothing follows."""
         self._drop()
@@ -227,7 +241,8 @@ class Link:
         self.error = None
         self._lost_at = None
         self._attempts = 0
-        self.reconnects += again
+        self.reconnects += again and not self._slept
+        self._slept = False
         self._owing = self._pinged = False
         self._quiet_s = now
         self.channel.back(now)

@@ -16,7 +16,7 @@ import random
 import secrets
 from collections import deque
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import (
@@ -32,7 +32,7 @@ from typing import (
 )
 
 from draftwire.energy.account.account import Budget
-from draftwire.errors import ConfigError, DraftwireError
+from draftwire.errors import ConfigError, DraftwireError, OutputError
 from draftwire.options import (
     Connect,
     Draft,
@@ -552,9 +552,11 @@ class SessionBase(Generic[_S]):
         if self._closed:
             return
         self._closed = True
-        self._parts.close()
-        if self._memory is not None:
-            self._memory.close()
+        try:
+            self._parts.close()
+        finally:
+            if self._memory is not None:
+                self._memory.close()
 
 
 class Session(SessionBase[Stream]):
@@ -571,7 +573,8 @@ class Session(SessionBase[Stream]):
         try:
             self._greeted(self._first.result())
         except BaseException:  # also Ctrl-C while connecting
-            self._shut()
+            with suppress(OutputError):  # of a log that tells of nothing
+                self._shut()
             raise
 
     def __enter__(self) -> Session:
@@ -595,7 +598,8 @@ class AsyncSession(SessionBase[AsyncStream]):
         try:
             self._greeted(await asyncio.wrap_future(self._first))
         except BaseException:
-            await self.close()
+            with suppress(OutputError):
+                await self.close()
             raise
 
     async def __aenter__(self) -> AsyncSession:

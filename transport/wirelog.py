@@ -17,7 +17,8 @@ tokenizer can read the text. Proofs of ownership are left out, and the file is i
 alone.
 
 Writing never disturbs a stream: a thread writes, what it cannot keep up with is dropped
-and counted, and an error ends the log with a warning. Two files of ``max_bytes`` are kept.
+and counted, and an error ends the log with a warning and is raised when the log is closed.
+Two files of ``max_bytes`` are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, OutputError
 
 log = logging.getLogger("draftwire.wirelog")
 
@@ -135,7 +136,7 @@ class WireLog:
         }
         self._connections = 0
         self._dropped, self._counting = 0, threading.Lock()
-        self._failed = False
+        self._failed: Exception | None = None
         self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(_WAITING)
         try:
             if path.exists() and not path.is_file():
@@ -160,7 +161,7 @@ class WireLog:
 
     def put(self, *event: object) -> None:
         """Have an event written, all of it but its time; never waits and never raises."""
-        if self._failed:
+        if self._failed is not None:
             return
         try:
             self._queue.put_nowait((self._clock() - self._zero_s, *event))
@@ -169,13 +170,20 @@ class WireLog:
                 self._dropped += 1
 
     def close(self) -> None:
-        """Write what waits, within a few seconds; harmless a second time."""
+        """Write what waits, within a few seconds; harmless a second time.
+
+        Raises:
+            OutputError: The log is not whole: the disk is full, or its folder is gone.
+        """
         if self._thread.is_alive():
             try:
                 self._queue.put(None, timeout=_CLOSE_S)
             except queue.Full:
                 return  # a disk that hangs: the thread is a daemon
             self._thread.join(_CLOSE_S)
+        if self._failed is not None:
+            why = getattr(self._failed, "strerror", None) or self._failed
+            raise OutputError(f"the wire log {self._path} is not whole: {why}")
 
     # ---- in the thread
 
@@ -207,7 +215,7 @@ class WireLog:
                     self._file.flush()
             self._file.close()
         except Exception as exc:  # noqa: BLE001 - a log must never be the reason
-            self._failed = True
+            self._failed = exc
             log.warning("the wire log %s ends here: %s", self._path, exc)
             with contextlib.suppress(OSError):
                 self._file.close()

@@ -82,14 +82,14 @@ def load_signer(path: Path) -> Signer:
     except OSError as exc:
         hint = "`draftwire boards bundle --new-key FILE` makes one"
         raise ConfigError(f"cannot read the key {path}: {exc.strerror}", hint=hint) from exc
-    if mode & 0o077:
-        raise ConfigError(
-            f"others may read the secret key {path}", hint=f"chmod 600 {path}"
-        )
     try:
         secret = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise ConfigError(f"{path} is no secret key in PEM: {exc}") from exc
+    if mode & 0o077:
+        raise ConfigError(
+            f"others may read the secret key {path}", hint=f"chmod 600 {path}"
+        )
     if not isinstance(secret, Ed25519PrivateKey):
         raise ConfigError(f"{path} is a key of another kind than Ed25519")
     return Signer(_public(secret), secret.sign)

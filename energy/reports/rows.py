@@ -260,7 +260,7 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
             reports = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError as exc:
             raise ConfigError(f"{path} is not JSON: {exc}") from exc
-    for number, report in enumerate(reports, 1):
+    for number, report in enumerate(reports or [None], 1):
         if not isinstance(report, dict) or report.get("schema") != REPORT:
             why = f"{path} holds no run report ({REPORT}) and no recording"
             hint = "a tegrastats log has lines with `RAM n/nMB`, a meter's file a power"

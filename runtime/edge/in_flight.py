@@ -45,7 +45,8 @@ class InFlight:
 
     With ``whole`` blocks carry evidence and cannot be cut: a token that the verifier put in
     by itself ends the branch even where it equals the draft. ``epoch`` is the branch's
-    number, ``tokens`` its ids beyond the committed text.
+    number, ``tokens`` its ids beyond the committed text; ``leaves`` are second choices, by
+    the branch and the place in the sequence of the drafts that they stand beside.
     """
 
     def __init__(self, *, whole: bool) -> None:
@@ -58,6 +59,7 @@ class InFlight:
         self.tokens: list[int] = []
         self._forced: list[bool] = []  # of each of them
         self._blocks: list[_Sent] = []
+        self.leaves: dict[tuple[int, int], int] = {}
         # Branches that may still be judged, likewise.
         self._old: dict[int, tuple[list[int], list[bool]]] = {}
 
@@ -147,6 +149,7 @@ class InFlight:
         length = committed + len(kept)
         alive = {self.epoch, *self._old}
         self._blocks = [b for b in self._blocks if b.epoch in alive and b.end > length]
+        self.leaves = {at: leaf for at, leaf in self.leaves.items() if at[1] >= length}
         return judged
 
     def _contradicts(

@@ -544,8 +544,7 @@ class EdgeSession:
         ran = ran if commit.forwards is None else commit.forwards
         self.counts.forwards = self._forwards + ran
         self._preemption.compare(new)
-        main = self._lines.main.proposals
-        tally(self.counts, self._controller, commit, self._wire, main, new, before)
+        tally(self.counts, self._controller, commit, self._wire, new, before)
         actions = self._keep(told(kept, commit.logprobs, self._logprobs))
         self._compare(commit.text_hash)
         if commit.near_ties is not None:
@@ -765,6 +764,10 @@ class EdgeSession:
         )
         first = min(n, self._hand.start)
         block_so_far = main.proposals[first : n + len(fresh)]
+        places = [before + n + i for i, p in enumerate(fresh) if not p.forced]
+        for at, p, leaf in zip(places, sent, block.leaves):
+            if leaf != p.token:
+                wire.leaves[wire.epoch, at] = leaf
         wire.send(fresh, block_so_far, None if more else before + first)
         return self._block(block)
 

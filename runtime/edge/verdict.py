@@ -9,7 +9,7 @@ from draftwire.runtime.edge.actions import Counts, Token, TokenKind
 from draftwire.runtime.edge.in_flight import InFlight
 from draftwire.runtime.edge.lines import Lines
 from draftwire.runtime.pacing.controller import Controller
-from draftwire.sampling import Proposal, Proposer
+from draftwire.sampling import Proposer
 from draftwire.transport.messages import Commit, Finish
 
 
@@ -61,14 +61,12 @@ def tally(
     controller: Controller,
     commit: Commit,
     wire: InFlight,
-    main: Sequence[Proposal],
     new: Sequence[int],
     committed: int,
 ) -> None:
     """Count a verdict, tell the controller, and bring what is in flight up to the text.
 
-    ``main`` are the drafts that were believed in; the text, ``committed`` long, grows by
-    ``new``.
+    The text, ``committed`` long, grows by ``new``.
     """
     accepted = wire.reach(commit.epoch, commit.accepted)
     counts.rounds += 1
@@ -77,8 +75,9 @@ def tally(
     counts.queue_s += commit.queue_s
     counts.compute_s += commit.compute_s
     branch = wire.branch(commit.epoch)
-    if commit.further and accepted < min(len(main), len(branch)):
-        counts.leaves_right += commit.token == main[accepted].runner_up
+    if commit.further:
+        leaf = wire.leaves.get((commit.epoch, committed + accepted))
+        counts.leaves_right += leaf is not None and leaf == commit.token
     late = min(len(new), len(branch)) - accepted
     if late > 0 and list(branch[: len(new)]) == list(new[: len(branch)]):
         counts.overtaken += late

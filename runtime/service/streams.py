@@ -318,7 +318,7 @@ class Supervisor:
                 what = "link lost, reconnecting" if self._ever else "no verifier"
                 if link.down_s >= _BLIP_S or not self._ever:
                     self._say(f"{what}: {_with_clock(link.error)}")
-            else:
+            elif link.state != "asleep":
                 _LOG.warning("the verifier refused: %s", link.error)
                 self.error = RefusedError(link.error or "the link ended")
                 return

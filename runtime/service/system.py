@@ -77,6 +77,7 @@ class StateFile:
         if self._path is None or found == self._written:
             return
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as fresh:
                 fresh.write_text(json.dumps(found) + "\n", encoding="ascii")
         except OSError as exc:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for a file
 _SCRATCH = ".draftwire-"
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -187,7 +188,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         what = f"cannot write {path}: {exc.strerror or exc}"
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        if exc.errno in FULL:
             raise OutputError(what) from exc
         raise ConfigError(what, hint="name another place") from exc
 

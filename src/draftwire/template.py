@@ -246,10 +246,13 @@ class Template:
 
 
 def template_files(folder: Path) -> dict[str, bytes]:
-    """Return what a package carries of a checkpoint's chat template, by file name."""
+    """Return what a package carries of a checkpoint's chat template, by file name; a
+    ConfigError where jinja2 is there and cannot read it."""
     template = Template.of(folder)
     if template.text is None:
         return {}
+    for text in (template.text, template._tool_text) if _has_jinja() else ():
+        _compile(text or "")
     files = {TEMPLATE: template.text.encode()}
     if template._tool_text is not None:
         files[TOOL_TEMPLATE] = template._tool_text.encode()
@@ -371,7 +374,8 @@ def _compile(text: str) -> Any:
         return environment.from_string(text)
     except jinja2.TemplateError as exc:
         raise ConfigError(
-            f"the draft's chat template is no jinja2 template: {exc}"
+            f"the chat template is no jinja2 template: {exc}",
+            hint="its line counts from the top of chat_template.jinja; export it mended",
         ) from exc
 
 

@@ -128,8 +128,9 @@ def test_keys_are_made_kept_and_used(tmp_path):
         signing.load_signer(path)
     (tmp_path / "odd").write_text("no key")
     (tmp_path / "odd").chmod(0o600)
-    with pytest.raises(ConfigError, match="no secret key"):
-        signing.load_signer(tmp_path / "odd")
+    for name in ("odd", "maker.key.pub"):
+        with pytest.raises(ConfigError, match="no secret key"):
+            signing.load_signer(tmp_path / name)
 
 
 # ---- trust
@@ -398,6 +399,7 @@ def test_the_command_makes_what_the_installer_takes(tmp_path, capsys):
         (["--python", "3.6"], "not known to come with Python 3.6"),
         (["--require", "numpy>=1"], "is not NAME==VERSION"),
         (["--draft", str(tmp_path)], "no draft package"),
+        (["--verifier", "tower:8765"], "is not a verifier's address"),
         (["--wheel", str(tmp_path / "x-1-cp38-cp38-linux_armv7l.whl")], "does not fit"),
     ):
         assert main([*words, "--unsigned", *wrong]) in (2, 3, 5)

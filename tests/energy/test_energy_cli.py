@@ -24,7 +24,7 @@ from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import Row, analyse, load_rows
 from draftwire.energy.reports.sweep import Point, pareto, set_mode
 from draftwire.energy.reports.sweep import sweep as run_modes
-from draftwire.errors import BoardError, ConfigError, SensorError
+from draftwire.errors import BoardError, ConfigError, OutputError, SensorError
 
 
 @pytest.fixture
@@ -162,9 +162,13 @@ def test_report_of_run_reports(tmp_path, capsys):
     first, second = json.loads(capsys.readouterr().out)["rows"]
     assert first["per_token_j"] == {"drafted": 0.5, "accepted": 20 / 15, "emitted": 1.0}
     assert second["energy_j"] is None and second["why_null"] == "no sensor"
-    path.write_text("{}")
-    with pytest.raises(ConfigError, match="no run report"):
-        run("report", path)
+    with pytest.raises(ConfigError, match="is ours already"):
+        run("report", "--import", path)
+    for text in ("{}", "[]", ""):
+        path.write_text(text)
+        for words in ((path,), ("--import", path)):
+            with pytest.raises(ConfigError, match="no run report"):
+                run("report", *words)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-5"])
@@ -315,6 +319,18 @@ def test_watch_a_replay(recording, capsys):
     assert first["source"] == "replay:sysfs-ina3221" and first["scope"] == "module"
 
 
+def test_watch_renews_a_file_for_prometheus_and_outlives_a_full_disk(tmp_path, capsys):
+    words = ("watch", "--root", tree(tmp_path), "--hz", "5", "--for", "1s", "--prom")
+    assert run(*words, tmp_path / "metrics") == 0
+    metrics = (tmp_path / "metrics").read_text()
+    assert "draftwire_power_watts{" in metrics and 'board="jetson-orin-nano"' in metrics
+    capsys.readouterr()
+    with pytest.raises(OutputError, match="No space left"):
+        run(*words, "/dev/full")
+    captured = capsys.readouterr()
+    assert captured.err.count("No space left") == 1 and len(captured.out.splitlines()) > 1
+
+
 def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
     root = tree(tmp_path)
     status = root / "var/lib/nvpmodel/status"
@@ -337,6 +353,12 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
     code = (
         f"import os,sys; sys.exit(os.path.exists('{once}') or open('{once}','w').close())"
     )
+    with pytest.raises(OutputError, match="No space left"):
+        run(*sweep, "--set", f"{setter} {{id}}", "--yes", "--out", "/dev/full", *slow)
+    captured = capsys.readouterr()
+    assert "Pareto" in captured.out, "what was measured is shown"
+    assert captured.err.count("No space left") == 1
+    status.write_text("pmode:0001")
     fails = ("--settle", "1ms", "--out", out, *python, code)
     turned = [word.replace("15W,25W", "25W,15W") for word in map(str, sweep)]
     assert run(*turned, "--set", f"{setter} {{id}}", "--yes", *fails) == 3

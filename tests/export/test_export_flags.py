@@ -2,8 +2,14 @@
 
 import importlib
 import inspect
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from hf_folder import base_folder
+from places import environment
 
 from draftwire.cli import main
 from draftwire.cli.export import JOBS
@@ -55,3 +61,18 @@ def test_a_wrong_flag_is_named(words, sentence, capsys):
 def test_what_is_misspelt_gets_the_nearest(words, hint, capsys):
     assert main(["export", *words]) == 2
     assert f"hint: {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_is_half_made_goes_with_what_ends_it(number, code, tmp_path):
+    base_folder(tmp_path / "base")
+    out = tmp_path / "out"
+    words = ["export", "package", str(tmp_path / "base"), "--out", str(out / "a.draft")]
+    line = [sys.executable, "-m", "draftwire", *words]
+    process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE)
+    while not list(out.glob("*/*") if out.exists() else []):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.communicate(timeout=120)[1] == b""
+    assert process.returncode == code and not list(out.iterdir())

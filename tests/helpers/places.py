@@ -1,6 +1,8 @@
 """Where things lie, and a command of draftwire as a user types it."""
 
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -21,6 +23,17 @@ def environment(**more):
     """Return the tests' own, without settings of draftwire, and ``more``."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
     return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
+
+
+@contextlib.contextmanager
+def full_disk(room=0):
+    """Let no file of this process grow beyond ``room`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def draftwire(*words, folder=None, timeout=600, stdout=subprocess.PIPE, said="", **more):

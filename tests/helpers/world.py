@@ -44,7 +44,7 @@ from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.runtime.pacing.parallel import ParallelPacing
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Hello, Welcome
+from draftwire.transport.messages import Error, Hello, Welcome
 from draftwire.transport.traffic import Meter
 from draftwire.verifier.beside import Drafts
 from draftwire.verifier.dialogue import Dialogue
@@ -209,7 +209,7 @@ def pairs_of(plan):
 # What ends by itself, and must not end a stream.
 PASSING = (
     *("cut", "swallow", "stall", "mute", "restart", "full", "jump", "frozen"),
-    *("evict", "forget"),
+    *("evict", "forget", "idle"),
 )
 # What must end a stream with its own name, or may.
 FATAL = ("engine", "nan", "callback", "internal", "torn")
@@ -815,6 +815,9 @@ class World:
                 if wire.far:
                     wire.dialogue = None
                     wire.hang_up()
+        elif kind == "idle":  # it is shown out, as one that has been silent for long
+            for wire in live:
+                wire.dialogue.leave(Error("limit", "no message for 300 seconds"), park=True)
         elif kind == "evict":
             while self.kept.prefixes.give_up_slot(self.served):
                 pass
@@ -947,7 +950,7 @@ def explained(error, plan):
     reasons = {
         # Of the link, whatever befell it; a slow one takes three seconds to greet.
         TransportError: kinds or plan.delay_s >= 0.2,
-        BusyError: kinds & {"full", "502", "503"},
+        BusyError: kinds & {"full", "502", "503", "idle"},
         ProtocolError: kinds & {"torn", "nonsense"},
         VerifierError: kinds & {"internal"},
         RefusedError: kinds & {"401"},
@@ -1040,7 +1043,7 @@ def verdict(world, plan, sink):
     if not isinstance(getattr(sink.error, "__cause__", None), ZeroDivisionError):
         assert run.machine.counts.tokens == len(sink.shown) == len(committed)
     counts = run.machine.counts
-    assert counts.accepted <= counts.drafted
+    assert counts.accepted <= counts.drafted and counts.leaves_right <= counts.leaves
     judged = zip(counts.accepted_by_position, counts.judged_by_position)
     assert all(a <= j for a, j in judged)
     if run.finish in ("length", "stop"):

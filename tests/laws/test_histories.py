@@ -12,7 +12,7 @@ import pytest
 import world
 from world import Fault, Plan, StreamPlan, World, one, quiet
 
-from draftwire.errors import BusyError, ProtocolError, VerifierError
+from draftwire.errors import BusyError, ProtocolError, RefusedError, VerifierError
 from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.mode import Mode
 from draftwire.transport.messages import Commit, Provisional
@@ -193,6 +193,26 @@ def test_a_verifiers_own_error_is_no_lost_link():
     assert any("planted: the target fails" in w for w in sink.run.warnings)
     sink, _ = one(Fault(0.2, "internal"), Fault(0.2, "internal"))
     assert sink.run.finish == "error" and isinstance(sink.error, VerifierError)
+
+
+@pytest.mark.parametrize("offline", ["wait", "draft", "error"])
+def test_an_idle_link_that_is_shown_out_sleeps_until_a_stream_asks(offline):
+    later = StreamPlan(at_s=400.0, prompt=(4, 5), count=12, offline=offline)
+    even = {"jitter": 0.0}  # the last word comes before the end
+    _, found = one(Fault(300.0, "idle"), others=(later,), plan=even)
+    later = world.sorted_sinks(found)[1]
+    assert later.run.finish == "length" and found.driver.link.reconnects == 0
+    assert len(found.wires) == 2 and not later.run.warnings
+
+    # As soon as that, and in its own words, it hears of a token that was revoked meanwhile.
+    later = StreamPlan(at_s=400.0, prompt=(4, 5), count=12, offline=offline)
+    refused = ("ok", "401")
+    _, found = one(Fault(300.0, "idle"), others=(later,), connects=refused, plan=even)
+    later = world.sorted_sinks(found)[1]
+    if offline == "draft":
+        assert "cannot be had any more: 401" in later.run.warnings[0]
+    else:
+        assert isinstance(later.error, RefusedError)
 
 
 def test_a_deadline_is_kept_while_nothing_gets_through():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from live import connect, ids_of, serving
-from places import draftwire
+from places import draftwire, full_disk
 from tools.faults import FaultProxy
 
+from draftwire.errors import OutputError
 from draftwire.transport.wirelog import read_wire_log
 
 PROMPT = [5, 17, 3]
@@ -68,3 +70,11 @@ def test_a_live_run_can_be_replayed(verifier, tmp_path):
     assert recorded["forwards_per_token"] * report["tokens"] == report["rounds"]
     assert alone["forwards_per_token"] == 1
     assert recorded["tokens_per_s"] > 0 and simulated["tokens_per_s"] > 0
+
+
+def test_a_full_disk_ends_the_log_and_not_the_text(verifier, tmp_path):
+    with full_disk(2000), pytest.raises(OutputError, match="wire log .* is not whole"):
+        with connect(verifier, wire_log=tmp_path / "wire") as session:
+            ids = ids_of(session.generate(PROMPT, **OPTIONS))
+    assert session.report["finish"] in ("length", "stop")
+    assert session.report["token_ids"] == ids

@@ -133,6 +133,23 @@ def test_a_refusal_is_final():
     assert link.state().state == "failed" and "401" in link.state().error
 
 
+def test_a_link_that_sleeps_connects_when_it_is_woken():
+    clock, net, owner, link = make()
+    until(clock, 1.0)
+    link.wake()  # it is up: nothing to do
+    link.sleep()
+    until(clock, 1000.0)
+    assert net.wires[0].closed and len(net.tried) == 1 and not link.up
+    asleep = link.state()
+    assert (asleep.state, asleep.down_s, asleep.error) == ("asleep", 0.0, "")
+    link.wake()
+    until(clock, 1001.0)
+    assert link.state().state == "up" and net.tried[1:] == [1000.0]
+    link.lose(TransportError("cut"))
+    until(clock, 1002.0)
+    assert owner.heard[-1] == "up" and link.reconnects == 1
+
+
 @pytest.mark.parametrize(("silence_s", "lost_s"), [(None, 1.0), (4.0, 4.0)])
 def test_silence_is_noticed_while_an_answer_is_owed(silence_s, lost_s):
     clock, net, owner, link = make(answers=False, silence_s=silence_s)

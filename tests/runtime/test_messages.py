@@ -79,6 +79,12 @@ def test_a_template_of_everything_odd(tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             talk(tmp_path, text).prompt(ASKED)
+    for name in ("chat_template.jinja", "chat_template.tool_use.jinja"):
+        (tmp_path / "chat_template.jinja").write_text("x")
+        (tmp_path / name).write_text("{% if %}")  # said where a package is made
+        with pytest.raises(ConfigError, match="no jinja2 template"):
+            template_files(tmp_path)
+    (tmp_path / "chat_template.tool_use.jinja").unlink()
     for name, content in (("tokenizer_config.json", "{"), ("chat.json", '{"trim": 1}')):
         (tmp_path / name).write_text(content)
         with pytest.raises(PackageError, match=name):

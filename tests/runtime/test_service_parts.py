@@ -257,8 +257,8 @@ def test_a_full_or_read_only_state_folder_is_borne(tmp_path):
     found = broken.document({"tokens": 3})
     assert (found["starts"], found["tokens"], found["kept"]) == (1, 3, False)
     assert found["why_not_kept"]
-    folder = tmp_path / "state"
-    folder.mkdir()
+    folder = tmp_path / "new" / "state"
+    StateFile(folder).started()
     for text in ("", "{", "[]", '{"starts": "many"}', '{"starts": -1}', "\xff"):
         (folder / "state.json").write_text(text, encoding="latin-1")
         state = StateFile(folder)

@@ -8,11 +8,10 @@ from world import VOCAB
 
 from draftwire.errors import ConfigError, ProtocolError
 from draftwire.runtime.driver import StreamSpec
-from draftwire.runtime.edge.actions import (
-    Finished,
-    Send,
-)
+from draftwire.runtime.edge.actions import Counts, Finished, Send
+from draftwire.runtime.edge.in_flight import InFlight
 from draftwire.runtime.edge.machine import EdgeSession
+from draftwire.runtime.edge.verdict import tally
 from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import Proposal, SamplingParams, make_proposer
 from draftwire.transport.messages import (
@@ -252,3 +251,15 @@ def test_a_stop_id_inside_a_block_ends_the_text_there():
     (commit,) = session.complete(session.poll(), one_hot(7, 8, 9, 1))
     assert (commit.accepted, commit.token, commit.finish) == (2, None, Finish.STOP)
     assert session.committed() == (7, 8)
+
+
+@pytest.mark.parametrize("leaf", [7, 8, None])
+def test_a_second_choice_is_right_where_it_was_sent_and_became_text(leaf):
+    """A verifier that looks up text adds tokens too, behind one that was nobody's leaf."""
+    wire, counts = InFlight(whole=False), Counts()
+    drafts = [Proposal(4), Proposal(5, runner_up=7)]
+    wire.send(drafts, drafts, 0)
+    if leaf is not None:
+        wire.leaves[0, 1] = leaf
+    tally(counts, FixedLength(2), Commit(0, 1, 7, further=(9,)), wire, (4, 7, 9), 0)
+    assert counts.leaves_right == (leaf == 7) and not wire.leaves

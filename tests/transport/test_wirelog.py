@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from places import full_disk
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, OutputError
 from draftwire.transport import wirelog
 from draftwire.transport.messages import Block, Commit, Finish, Message, Opened, Resume
 from draftwire.transport.wirelog import WireLog, plain, read_wire_log, rotated
@@ -104,21 +106,25 @@ def test_what_cannot_be_kept_up_with_is_counted(
     assert kept + lost == 20_001
 
 
-def test_a_folder_that_vanishes_ends_the_log_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("fault", ["folder", "disk"])
+def test_a_log_that_cannot_go_on_warns_and_says_so_when_it_is_closed(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
     log = written(folder / "wire", max_bytes=1000)
-    shutil.rmtree(folder)
+    room = full_disk(600) if fault == "disk" else contextlib.nullcontext()
+    if fault == "folder":
+        shutil.rmtree(folder)
     connection = log.connection("ws://x")
-    with caplog.at_level(logging.WARNING):
+    why = "File too large" if fault == "disk" else "No such file"
+    with caplog.at_level(logging.WARNING), room:
         for _ in range(100):
             connection.message("up", BLOCK, 9, 0)
-        log.close()
+        with pytest.raises(OutputError, match=f"is not whole: {why}"):
+            log.close()
         connection.message("up", BLOCK, 9, 0)
-        log.close()
-    assert [r for r in caplog.records if "ends here" in r.getMessage()]
+    assert len([r for r in caplog.records if "ends here" in r.getMessage()]) == 1
 
 
 def test_who_cannot_write_is_told_so_at_once(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from pieces import target_only
+from places import full_disk
 from verifier_process import ROOT, TINY, serving
 
 import draftwire
@@ -238,7 +239,7 @@ def test_a_device_is_tried_by_its_command(capsys):
 def test_wrong_options_are_one_sentence(words, complaint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = ["verifier", "serve", "--port", "0", "--target", str(TINY)]
-    assert main([*base, "--threads", "1", *words]) in (2, 4)
+    assert main([*base, "--threads", "1", *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("draftwire: error: ") and complaint in lines[0], lines
 
@@ -270,14 +271,22 @@ def test_tokens_with_limits_are_added_to_a_file(tmp_path, capsys):
     assert main(words) == 0
     assert main([*words, "--limits", "name=arm sessions=2 blocks_per_s=50"]) == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    first, second = read_accounts(file)
+    file.write_text(file.read_text().rstrip())  # as an editor may leave it
+    assert main([*words, "--limits", "name=leg"]) == 0
+    first, second, third = read_accounts(file)
+    assert third.name == "leg"
     assert (first.name, first.sessions) == ("default", None)
     assert (second.name, second.sessions, second.blocks_per_s) == ("arm", 2, 50.0)
     before = file.read_text()
     for more in (["--limits", "name=arm"], ["--limits", "speed=9"], []):
         assert main([*words, *more]) == 2
     assert main(["verifier", "token", "--append"]) == 2
+    with full_disk(len(before) + 9):
+        assert main([*words, "--limits", "name=hand"]) == 6
     assert file.read_text() == before
+    with full_disk():
+        assert main(["verifier", "token", "--out", str(tmp_path / "new")]) == 6
+    assert not (tmp_path / "new").exists()
     said = capsys.readouterr()
     assert "no limit 'speed'" in said.err
     assert main(["verifier", "token", "--limits", "sessions=1"]) == 0

@@ -13,6 +13,7 @@ none takes more than its fair share while another waits, nor the last places bey
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError, RefusedError
+from draftwire.io import writing
 from draftwire.verifier.serving.limits import Rate
 
 log = logging.getLogger("draftwire.verifier")
@@ -289,7 +291,9 @@ def write_token_file(path: Path, line: str, *, append: bool = False) -> None:
     Raises:
         ConfigError: There is something at ``path``, or it cannot be written, or the
             line does not go with those that are there.
+        OutputError: The disk is full; what was there is as before.
     """
+    text = line + "\n"
     if append and path.exists():
         known = read_accounts(path)  # says what is wrong with it, if anything
         name = parse_account(line, "the new line").name
@@ -298,15 +302,19 @@ def write_token_file(path: Path, line: str, *, append: bool = False) -> None:
                 f"there is a token of the name {name} in {path} already",
                 hint="give another one: --limits name=WHO",
             )
+        if not path.read_bytes().endswith(b"\n"):
+            text = "\n" + text
     flags = os.O_APPEND if append else os.O_EXCL
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"there is something at {path} already",
-            hint="add to it with --append, or choose another name",
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
-    with os.fdopen(handle, "w", encoding="ascii") as stream:
-        stream.write(line + "\n")
+    with writing(path), contextlib.ExitStack() as half:
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"there is something at {path} already",
+                hint="add to it with --append, or choose another name",
+            ) from error
+        size = os.fstat(handle).st_size
+        half.callback(os.truncate, path, size) if size else half.callback(path.unlink)
+        with os.fdopen(handle, "w", encoding="ascii") as stream:
+            stream.write(text)
+        half.pop_all()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, RefusedError
 from draftwire.transport.wirelog import WireLog
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.loading import Loader
@@ -160,7 +160,10 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
             await registry.scan(options.targets_dir)
         watcher = asyncio.ensure_future(_watch(service, options, again))
         if options.default:
-            registry.find(options.default, "")
+            try:
+                registry.find(options.default, "")
+            except RefusedError as error:
+                raise ConfigError(str(error), hint="--default names one of them") from error
         await service.start()
         listening(service)
         await stop.wait()

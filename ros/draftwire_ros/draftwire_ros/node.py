@@ -265,7 +265,7 @@ class DraftwireNode(LifecycleNode):
             status.message = _sentence(failed) if failed else "opening"
         else:
             link = session.link
-            up = link.state == "up"
+            up = link.state in ("up", "asleep")
             status.level = DiagnosticStatus.OK if up else DiagnosticStatus.WARN
             status.message = f"link {link.state}" + (
                 f": {link.error}" if link.error else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import os
 import re
@@ -80,7 +79,6 @@ and --no-color (also: NO_COLOR)
 """
 
 INTERRUPTED = 130
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as exc:  # noqa: BLE001  the last resort: no traceback for users
         if debug:
             raise
-        if isinstance(exc, OSError) and exc.errno in _FULL:
+        from draftwire.io import FULL
+
+        if isinstance(exc, OSError) and exc.errno in FULL:
             full = OutputError(f"cannot write the output: {exc.strerror}")
             return _complain(words, full)
         bug = InternalError(f"this is a bug: {type(exc).__name__}: {exc}")

@@ -100,14 +100,15 @@ def run(args: argparse.Namespace) -> int:
                     reports.append(stream.report)
                 if painter:
                     screen.write("\n\n")
-    warn(*reports)
-    if not args.quiet or not args.json:
-        screen.write(results(reports) + "\n")
-        screen.flush()
-    if args.json:
-        _common.write_json(reports, args.json)
-        if args.json != "-" and not args.quiet:
-            print(f"run reports written to {args.json}", file=sys.stderr)
+            # Before the session's end, which may find that its own files do not fit.
+            warn(*reports)
+            if not args.quiet or not args.json:
+                screen.write(results(reports) + "\n")
+                screen.flush()
+            if args.json:
+                _common.write_json(reports, args.json)
+                if args.json != "-" and not args.quiet:
+                    print(f"run reports written to {args.json}", file=sys.stderr)
     return 0
 
 

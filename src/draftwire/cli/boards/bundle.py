@@ -34,6 +34,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no --board", hint="draftwire boards detect --all lists them")
     out = args.out or Path("bundle.tar.gz")
     values = {name: v.value for name, v in _common.read_settings(args).items()}
+    if values["verifier"]:
+        from draftwire.transport.dial import check_url
+
+        check_url(values["verifier"], insecure=True)  # which the board's settings may say
     signer = None
     if args.key is not None:
         signer = signing.load_signer(args.key)

@@ -244,12 +244,14 @@ def _load(args: argparse.Namespace, *sides: Sequence[str]) -> list[list[Row]]:
 def _import(args: argparse.Namespace, log: str) -> int:
     """Examine one log, or one file of a meter."""
     from draftwire.energy.files.logs import import_tegrastats
-    from draftwire.energy.reports.rows import kind_of, rows_of_import
+    from draftwire.energy.reports.rows import kind_of, load_rows, rows_of_import
     from draftwire.energy.reports.text import as_table
 
     kind = "tegrastats" if log == "-" else kind_of(Path(log))
     if kind == "meter":
         return _import_meter(args, Path(log))
+    if kind == "reports":
+        load_rows(Path(log), ())  # what is none says so
     if kind in ("recording", "reports"):
         raise ConfigError(f"{log} is ours already", hint=f"draftwire energy report {log}")
     name, file = ("stdin", sys.stdin.buffer) if log == "-" else (log, None)

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from draftwire.cli._common import give_json
@@ -16,6 +17,29 @@ from draftwire.io import align, quantity, write_text
 
 HERE = "127.0.0.1:9477"  # of Prometheus
 COUNTS = ("drafted", "accepted", "emitted", "requests")
+
+
+class _Renewed:
+    """A file that is written again and again: a full disk is said when that begins, and
+    raised at the end where it stayed so. Without a path nothing is written."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._full: OutputError | None = None
+
+    def write(self, text: str) -> None:
+        try:
+            if self._path is not None:
+                write_text(self._path, text)
+            self._full = None
+        except OutputError as exc:
+            if self._full is None:
+                say(f"warning: {exc}; going on")
+            self._full = exc
+
+    def close(self) -> None:
+        if self._full is not None:
+            raise self._full
 
 
 def sources(args: argparse.Namespace) -> int:
@@ -98,10 +122,11 @@ def watch(args: argparse.Namespace) -> int:
     from draftwire.energy.live.marks import MarkListener
     from draftwire.energy.live.watch import as_event, frames, live_metrics
 
-    meter, _ = open_live(args)
+    meter, board = open_live(args)
     marks = MarkListener()
     live = sys.stdout.isatty() and args.json is None
     height, account = 0, None
+    metrics = _Renewed(args.prom)
     with meter:
         try:
             for account, text in frames(meter, marks, seconds=args.seconds):
@@ -114,7 +139,7 @@ def watch(args: argparse.Namespace) -> int:
                 else:
                     print(text.replace("\n", " | "), flush=True)
                 if args.prom:
-                    write_text(args.prom, live_metrics(meter, account))
+                    metrics.write(live_metrics(meter, account, board))
         except KeyboardInterrupt:
             pass
         finally:
@@ -122,6 +147,7 @@ def watch(args: argparse.Namespace) -> int:
         entry = None if account is None else account.result()
     if entry is not None and args.json is None:
         say(sentence(entry))
+    metrics.close()
     return 0
 
 
@@ -241,9 +267,10 @@ def sweep(args: argparse.Namespace) -> int:
         about = {"schema": "draftwire.energy-sweep/1", "command": command, "notes": notes}
         return {**about, "points": told}
 
+    kept = _Renewed(args.out)
+
     def keep(points: list[Point]) -> None:
-        if args.out:
-            write_text(args.out, json.dumps(document(points), indent=2) + "\n")
+        kept.write(json.dumps(document(points), indent=2) + "\n")
 
     # A lost terminal ends it as Ctrl-C does: the board's mode back, the runs kept.
     old = {number: signal.signal(number, signal.default_int_handler) for number in ends}
@@ -269,6 +296,7 @@ def sweep(args: argparse.Namespace) -> int:
         from draftwire.energy.reports.plots import plot_pareto
 
         plot_pareto([vars(point) for point in points], args.plot, per=points[0].per)
+    kept.close()
     if any(point.error == "interrupted" for point in points):
         return 130
     return 0 if all(p.energy_j is not None and not p.error for p in points) else 3

@@ -197,13 +197,13 @@ def _status(args: argparse.Namespace) -> int:
                 f"stops, {state['tokens']} tokens"
                 + (f" (not kept: {state['why_not_kept']})" if not state["kept"] else "")
             )
-    return 0 if found["link"]["state"] == "up" else _NO_LINK
+    return 0 if found["link"]["state"] in ("up", "asleep") else _NO_LINK
 
 
 def sentence(found: dict[str, Any]) -> str:
     link, target = found["link"], found["target"]
     where = f"{found['verifier']}, draft {found['draft']['name']}"
-    if link["state"] == "up":
+    if link["state"] in ("up", "asleep"):
         again = f", {link['reconnects']} reconnects" if link["reconnects"] else ""
-        return f"up: target {target['name']} at {where}{again}"
+        return f"{link['state']}: target {target['name']} at {where}{again}"
     return f"{link['state']}: {where} ({link['error'] or 'first try'})"
