@@ -60,8 +60,8 @@ class Leaf(NamedTuple):
     """One command that runs."""
 
     summary: str  # one line for the list of commands
-    # ``"module:function"``, which gets the parsed arguments and returns the exit code;
-    # imported when it runs
+    # ``"module:function"``, which gets the parsed arguments and returns the exit code, or
+    # nothing for 0; imported when it runs
     run: str
     flags: str = ""  # its flags, a line each
     about: str = ""  # for its own help, if more than the summary
@@ -70,8 +70,6 @@ class Leaf(NamedTuple):
     # in the help of --help-all alone
     groups: tuple[type[Options], ...] = ()
     defaults: Mapping[str, Any] = {}  # those of this command's own
-    # adds flags that are made of something else
-    more: Callable[[argparse.ArgumentParser], object] | None = None
 
 
 def ruled(rule: Rule) -> Callable[[str], Any]:
@@ -260,8 +258,6 @@ def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
     about = leaf.about or leaf.summary
     parser = commands.add_parser(name, help=leaf.summary, description=about)
     add_flags(parser, leaf.flags)
-    if leaf.more is not None:
-        leaf.more(parser)
     _add_settings(parser, leaf)
     add_flags(parser, COMMON)
     parser.usage = " ".join([parser.prog, "[OPTIONS]", *_arguments(leaf.flags)])

@@ -169,7 +169,7 @@ def _say_to(args: argparse.Namespace, *, terminal: bool = False) -> Callable[[st
     return say
 
 
-def device(args: argparse.Namespace) -> int:
+def device(args: argparse.Namespace) -> None:
     """Measure a draft here, or choose which of its models a board shall run."""
     from draftwire.bench.device import Settings, bench_device, render
     from draftwire.reference import draft_path
@@ -182,7 +182,7 @@ def device(args: argparse.Namespace) -> int:
         return show(args, tune.tune(wanted), tune.render)
     draft = args.draft or draft_path()
     settings = _filled(Settings, args, draft=draft, **more)
-    return show(args, bench_device(settings), render)
+    show(args, bench_device(settings), render)
 
 
 def verifier(args: argparse.Namespace) -> int:
@@ -231,7 +231,7 @@ def compare(args: argparse.Namespace) -> int:
     return 1 if document["different"] else 0
 
 
-def simulate(args: argparse.Namespace) -> int:
+def simulate(args: argparse.Namespace) -> None:
     """Run the schemes in virtual time."""
     from draftwire.bench.sim.command import Question, answer, write_recording
     from draftwire.bench.sim.facts import profiles
@@ -250,20 +250,19 @@ def simulate(args: argparse.Namespace) -> int:
     show(args, document, render)
     if args.plot is not None:
         plot(document, args.plot)
-    return 0
 
 
-def link(args: argparse.Namespace) -> int:
+def link(args: argparse.Namespace) -> None:
     """Put a link between two programs, or measure one."""
     from draftwire.bench.link import LinkSpec
 
     if args.spec is None:
         raise ConfigError("no --spec", hint="such as --spec 40ms/10mbit or --spec poor")
     spec = LinkSpec.parse(args.spec)
-    return _check_link(args, spec) if args.what == "check" else _run_link(args, spec)
+    (_check_link if args.what == "check" else _run_link)(args, spec)
 
 
-def _run_link(args: argparse.Namespace, spec: Any) -> int:
+def _run_link(args: argparse.Namespace, spec: Any) -> None:
     """Offer a port that leads to ``--to`` over the link, until Ctrl-C."""
     from draftwire.bench.link.emulate import emulate
 
@@ -300,7 +299,6 @@ def _run_link(args: argparse.Namespace, spec: Any) -> int:
         if not args.quiet:
             with contextlib.suppress(BoardError, KeyboardInterrupt):
                 _say_counts(running.stats())
-    return 0
 
 
 def _say_counts(stats: dict[str, Any]) -> None:
@@ -313,7 +311,7 @@ def _say_counts(stats: dict[str, Any]) -> None:
         print(text, file=sys.stderr)
 
 
-def _check_link(args: argparse.Namespace, spec: Any) -> int:
+def _check_link(args: argparse.Namespace, spec: Any) -> None:
     """Measure the emulation beside the ideal."""
     from draftwire.bench.link.check import check_link, render
 
@@ -328,4 +326,4 @@ def _check_link(args: argparse.Namespace, spec: Any) -> int:
         table = format_table(["", "ideal", "measured"], render(document))
         return "\n".join([head, table, *document["notes"]])
 
-    return show(args, document, shown)
+    show(args, document, shown)

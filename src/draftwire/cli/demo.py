@@ -54,7 +54,7 @@ LEAF = Leaf(
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Generate from each prompt and print the table."""
     import draftwire
     from draftwire.bench.child import local_verifier
@@ -108,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
         _common.write_json(reports, args.json)
         if args.json != "-" and not args.quiet:
             print(f"run reports written to {args.json}", file=sys.stderr)
-    return 0
 
 
 def _opening(target: str, url: str, options: dict[str, Any]) -> str:

@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
         return _ask(args, prompt)
     values = _common.read_settings(args)
     options = _common.stream_options(values)
-    url = _common.verifier_url(values)
     where = _common.session_options(values)
     _common.start_logging(verbose=args.verbose)
     alone = args.json == "-" and args.quiet
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     stream: Stream | None = None
     failures: list[DraftwireError] = []  # to write; each is told once all else is written
     try:
-        with draftwire.connect(url, **where) as session:
+        with draftwire.connect(**where) as session:
             explain = _common.say_block if args.explain else None
             stream = session.generate(prompt, **options, explain=explain)
             try:
@@ -129,7 +128,7 @@ def _ask(args: argparse.Namespace, prompt: str | list[int]) -> int:
         if given is not None:
             options[name] = option.parse(given, option.flag)
     report: dict[str, Any] = {}
-    painter = Painter(screen_of(args), colour=False)
+    painter = Painter(screen_of(args))
     try:
         with ServiceClient(args.socket) as service:
             for event in service.generate(prompt, **options):

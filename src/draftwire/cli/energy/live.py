@@ -91,7 +91,7 @@ def _meters(args: argparse.Namespace) -> int:
     return 0
 
 
-def watch(args: argparse.Namespace) -> int:
+def watch(args: argparse.Namespace) -> None:
     """Show watts while they come, or serve them."""
     if args.http is not None or args.dashboard:
         return _export(args)
@@ -122,7 +122,6 @@ def watch(args: argparse.Namespace) -> int:
         entry = None if account is None else account.result()
     if entry is not None and args.json is None:
         say(sentence(entry))
-    return 0
 
 
 def record(args: argparse.Namespace) -> int:
@@ -313,7 +312,7 @@ def _mark(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> None:
     from draftwire.energy.live.watch import dashboard, serve
 
     if args.dashboard:
@@ -323,4 +322,3 @@ def _export(args: argparse.Namespace) -> int:
         with meter:
             seconds = args.seconds
             serve(meter, args.http or HERE, seconds=seconds, board=board, say=say)
-    return 0

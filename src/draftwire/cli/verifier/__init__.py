@@ -211,7 +211,7 @@ def network_of(args: argparse.Namespace) -> dict[str, Any]:
     return {**found, "token_file": token_file, "tls": tls if args.tls_cert else None}
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace) -> None:
     """Serve targets until a signal ends it."""
     targets = list(args.targets)
     if not targets and args.targets_dir is None:
@@ -247,7 +247,6 @@ def serve(args: argparse.Namespace) -> int:
         announce(args, options, service, SCHEMA, {"targets": targets}, [more])
 
     process.serve(options, listening)
-    return 0
 
 
 def announce(
@@ -330,7 +329,7 @@ def _draft(args: argparse.Namespace) -> Any:
     return make
 
 
-def token(args: argparse.Namespace) -> int:
+def token(args: argparse.Namespace) -> None:
     """Make a token."""
     from draftwire.verifier.serving.accounts import make_token_line, write_token_file
 
@@ -339,8 +338,7 @@ def token(args: argparse.Namespace) -> int:
     line = make_token_line(args.limits)
     if args.out is None:
         print(line)
-        return 0
+        return
     write_token_file(args.out, line, append=args.append)
     if not args.quiet:
         print(f"wrote {args.out}; devices get the token in it for their --token-file")
-    return 0

@@ -16,7 +16,7 @@ from draftwire.verifier.serving.limits import Limits
 SCHEMA = "draftwire.gateway/1"
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Pass streams on until a signal ends it."""
     _common.start_logging(verbose=args.verbose, form=args.log_format)
     tls = None
@@ -44,4 +44,3 @@ def run(args: argparse.Namespace) -> int:
         announce(args, options, service, SCHEMA, {"verifiers": verifiers}, lines)
 
     process.serve(options, listening)
-    return 0
