@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftwire.errors import ConfigError
@@ -28,18 +27,10 @@ _LIBRARIES = {
 }
 
 
-@dataclass(frozen=True)
-class Hint:
-    """How a board shall run a draft, as ``draftwire bench device --tune`` found."""
-
-    engine: str  # "onnxruntime" or "litert"
-    precision: str  # "int8", ...
-    threads: int  # threads inside one operator
-
-
-def board_hint(package: DraftPackage) -> tuple[Hint | None, str]:
-    """Return the package's hint for this board, and why it cannot be followed, or "": a
-    hint is advice, and what is wrong with it a warning."""
+def board_hint(package: DraftPackage) -> tuple[tuple[str, str, int] | None, str]:
+    """Return engine, precision and threads that the package hints at for this board (as
+    ``draftwire bench device --tune`` found), and why they cannot be followed, or "": a hint
+    is advice, and what is wrong with it a warning."""
     hints = package.hints
     if not hints:
         return None, ""
@@ -59,7 +50,7 @@ def board_hint(package: DraftPackage) -> tuple[Hint | None, str]:
         return None, f"{start}it says {threads!r} threads"
     if not importable(str(engine)):
         return None, f"{start}{engine} is not installed"
-    return Hint(str(engine), str(precision), threads), ""
+    return (str(engine), str(precision), threads), ""
 
 
 def choose_engine(

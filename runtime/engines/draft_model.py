@@ -150,7 +150,7 @@ class DraftModel(Lane):
         if precision is None and engine is None and threads is None:
             hint, ignored = board_hint(package)
             if hint is not None:
-                engine, precision, threads = hint.engine, hint.precision, hint.threads
+                engine, precision, threads = hint
         name, entry = choose_engine(package, precision, engine)
         path = entry.path
         spec = spec_of(package, entry, capacity=context)

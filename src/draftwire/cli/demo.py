@@ -138,14 +138,12 @@ def _row(name: str, report: dict[str, Any]) -> list[object]:
 
 
 def _sum(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def known(found: list[Any]) -> Any:
-        return None if None in found else sum(found)
+    from draftwire.runtime.report import total
 
     counts = ("tokens", "rounds", "accepted", "drafted", "target_forwards")
-    total: dict[str, Any] = {key: known([r[key] for r in reports]) for key in counts}
-    for key, part in (("bytes", "up_payload"), ("seconds", "total")):
-        total[key] = {part: known([report[key][part] for report in reports])}
-    return {**total, "energy": {}}
+    parts = {"bytes": "up_payload", "seconds": "total", "energy": "joules"}
+    found: dict[str, Any] = {key: total(reports, key) for key in counts}
+    return {**found, **{k: {part: total(reports, k, part)} for k, part in parts.items()}}
 
 
 def _terminated(*_: object) -> NoReturn:

@@ -98,35 +98,33 @@ JOBS = {
 }
 
 
-def _leaf(name: str, source: str, summary: str, about: str) -> Leaf:
-    job = JOBS[name]
+# `package` is whichever of the first three its source and flags ask for.
+_PACKAGE = Job(
+    "", f"out engine role precision graph checkpoint base version head data {_SERVED}"
+)
+
+
+def _leaf(job: Job, source: str, summary: str, about: str) -> Leaf:
     lines = [f"SOURCE:path  {source}"]
     for flag in job.flags.split():
         spec, _, text = _FLAGS[flag.strip("!")].partition("  ")
         lines.append(f"{spec} !  {text}" if flag.endswith("!") else f"{spec}  {text}")
-    return Leaf(summary, _RUN, "\n".join(lines), about, groups=job.settings)
+    run = "draftwire.cli.export:run"
+    return Leaf(summary, run, "\n".join(lines), about, groups=job.settings)
 
 
-_RUN = "draftwire.cli.export:run"
 LEAVES = {
-    "package": Leaf(
+    "package": _leaf(
+        _PACKAGE,
+        "a Hugging Face directory, a GGUF file, OWNER/NAME on the hub; a PEFT LoRA "
+        "directory, with --base; or a draft package to add LiteRT to",
         "a draft or target package from a checkpoint or an adapter",
-        _RUN,
-        """
-SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the hub; a PEFT
-                      LoRA directory, with --base; or a draft package to add LiteRT to
-"""
-        + "\n".join(
-            _FLAGS[name]
-            for name in "out engine role precision graph checkpoint base version name "
-            "family context head data anchor_layers min_agreement replace".split()
-        ),
-        about="Make a draft or target package from a Hugging Face checkpoint, or an "
+        "Make a draft or target package from a Hugging Face checkpoint, or an "
         "evolved target from a LoRA adapter. The result is compared with its origin; "
         "nothing is written when it says something else.",
     ),
     "draft": _leaf(
-        "draft",
+        JOBS["draft"],
         "BASE: a Hugging Face directory, or a target package",
         "train a frozen draft for any base, once",
         "Train a shared-backbone draft: the base's embeddings, first layers and head, "
@@ -134,7 +132,7 @@ SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the h
         "when run again, writes a report, and freezes the result as a draft package.",
     ),
     "evolve": _leaf(
-        "evolve",
+        JOBS["evolve"],
         "TARGET: a whole target package; or a Hugging Face directory, which gives an "
         "adapter directory in PEFT's format",
         "train an evolved target by LoRA",
@@ -142,7 +140,7 @@ SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the h
         "the drafts of the family go on as they are.",
     ),
     "exits": _leaf(
-        "exits",
+        JOBS["exits"],
         "TARGET: a target package, whole or evolved, or a checkpoint",
         "early exits for a target package",
         "Train the exits of a target, calibrate how sure each must be to speak, measure "
