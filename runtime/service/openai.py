@@ -36,7 +36,7 @@ from draftwire.runtime.tools import Call, Calls
 from draftwire.template import check_messages
 
 if TYPE_CHECKING:
-    Events = Iterator[tuple[str | None, dict[str, Any]]]  # their names and data
+    Events = Iterator[tuple[str | None, Any]]  # their names and data
 
 MAX_CHOICES = 8
 _LOWEST = -9999.0  # JSON knows no infinity
@@ -562,8 +562,6 @@ def _called(call: Call) -> dict[str, Any]:
 class Answer:
     """How chat completions and completions are answered."""
 
-    last_words = "[DONE]"
-
     def __init__(self, ask: Ask, model: str) -> None:
         self._ask, self.words = ask, Words()
         self._length: dict[int, int] = {}  # of the text so far, by choice
@@ -616,6 +614,7 @@ class Answer:
         if self._ask.usage:
             name, data = self._event()
             yield name, {**data, "usage": usage_of(done)}
+        yield None, "[DONE]"
 
     def failed(self, error: dict[str, Any]) -> Events:
         yield None, error
@@ -645,8 +644,6 @@ class Answer:
 
 class Response:
     """How responses are answered: items, of which a message is one and a call another."""
-
-    last_words = ""
 
     def __init__(self, ask: Ask, model: str) -> None:
         self._ask, self._model, self.words = ask, model, Words()

@@ -12,13 +12,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Mapping, Sequence
+from typing import IO, Any, Callable, Mapping, Sequence, TypeVar
 
 from draftwire import tracing
 from draftwire.errors import ConfigError, DraftwireError, OutputError
 from draftwire.io import replacing
 from draftwire.options import Options, options_of
 from draftwire.settings import Value, resolve
+
+_T = TypeVar("_T")
 
 
 def read_settings(args: argparse.Namespace) -> dict[str, Value]:
@@ -31,6 +33,11 @@ def fields_of(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Return those of ``args`` that are fields of a dataclass."""
     names = (field.name for field in dataclasses.fields(kind))
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def filled(kind: Callable[..., _T], args: argparse.Namespace, **others: Any) -> _T:
+    """Return a dataclass whose fields are the flags of the same names, and ``others``."""
+    return kind(**{**fields_of(kind, args), **others})
 
 
 def say_error(error: DraftwireError, who: str = "draftwire: ") -> None:

@@ -7,6 +7,7 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, Iterator, Mapping
 
 from draftwire.cli._common import wants_colour
+from draftwire.errors import OutputError
 
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
@@ -94,8 +95,13 @@ class Painter:
         return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m"
 
     def _put(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OutputError(f"cannot write the text: {exc.strerror}") from exc
 
 
 def painter_of(args: argparse.Namespace, draft: Any) -> Painter:
