@@ -66,10 +66,18 @@ class Leaf(NamedTuple):
     flags: str = ""  # its flags, a line each
     about: str = ""  # for its own help, if more than the summary
     settings: tuple[str, ...] = ()  # options that are flags of it
-    # more of them by groups: the common ones first, the others under their group's title
-    # in the help of --help-all alone
-    groups: tuple[type[Options], ...] = ()
+    # more of them by groups (also ``"module:class"``): the common ones first, the others
+    # under their group's title in the help of --help-all alone
+    groups: tuple[type[Options] | str, ...] = ()
     defaults: Mapping[str, Any] = {}  # those of this command's own
+
+
+def named(word: Any) -> Any:
+    """Return what ``"module:name"`` stands for; what is no text stands for itself."""
+    if not isinstance(word, str):
+        return word
+    module, _, name = word.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def ruled(rule: Rule) -> Callable[[str], Any]:
@@ -223,7 +231,7 @@ class _Switch(argparse.Action):
 def _add_settings(parser: argparse.ArgumentParser, leaf: Leaf) -> None:
     """Add the flags that are options, whose values `read_settings` checks."""
     found = [(parser, OPTIONS[name], True) for name in leaf.settings]
-    for group in leaf.groups:
+    for group in map(named, leaf.groups):
         place: Any = parser.add_argument_group(group.title)
         for option in options_of(group):
             where = parser if option.common else place
@@ -263,8 +271,7 @@ def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
     parser.usage = " ".join([parser.prog, "[OPTIONS]", *_arguments(leaf.flags)])
 
     def run(args: argparse.Namespace) -> int:
-        module, _, function = leaf.run.partition(":")
-        return int(getattr(importlib.import_module(module), function)(args) or 0)
+        return int(named(leaf.run)(args) or 0)
 
     parser.set_defaults(run=run)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import signal
 import sys
@@ -12,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.cli._common import give_json
-from draftwire.cli._leaf import Leaf, flag_lines
+from draftwire.cli._leaf import Leaf, flag_lines, named
 from draftwire.errors import ConfigError
-from draftwire.export.settings import DraftSettings, EvolveSettings, ExitSettings
-from draftwire.options import Options, options_of
+from draftwire.options import options_of
 
 _FLAGS = flag_lines("""
 --out PLACE:path      what to write
@@ -59,7 +57,7 @@ class Job:
 
     call: str  # ``module:function``, which gets the source and the flags by name
     flags: str  # names of ``_FLAGS``; those with ``!`` must be given
-    settings: tuple[type[Options], ...] = ()  # options that are more flags
+    settings: tuple[str, ...] = ()  # ``module:class`` of options that are more flags
     needs: tuple[str, ...] = ()  # libraries beside onnx, onnxruntime and tokenizers
 
 
@@ -80,19 +78,19 @@ JOBS = {
     "draft": Job(
         "draftwire.export.training.draft:build_draft",
         "data! out! start work precision name family context min_agreement replace",
-        (DraftSettings,),
+        ("draftwire.export.settings:DraftSettings",),
         ("torch", "transformers"),
     ),
     "evolve": Job(
         "draftwire.export.training.evolve:evolve_target",
         "data! out! work version name replace",
-        (EvolveSettings,),
+        ("draftwire.export.settings:EvolveSettings",),
         ("torch", "transformers", "peft"),
     ),
     "exits": Job(
         "draftwire.export.exits.make:export_exits",
         "data held_out out reuse replace",
-        (ExitSettings,),
+        ("draftwire.export.settings:ExitSettings",),
         ("torch", "transformers"),
     ),
 }
@@ -158,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
         name = "adapter" if adapter else "onnx"
         name = "litert" if args.engine == "litert" else name
     job = JOBS[name]
-    own = {option.name: option for option in options_of(*job.settings)}
+    groups = [*map(named, job.settings)]
+    own = {option.name: option for option in options_of(*groups)}
     told = {name: getattr(args, name) for name in own}
     told = {n: own[n].parse(t, own[n].flag) for n, t in told.items() if t is not None}
     for module in ("onnx", "onnxruntime", "tokenizers", *job.needs):
@@ -180,14 +179,13 @@ def run(args: argparse.Namespace) -> None:
             values["family_name" if flag == "family" else flag] = given
     if "budget" in own:
         told.setdefault("budget", 0.0)  # measured and said, whatever it takes
-    if job.settings:
-        quiet, (group,) = args.quiet, job.settings
+    quiet = args.quiet
+    for group in groups:
         values["settings"] = group.pick(told)
         values["say"] = lambda line: quiet or print(line, file=sys.stderr, flush=True)
     # What is half made goes with us, whatever ends us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    module_name, function = job.call.split(":")
-    made = getattr(importlib.import_module(module_name), function)(args.source, **values)
+    made = named(job.call)(args.source, **values)
     document = _summary(made)
     if give_json(args, document) and not args.quiet:
         print(_shown(document))
