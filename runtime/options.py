@@ -111,7 +111,7 @@ def params_of(
     where the verifier does not know the scheme, or it cannot be used so."""
     seed = secrets.randbits(32) if options.seed is None else options.seed
     forms = [form for word in options.bad_words for form in (word, " " + word.lstrip(" "))]
-    read = guarded(lambda: [tuple(encode(form)) for form in forms], "the tokenizer")
+    read = guarded(lambda: [tuple(encode(form)) for form in forms])
     words = dict.fromkeys(read)
     if options.noise == "auto":
         met = bool(welcome.agent)  # what was never met may not have it
@@ -214,7 +214,7 @@ def encode_prompt(
     ids = check_prompt(prompt)
     if isinstance(ids, str):
         text = ids
-        ids = guarded(lambda: tokenizer.encode(text, bos_id=bos_id), "the tokenizer")
+        ids = guarded(lambda: tokenizer.encode(text, bos_id=bos_id))
     if not ids:
         hint = "give it a word to go on from"
         raise ConfigError("the prompt is empty", hint=hint, about="prompt")
@@ -233,15 +233,15 @@ def encode_prompt(
     return ids
 
 
-def guarded(what: Callable[[], _T], name: str) -> _T:
-    """Return ``what()``; whatever it raises (a panic of a Rust library is no Exception)
-    becomes a DraftwireError that names it."""
+def guarded(what: Callable[[], _T]) -> _T:
+    """Return ``what()`` of the tokenizer; whatever it raises (a panic of a Rust library is
+    no Exception) becomes a DraftwireError that names it."""
     try:
         return what()
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             raise
-        raise named(error, name) from error
+        raise named(error, "the tokenizer") from error
 
 
 _KEPT = 16  # grammars of one session, compiled

@@ -291,6 +291,14 @@ def load_reports(
     return found
 
 
+def total(reports: Sequence[Mapping[str, Any]], *path: str) -> Any:
+    """Return the sum of what stands at ``path`` in reports; None where one has nothing."""
+    values: list[Any] = [*reports]
+    for key in path:
+        values = [(value or {}).get(key) for value in values]
+    return None if None in values else sum(values)
+
+
 def _ratio(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
 

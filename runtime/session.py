@@ -18,14 +18,12 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
     Generic,
     Mapping,
-    NamedTuple,
     Sequence,
     TypeVar,
     Union,
@@ -38,13 +36,15 @@ from draftwire.options import (
     Draft,
     Limits,
     Measure,
+    Option,
     Pacing,
     Power,
     Sampling,
     Structure,
 )
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
-from draftwire.runtime.accounting import EnergyChoice, PowerMeter
+from draftwire.rules import whole
+from draftwire.runtime.accounting import PowerMeter
 from draftwire.runtime.conversation import Conversation, Prompt
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec, closed
@@ -89,9 +89,9 @@ if TYPE_CHECKING:
 
     from draftwire.runtime.options import StreamOptions
 
-__all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token", "parts_of"]
+__all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token"]
 
-_SAMPLES = 64  # texts of one call
+_SAMPLES = Option("n", 1, whole(1, 64), "texts of one call")
 log = logging.getLogger("draftwire.session")
 # Who wants the log says so; Python would print warnings of one that nobody has set up.
 logging.getLogger("draftwire").addHandler(logging.NullHandler())
@@ -100,27 +100,26 @@ _S = TypeVar("_S", bound=StreamBase)
 _Outcome = Union[Welcome, DraftwireError]
 
 
-class Parts(NamedTuple):
-    """What a session is made of."""
-
-    package: DraftPackage
-    connect: Connect  # how to reach the verifier
-    draft: Draft  # how the draft model runs
-    measure: Measure
-    energy: EnergyChoice | None  # a meter or a model of watts in place of its word for one
-    offline: str  # what streams do without a link, unless they say otherwise
-
-
 class SessionBase(Generic[_S]):
     """What both kinds of sessions share; see :class:`Session`."""
 
     _kind: ClassVar[type[Any]]
 
-    def __init__(self, url: str, parts: Parts) -> None:
-        package, connect, draft, measure, energy, offline = parts
-        self._package = package
-        self._offline = offline
-        self._url, self._target = url, connect.target
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        """Take the arguments of ``connect``; a ConfigError where one is out of range, a
+        PackageError where the draft is damaged or unknown."""
+        energy, package, self._url = given["energy"], given["draft"], given["url"]
+        own = not isinstance(energy, str)  # a meter or a model of watts, no word for one
+        values = {**given, "energy": "off"} if own else given
+        self._offline = Limits(offline=given["offline"]).offline or "wait"
+        connect, draft = Connect.pick(values), Draft.pick(values)
+        self._measure = measure = Measure.pick(values)
+        if not isinstance(package, (str, os.PathLike, DraftPackage)):
+            hint = "the folder of a draft package"
+            raise ConfigError(f"draft is {package!r:.60}", hint=hint)
+        if not isinstance(package, DraftPackage):
+            package = load_draft(os.fspath(package))
+        self._package, self._target = package, connect.target
         self._tokenizer = load_tokenizer(package.tokenizer_path)
         self._conversation: Conversation | None = None  # made when somebody talks
         self._structures = Structures(package)
@@ -136,7 +135,6 @@ class SessionBase(Generic[_S]):
         self._drawn: deque[tuple[int, int, range]] = deque(maxlen=64)
         self._memory: Memory | None = None  # made when the verifier is known
         self._capture: WireCapture | None = None
-        self._measure = measure
         with ExitStack() as stack:  # what is undone, the last of it first
             self._thread = thread = LoopThread()
             stack.callback(thread.close, lambda: None)
@@ -146,21 +144,15 @@ class SessionBase(Generic[_S]):
                 stack.callback(wire_log.close)
             network = WebsocketNetwork(
                 thread.clock.loop,
-                url,
+                self._url,
                 token=connect.token,
                 insecure=connect.insecure,
                 tls=tls,
                 proxy=connect.proxy,
                 log=wire_log,
             )
-            model = DraftModel.load(
-                package,
-                precision=draft.precision,
-                engine=draft.engine,
-                provider=draft.provider,
-                threads=draft.threads,
-            )
-            self._power = PowerMeter(measure.energy if energy is None else energy)
+            model = DraftModel.load(package, **vars(draft))
+            self._power = PowerMeter(energy if own else measure.energy)
             stack.callback(self._power.close)
             self._facts = {
                 "id": package.id,
@@ -288,9 +280,7 @@ class SessionBase(Generic[_S]):
             ConfigError: As of :meth:`generate`, or ``n`` is no such number.
         """
         given = with_defaults(options, "samples")
-        if type(n) is not int or not 1 <= n <= _SAMPLES:
-            hint = f"it must be a whole number, 1 to {_SAMPLES}"
-            raise ConfigError(f"n is {n!r:.40}", hint=hint)
+        n = _SAMPLES.read(n)
         whole: Any = prompt
         if not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt):
             messages: Any = prompt
@@ -417,7 +407,7 @@ class SessionBase(Generic[_S]):
         if isinstance(proposer, QsProposer):
             proposer.settings = QsSettings.of(pacing.qs)
         stop = (*limits.stop, *chat.stop)
-        screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
+        screen = guarded(lambda: Screen(tokenizer, ids, stop))
         stream: _S = self._kind(self, screen, explain)
         stream.warning = chat.warning
         ends = {*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}
@@ -568,8 +558,8 @@ class Session(SessionBase[Stream]):
 
     _kind = Stream
 
-    def __init__(self, url: str, parts: Parts) -> None:
-        super().__init__(url, parts)
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        super().__init__(given)
         try:
             self._greeted(self._first.result())
         except BaseException:  # also Ctrl-C while connecting
@@ -611,18 +601,3 @@ class AsyncSession(SessionBase[AsyncStream]):
     async def close(self) -> None:
         """End every stream, the threads and the connection; harmless a second time."""
         await asyncio.get_running_loop().run_in_executor(None, self._shut)
-
-
-def parts_of(
-    draft: str | Path | DraftPackage, energy: str | EnergyChoice, given: Mapping[str, Any]
-) -> Parts:
-    """Return the arguments of ``connect``, checked, as a session takes them; a ConfigError
-    where a value is out of range, a PackageError where the draft is damaged or unknown."""
-    own = None if isinstance(energy, str) else energy
-    values = {**given, "energy": energy if own is None else "off"}
-    limits = Limits(offline=given["offline"])
-    groups = Connect.pick(values), Draft.pick(values), Measure.pick(values)
-    if not isinstance(draft, (str, os.PathLike, DraftPackage)):
-        raise ConfigError(f"draft is {draft!r:.60}", hint="the folder of a draft package")
-    package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
-    return Parts(package, *groups, own, limits.offline or "wait")

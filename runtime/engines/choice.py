@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftwire.errors import ConfigError
@@ -28,40 +27,30 @@ _LIBRARIES = {
 }
 
 
-@dataclass(frozen=True)
-class Hint:
-    """How a board shall run a draft, as ``draftwire bench device --tune`` found."""
-
-    engine: str  # "onnxruntime" or "litert"
-    precision: str  # "int8", ...
-    threads: int  # threads inside one operator
-
-
-def board_hint(package: DraftPackage) -> tuple[Hint | None, str]:
-    """Return the package's hint for this board, and why it cannot be followed, or "": a
-    hint is advice, and what is wrong with it a warning."""
-    hints = package.raw.get("hints")
-    boards = hints.get("boards") if isinstance(hints, dict) else None
-    if not isinstance(boards, dict) or not boards:
+def board_hint(package: DraftPackage) -> tuple[tuple[str, str, int] | None, str]:
+    """Return engine, precision and threads that the package hints at for this board (as
+    ``draftwire bench device --tune`` found), and why they cannot be followed, or "": a hint
+    is advice, and what is wrong with it a warning."""
+    hints = package.hints
+    if not hints:
         return None, ""
     from draftwire.boards.profiles import find_profile
 
     board = find_profile().profile.name
-    if board not in boards:
+    found = hints.get(board)
+    if found is None:
         return None, ""
-    found = boards[board]
-    found = found if isinstance(found, dict) else {}
     engine, precision = found.get("engine"), found.get("precision")
     threads = found.get("threads")
     start = f"the draft's hint for {board} is not followed: "
     models = {(f.engine, f.precision) for f in package.files.values() if f.precision}
-    if (engine, precision) not in models or engine not in ENGINES:
+    if (str(engine), str(precision)) not in models or str(engine) not in ENGINES:
         return None, f"{start}the package has no {precision!r} model for {engine!r}"
     if type(threads) is not int or not 1 <= threads <= 256:
         return None, f"{start}it says {threads!r} threads"
     if not importable(str(engine)):
         return None, f"{start}{engine} is not installed"
-    return Hint(str(engine), str(precision), threads), ""
+    return (str(engine), str(precision), threads), ""
 
 
 def choose_engine(

@@ -150,7 +150,7 @@ class DraftModel(Lane):
         if precision is None and engine is None and threads is None:
             hint, ignored = board_hint(package)
             if hint is not None:
-                engine, precision, threads = hint.engine, hint.precision, hint.threads
+                engine, precision, threads = hint
         name, entry = choose_engine(package, precision, engine)
         path = entry.path
         spec = spec_of(package, entry, capacity=context)
@@ -221,7 +221,15 @@ class DraftModel(Lane):
             logits = self._step(token, past)
         else:
             self._check(tokens)
-            logits = self._engine.block(tokens, past)
+            done, engine = 0, self._engine
+            while done < count:
+                at = past + done
+                size = engine.most(count - done, at)
+                if size == 1:
+                    logits = engine.step(tokens[done], at)
+                else:
+                    logits = engine.block(tokens[done : done + size], at)
+                done += size
         self._length = past + count
         return logits
 
@@ -247,7 +255,11 @@ class DraftModel(Lane):
         if not masks or not new or self._tail is None:
             return self.forward(tokens)[None]
         self._check(tokens)
-        rows = self._tail((*tokens, *masks), past, 1 + len(masks))
+        row = (*tokens, *masks)
+        first = len(row) - self._engine.most(len(row), past)
+        if first:
+            self.forward(tokens[:first])
+        rows = self._tail(row[first:], past + first, 1 + len(masks))
         self._length = past + new
         return rows
 

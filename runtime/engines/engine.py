@@ -29,8 +29,8 @@ class Engine(Protocol):
     """One model and the memory of its KV cache; ``name`` is engine and version.
 
     Without ``multi_token`` a forward with a past is right for one token only. An engine may
-    have ``warnings`` for the run report, and ``tail(tokens, past, rows)``, which runs
-    ``tokens`` in one forward: logits ``(rows, vocab)`` of the last of them, a reused view.
+    have ``warnings`` for the run report, and ``tail(tokens, past, rows)``, a ``block`` that
+    returns logits ``(rows, vocab)`` of the last of them, a reused view.
     One with several ``lanes``, each a cache, has ``wide(first, tokens, pasts)``, a token
     for each lane from ``first`` on in one forward: logits ``(n, vocab)``, likewise; and
     ``copy(source, lane, start, end)``, of the cache of positions. All else is the first
@@ -40,10 +40,12 @@ class Engine(Protocol):
     name: str
     multi_token: bool
 
-    # Run a token at position ``past``, or several from there on; logits ``(vocab,)`` of the
-    # last, a reused view.
+    # Run a token at position ``past``, or several from there on in one forward; logits
+    # ``(vocab,)`` of the last, a reused view.
     def step(self, token: int, past: int) -> np.ndarray: ...
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray: ...
+    # How many of ``count`` tokens such a block has there; 1 where a step serves.
+    def most(self, count: int, past: int) -> int: ...
 
 
 def first_line(exc: BaseException) -> str:

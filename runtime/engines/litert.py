@@ -28,8 +28,6 @@ INSTALL_HINT = (
     "(ai-edge-litert from Python 3.9 on, tflite-runtime before and on 32-bit ARM)"
 )
 
-_NOTHING = np.empty(0, np.float32)
-
 
 def import_litert() -> tuple[Any, str]:
     """Return the interpreter class and what it is ("ai-edge-litert 2.3.0"); a ConfigError
@@ -154,29 +152,23 @@ class LiteRTEngine:
         self._wrote(one, past, 1)
         return one.logits
 
+    def most(self, count: int, past: int) -> int:
+        """Whole blocks, then a filled one or single steps."""
+        size = min(self._prefill.tokens, count)
+        return size if size >= self._fill_from else 1
+
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
-        """Run several tokens: whole blocks, then a filled one or single steps."""
-        one, done, count = self._prefill, 0, len(tokens)
-        logits = _NOTHING
-        while done < count:
-            size = min(one.tokens, count - done)
-            if size < self._fill_from:
-                logits = self.step(tokens[done], past + done)
-                done += 1
-                continue
-            at = past + done
-            self._catch_up(one, at)
-            one.ids[:size] = tokens[done : done + size]
-            one.ids[size:] = 0
-            one.past[0] = at
-            assert one.row is not None
-            one.row[0] = size - 1
-            one.run()
-            one.keep(at, size)
-            self._wrote(one, at, size)
-            logits = one.logits
-            done += size
-        return logits
+        one, size = self._prefill, len(tokens)
+        self._catch_up(one, past)
+        one.ids[:size] = tokens
+        one.ids[size:] = 0
+        one.past[0] = past
+        assert one.row is not None
+        one.row[0] = size - 1
+        one.run()
+        one.keep(past, size)
+        self._wrote(one, past, size)
+        return one.logits
 
     def _catch_up(self, one: _Signature, past: int) -> None:
         """Copy what another signature has read since this one ran."""

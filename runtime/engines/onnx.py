@@ -55,7 +55,6 @@ _KEPT_BINDINGS = 16
 # Sequences that one forward can go on with. A cache takes memory as far as it is written.
 _LANES = 4
 
-_NOTHING = np.empty(0, np.float32)
 _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -217,11 +216,12 @@ def _check_caches(session: Any, spec: ModelSpec, path: Path) -> None:
 
 
 class _Bound:
-    """Everything bound for one block length: the ids, and where the logits land."""
+    """What is bound for some lanes and one block length: ids, and where logits land."""
 
-    def __init__(self, length: int, logits: np.ndarray, lanes: int = 1) -> None:
+    def __init__(self, length: int, logits: np.ndarray) -> None:
+        lanes = len(logits)
         self.ids = np.zeros((lanes, length), np.int64)
-        self.seqlens = np.zeros(lanes, np.int32)  # of several lanes
+        self.seqlens = np.zeros(lanes, np.int32)
         self.first_row = np.array([length - logits.shape[1]], np.int64)
         self.logits = logits
         self.last: np.ndarray = self.logits[0, -1]
@@ -266,55 +266,41 @@ class SharedCacheEngine:
             for key, node in nodes.items()
         }
         self.caches = {key: cache[:1] for key, cache in self._all.items()}
-        self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
-        self._blocks: dict[tuple[int, int], _Bound] = {}
-        self._wide: dict[tuple[int, int], _Bound] = {}  # by first lane, and how many
+        # By first lane, how many, tokens of each and rows of logits.
+        self._kept: dict[tuple[int, int, int, int], _Bound] = {}
         self._rows = np.zeros((1, 0, self._vocab_size), np.float32)  # of all tails
 
         self.step = self._make_step()
 
-    def _bind(self, length: int, rows: int = 1) -> _Bound:
+    def _bind(self, first: int, count: int, length: int, rows: int) -> _Bound:
         rows = rows if self._last_only else length
         if rows == 1:
-            logits = np.zeros((1, 1, self._vocab_size), np.float32)
+            logits = np.zeros((count, 1, self._vocab_size), np.float32)
         else:
             if rows > self._rows.shape[1]:
                 self._rows = np.zeros((1, rows, self._vocab_size), np.float32)
             logits = self._rows[:, :rows]
-        return self._bound(_Bound(length, logits), self._seqlens, self.caches)
-
-    def _bound(
-        self, bound: _Bound, seqlens: np.ndarray, caches: Mapping[str, np.ndarray]
-    ) -> _Bound:
+        bound = _Bound(length, logits)
         bound.binding = binding = self.session.io_binding()
 
         def bind(to: Callable[..., None], key: str, array: np.ndarray) -> None:
             to(key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
         bind(binding.bind_input, "input_ids", bound.ids)
-        bind(binding.bind_input, "seqlens_k", seqlens)
+        bind(binding.bind_input, "seqlens_k", bound.seqlens)
         bind(binding.bind_input, "total_seq_len", self._total)
         if self._last_only:
             bind(binding.bind_input, "logits_from", bound.first_row)
         bind(binding.bind_output, "logits", bound.logits)
-        for key, cache in caches.items():
+        for key, lanes in self._all.items():
+            cache = lanes[first : first + count]
             bind(binding.bind_input, key, cache)
             bind(binding.bind_output, key.replace("past_key_values", "present"), cache)
         return bound
 
     def wide(self, first: int, tokens: Sequence[int], pasts: Sequence[int]) -> np.ndarray:
-        count = len(tokens)
-        bound = self._wide.get((first, count))
-        if bound is None:
-            logits = np.zeros((count, 1, self._vocab_size), np.float32)
-            caches = {key: c[first : first + count] for key, c in self._all.items()}
-            bound = _Bound(1, logits, count)
-            self._wide[first, count] = self._bound(bound, bound.seqlens, caches)
-        bound.ids[:, 0], bound.seqlens[:] = tokens, pasts
-        self._total[()] = max(pasts) + 1
-        self.session.run_with_iobinding(bound.binding)
-        rows: np.ndarray = bound.logits[:, 0]
+        rows: np.ndarray = self._run(first, [(one,) for one in tokens], pasts).logits[:, 0]
         return rows
 
     def copy(self, source: int, lane: int, start: int, end: int) -> None:
@@ -324,8 +310,8 @@ class SharedCacheEngine:
     def _make_step(self) -> Callable[[int, int], np.ndarray]:
         """Return the hot loop's step, over local names: three writes and one call."""
         # Kept: onnxruntime holds bare addresses, so the arrays must outlive this call.
-        bound = self._blocks[1, 1] = self._bind(1)
-        ids, seqlens, total = bound.ids[0], self._seqlens, self._total
+        bound = self._kept[0, 1, 1, 1] = self._bind(0, 1, 1, 1)
+        ids, seqlens, total = bound.ids[0], bound.seqlens, self._total
         binding, last = bound.binding, bound.last
         run = self.session.run_with_iobinding
 
@@ -338,41 +324,37 @@ class SharedCacheEngine:
 
         return step
 
+    def most(self, count: int, past: int) -> int:
+        most = _CHUNK
+        if not self.multi_token:
+            most = 1 if past else _FIRST_CHUNK
+        return min(count, most)
+
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
-        """Run several tokens, in as few forwards as this onnxruntime gets right."""
-        count = len(tokens)
-        done, logits = 0, _NOTHING
-        while done < count:
-            most = _CHUNK
-            if not self.multi_token:
-                most = _FIRST_CHUNK if past + done == 0 else 1
-            size = min(most, count - done)
-            if size == 1:
-                logits = self.step(tokens[done], past + done)
-            else:
-                logits = self._forward(tokens[done : done + size], past + done).last
-            done += size
-        return logits
+        return self._run(0, [tokens], [past]).last
 
     def tail(self, tokens: Sequence[int], past: int, rows: int) -> np.ndarray:
-        first = max(0, len(tokens) - _CHUNK)
-        if first:
-            self.block(tokens[:first], past)
-        bound = self._forward(tokens[first:], past + first, rows)
-        last: np.ndarray = bound.logits[0, -rows:]
+        last: np.ndarray = self._run(0, [tokens], [past], rows).logits[0, -rows:]
         return last
 
-    def _forward(self, tokens: Sequence[int], past: int, rows: int = 1) -> _Bound:
-        length = len(tokens)
-        bound = self._blocks.get((length, rows))
+    def _run(
+        self,
+        first: int,
+        tokens: Sequence[Sequence[int]],
+        pasts: Sequence[int],
+        rows: int = 1,
+    ) -> _Bound:
+        """Run as many tokens on each lane from ``first`` on, behind their pasts."""
+        length = len(tokens[0])
+        key = first, len(tokens), length, rows
+        bound = self._kept.get(key)
         if bound is None:
-            bound = self._bind(length, rows)
+            bound = self._bind(*key)
             if length <= _KEPT_BINDINGS or length == _CHUNK:
-                self._blocks[length, rows] = bound
-        bound.ids[0] = tokens
-        total = past + length
-        self._seqlens[0] = total - 1
-        self._total[()] = total
+                self._kept[key] = bound
+        bound.ids[:] = tokens
+        bound.seqlens[:] = [past + length - 1 for past in pasts]
+        self._total[()] = max(pasts) + length
         self.session.run_with_iobinding(bound.binding)
         return bound
 
@@ -400,20 +382,17 @@ class ConcatEngine:
         self._ones = np.ones((1, spec.capacity), np.int64)
         self._positions = np.arange(spec.capacity, dtype=np.int64)[None]
 
+    def most(self, count: int, past: int) -> int:
+        return min(count, _CHUNK)
+
     def step(self, token: int, past: int) -> np.ndarray:
-        last: np.ndarray = self._forward((token,), past)[-1]
-        return last
+        return self.block((token,), past)
 
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
-        logits = _NOTHING
-        for start in range(0, len(tokens), _CHUNK):
-            logits = self._forward(tokens[start : start + _CHUNK], past + start)[-1]
-        return logits
+        last: np.ndarray = self.tail(tokens, past, 1)[0]
+        return last
 
     def tail(self, tokens: Sequence[int], past: int, rows: int) -> np.ndarray:
-        return self._forward(tokens, past, rows)
-
-    def _forward(self, tokens: Sequence[int], past: int, rows: int = 1) -> np.ndarray:
         length = len(tokens)
         total = past + length
         feeds: dict[str, np.ndarray] = {"input_ids": np.array([tokens], np.int64)}

@@ -13,16 +13,15 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import (
+    TYPE_CHECKING,
     Any,
     Callable,
-    Dict,
     Iterable,
     Iterator,
     Mapping,
-    Optional,
     Sequence,
-    Tuple,
     Union,
 )
 
@@ -30,15 +29,18 @@ from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean
 from draftwire.options import STREAM_GROUPS, check_prompt, options_of
 from draftwire.runtime.edge.actions import Token
+from draftwire.runtime.report import total as report_total
 from draftwire.runtime.service.http import HttpError
 from draftwire.runtime.stream import Chunk
 from draftwire.runtime.tools import Call, Calls
 from draftwire.template import check_messages
 
+if TYPE_CHECKING:
+    Events = Iterator[tuple[str | None, Any]]  # their names and data
+
 MAX_CHOICES = 8
 _LOWEST = -9999.0  # JSON knows no infinity
 _STREAM = {option.name: option for option in options_of(*STREAM_GROUPS)}
-Events = Iterator[Tuple[Optional[str], Dict[str, Any]]]  # their names and data
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ _SCHEMA = {"name", "description", "schema", "strict"}
 _SUPPORTED = "docs/service.md says what is"
 
 
-class _Fields(Dict[str, Any]):
+class _Fields(dict):
     """An object of a request, its nulls left out, that stands ``at`` a place there."""
 
     def __init__(self, given: Mapping[str, Any], at: str = "") -> None:
@@ -464,12 +466,7 @@ def _wrong(
 def usage_of(done: list[Done], *, response: bool = False) -> dict[str, Any]:
     """Return what answers cost; what was not measured is null."""
 
-    def total(*path: str) -> Any:
-        values: list[Any] = [one.report for one in done]
-        for key in path:
-            values = [(value or {}).get(key) for value in values]
-        return None if None in values else sum(values)
-
+    total = partial(report_total, [one.report for one in done])
     prompt, written = total("prompt_tokens") or 0, total("tokens") or 0
     kept = {"cached_tokens": total("prefix", "reused") or 0}
     found: dict[str, Any] = {
@@ -558,32 +555,21 @@ def _called(call: Call) -> dict[str, Any]:
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
-class _Form:
-    """How one ask is answered, by the target ``model``: as a whole, or as what comes when
-    it begins, with a piece of text, when a choice is over, at the end, or when it fails.
-    """
-
-    last_words: str | None = None
-
-    def __init__(self, ask: Ask, model: str) -> None:
-        self._ask, self._model = ask, model
-        self._created = int(time.time())
-        self.words = Words()
+# How one ask is answered, by the target ``model``: as a whole, or as what comes when it
+# begins, with a piece of text, when a choice is over, at the end, or when it fails.
 
 
-class Answer(_Form):
+class Answer:
     """How chat completions and completions are answered."""
 
-    last_words = "[DONE]"
-
     def __init__(self, ask: Ask, model: str) -> None:
-        super().__init__(ask, model)
+        self._ask, self.words = ask, Words()
         self._length: dict[int, int] = {}  # of the text so far, by choice
         self._chat = ask.kind == "chat"
         self._base = {
             "id": ("chatcmpl-" if self._chat else "cmpl-") + secrets.token_hex(12),
             "object": "chat.completion" if self._chat else "text_completion",
-            "created": self._created,
+            "created": int(time.time()),
             "model": model,
         }
 
@@ -628,6 +614,7 @@ class Answer(_Form):
         if self._ask.usage:
             name, data = self._event()
             yield name, {**data, "usage": usage_of(done)}
+        yield None, "[DONE]"
 
     def failed(self, error: dict[str, Any]) -> Events:
         yield None, error
@@ -655,11 +642,12 @@ class Answer(_Form):
         return None, {**self._base, **kind, **usage, "choices": list(choices)}
 
 
-class Response(_Form):
+class Response:
     """How responses are answered: items, of which a message is one and a call another."""
 
     def __init__(self, ask: Ask, model: str) -> None:
-        super().__init__(ask, model)
+        self._ask, self._model, self.words = ask, model, Words()
+        self._created = int(time.time())
         self._id, self._item = (f"{k}_{secrets.token_hex(16)}" for k in ("resp", "msg"))
         self._number = -1
         self._speaks = False  # whether the message has begun

@@ -39,6 +39,7 @@ from draftwire.runtime.service.system import Notifier, StateFile
 if TYPE_CHECKING:
     import ssl
 
+    from draftwire.runtime.service.openai import Events
     from draftwire.runtime.session import AsyncSession
     from draftwire.runtime.stream import AsyncStream, Chunk
 
@@ -240,8 +241,8 @@ class Service:
         ]
         done: dict[int, Done] = {}
 
-        async def send(*events: tuple[str | None, object]) -> None:
-            for name, data in events:
+        async def send(events: Events) -> None:
+            for name, data in events if ask.stream else ():
                 await reply.event(data, name)
 
         try:
@@ -249,32 +250,28 @@ class Service:
                 index, item = await queue.get()
                 if isinstance(item, Exception):
                     raise item
-                if ask.stream and not reply.begun:
-                    await send(*form.begin())
+                if not reply.begun:
+                    await send(form.begin())
                 if isinstance(item, Done):
                     done[index] = item
-                    if ask.stream:
-                        await send(*form.over(index, item))
-                elif ask.stream:
-                    await send(*form.piece(index, item))
+                    await send(form.over(index, item))
+                else:
+                    await send(form.piece(index, item))
             written = [done[index] for index in range(len(tasks))]
             if not ask.stream:
                 return await reply.json(form.whole(written))
-            await send(*form.end(written))
+            await send(form.end(written))
         except DraftwireError as exc:
             error = _http_error(exc)
             if isinstance(exc, ConfigError) and exc.about:
                 error.param = ask.field_of(exc.about)
             if not reply.begun:
                 raise error from exc
-            await send(*form.failed(error.document()))
-            return await reply.end()
+            await send(form.failed(error.document()))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if form.last_words:
-            await send((None, form.last_words))
         await reply.end()
 
     async def _choice(

@@ -94,9 +94,9 @@ def connect(
         TransportError: The verifier cannot be reached or refuses.
     """
     given = dict(locals())
-    from draftwire.runtime.session import Session, parts_of
+    from draftwire.runtime.session import Session
 
-    return Session(url, parts_of(draft, energy, given))
+    return Session(given)
 
 
 if not TYPE_CHECKING:  # they would believe any name; above they see those that there are

@@ -43,11 +43,9 @@ class _Connecting:
 
     async def _connect(self) -> AsyncSession:
         def load() -> AsyncSession:
-            from draftwire.runtime.session import AsyncSession, parts_of
+            from draftwire.runtime.session import AsyncSession
 
-            given = self._given
-            parts = parts_of(given["draft"], given["energy"], given)
-            return AsyncSession(given["url"], parts)
+            return AsyncSession(self._given)
 
         # A model takes seconds to load.
         session = await asyncio.get_running_loop().run_in_executor(None, load)

@@ -17,6 +17,7 @@ DraftwireError
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 __all__ = [
@@ -55,11 +56,7 @@ class DraftwireError(Exception):
         return {"kind": type(self).__name__, "message": str(self), "hint": self.hint}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), str(self), self.hint), self.__dict__)
-
-
-def _rebuild(kind: type[DraftwireError], message: str, hint: str) -> DraftwireError:
-    return kind(message, hint=hint)
+        return (partial(type(self), hint=self.hint), (str(self),), self.__dict__)
 
 
 class ConfigError(DraftwireError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Mapping
 
 from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean
@@ -13,15 +12,14 @@ from draftwire.io import did_you_mean
 DRAFT = "reference.draft"
 
 
-def models_folder(environ: Mapping[str, str] | None = None) -> Path:
+def models_folder() -> Path:
     """Return the folder with the reference family.
 
     ``DRAFTWIRE_MODELS`` names it; else it is ``./models``; else the ``models`` folder of
     the checkout that this package runs from; else the wheel ``draftwire-models``
     (ConfigError: there is no such folder, or it holds no ``reference.draft``).
     """
-    environ = os.environ if environ is None else environ
-    named = environ.get("DRAFTWIRE_MODELS", "")
+    named = os.environ.get("DRAFTWIRE_MODELS", "")
     if named:
         folder = Path(named).expanduser()
         if not (folder / DRAFT).is_dir():

@@ -110,7 +110,14 @@ def word(*choices: str) -> Rule:
 
 
 TEXT = Rule(f"text of at most {_LONGEST} characters", str, lambda v: len(v) <= _LONGEST)
-NAME = dataclasses.replace(TEXT, shown="NAME")
+
+
+def text(shown: str) -> Rule:
+    """Return the rule of a text that a command's help shows so."""
+    return dataclasses.replace(TEXT, shown=shown)
+
+
+NAME = text("NAME")
 SCHEME = Rule(
     "the name of a scheme of docs/sampling.md",
     str,

@@ -140,6 +140,7 @@ def test_the_command_chooses_and_writes(draft, times, prompts, capsys, monkeypat
         ({"engine": "onnxruntime", "precision": "int3", "threads": 1}, "no 'int3' model"),
         ({"engine": "onnxruntime", "precision": "int8", "threads": "2"}, "'2' threads"),
         ({}, "no None model"),
+        ({"engine": ["onnxruntime"], "precision": {}}, "no {} model"),
     ],
 )
 def test_a_hint_that_does_not_fit_is_a_warning(draft, monkeypatch, hint, why):

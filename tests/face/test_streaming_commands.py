@@ -268,7 +268,7 @@ def test_each_token_has_the_colour_of_how_it_came_about(played):
     from draftwire.cli._stream import COLOURS, Painter
 
     screen = io.StringIO()
-    painter = Painter(screen, words(), colour=True)
+    painter = Painter(screen, words())
     for chunk in iter(played("ws://x").generate("Once")):
         painter.show(chunk)
     green, yellow, cyan = (COLOURS[k] for k in ("accepted", "correction", "bonus"))
@@ -283,7 +283,7 @@ def test_a_stop_string_may_cut_or_hold_back_the_text():
     from draftwire.cli._stream import Painter
 
     screen = io.StringIO()
-    painter = Painter(screen, words(), colour=True)
+    painter = Painter(screen, words())
     tokens = (Token(1, "accepted"), Token(2, "correction"))
     painter.show(Chunk(" liv", tokens, 0.0))
     painter.show(Chunk("ed in", (), 0.0))

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from draftwire.cli._common import check_outputs
 
             check_outputs(args)  # not after minutes of work
-        code = int(args.run(args) or 0)
+        code: int = args.run(args)
         sys.stdout.flush()
         return code
     except DraftwireError as exc:

@@ -12,13 +12,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Mapping, Sequence
+from typing import IO, Any, Callable, Mapping, Sequence, TypeVar
 
 from draftwire import tracing
 from draftwire.errors import ConfigError, DraftwireError, OutputError
 from draftwire.io import replacing
 from draftwire.options import Options, options_of
 from draftwire.settings import Value, resolve
+
+_T = TypeVar("_T")
 
 
 def read_settings(args: argparse.Namespace) -> dict[str, Value]:
@@ -33,6 +35,11 @@ def fields_of(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
+def filled(kind: Callable[..., _T], args: argparse.Namespace, **others: Any) -> _T:
+    """Return a dataclass whose fields are the flags of the same names, and ``others``."""
+    return kind(**{**fields_of(kind, args), **others})
+
+
 def say_error(error: DraftwireError, who: str = "draftwire: ") -> None:
     """Tell of an error on stderr, and what to do about it."""
     print(plain(f"{who}error: {error}"), file=sys.stderr)
@@ -40,17 +47,21 @@ def say_error(error: DraftwireError, who: str = "draftwire: ") -> None:
         print(plain(f"hint: {error.hint}"), file=sys.stderr)
 
 
+def progress(args: argparse.Namespace) -> Callable[[str], None]:
+    """Return what shows on a terminal what takes time, in one line that goes away with
+    the next, or with ""."""
+
+    def tell(text: str) -> None:
+        if sys.stderr.isatty() and not args.quiet:
+            more = f"{text} ..." if text else ""
+            print(f"\r\x1b[K{more}", end="", file=sys.stderr, flush=True)
+
+    return tell
+
+
 def say_block(line: str) -> None:
     """Say why a block left."""
     print(f"block: {line}", file=sys.stderr)
-
-
-def verifier_url(values: Mapping[str, Value]) -> str:
-    """Return the verifier's address (ConfigError: there is none)."""
-    if not values["verifier"].value:
-        hint = "give --verifier ws://HOST:PORT, or verifier = ... in draftwire.toml"
-        raise ConfigError("no verifier is set", hint=hint)
-    return str(values["verifier"].value)
 
 
 def option_values(values: Mapping[str, Value], *groups: type[Options]) -> dict[str, Any]:
@@ -71,10 +82,13 @@ def stream_options(values: Mapping[str, Value]) -> dict[str, Any]:
 
 
 def session_options(values: Mapping[str, Value]) -> dict[str, Any]:
-    """Return what ``draftwire.connect`` takes of the settings, but the URL (ConfigError:
-    the token file does not hold a token)."""
+    """Return what ``draftwire.connect`` takes of the settings (ConfigError: no verifier is
+    set, or the token file does not hold a token)."""
     from draftwire.options import CONNECT_GROUPS
 
+    if not values["verifier"].value:
+        hint = "give --verifier ws://HOST:PORT, or verifier = ... in draftwire.toml"
+        raise ConfigError("no verifier is set", hint=hint)
     found = option_values(values, *CONNECT_GROUPS)
     draft, file = values["draft"].value, values["token_file"]
     if draft is None:
@@ -86,20 +100,21 @@ def session_options(values: Mapping[str, Value]) -> dict[str, Any]:
             hint = f"leave out one of {values['token'].origin} and {file.origin}"
             raise ConfigError("both a token and a token file are set", hint=hint)
         found["token"] = read_token(file.value)
-    return {**found, "draft": draft, "offline": values["offline"].value or "wait"}
+    where = {"url": str(values["verifier"].value), "draft": draft}
+    return {**found, **where, "offline": values["offline"].value or "wait"}
 
 
-def read_token(path: Path) -> str:
+def read_token(path: Path, hint: str = "") -> str:
     """Return the bearer token in ``path`` (ConfigError: the file is missing, empty or holds
-    more than one word)."""
+    more than one word; ``hint`` says what to do then)."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as exc:
-        hint = "it holds the one line that the verifier's --token-file holds"
+        hint = hint or "it holds the one line that the verifier's --token-file holds"
         raise ConfigError(f"cannot read the token file {path}: {exc}", hint=hint) from exc
     if len(token.split()) != 1:
         message = f"the token file {path} must hold one line with one token"
-        raise ConfigError(message, hint="copy the verifier's token file")
+        raise ConfigError(message, hint=hint or "copy the verifier's token file")
     return token
 
 
@@ -226,11 +241,10 @@ def give_json(args: argparse.Namespace, document: object) -> bool:
     return bool(args.json != "-")
 
 
-def show(args: argparse.Namespace, document: Any, render: Callable[[Any], str]) -> int:
-    """Write the document to ``--json`` and its text to stdout; return the exit code 0."""
+def show(args: argparse.Namespace, document: Any, render: Callable[[Any], str]) -> None:
+    """Write the document to ``--json``, and its text to stdout."""
     if give_json(args, document):
         print(render(document))
-    return 0
 
 
 def write_json(document: object, destination: str) -> None:

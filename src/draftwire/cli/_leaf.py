@@ -60,18 +60,24 @@ class Leaf(NamedTuple):
     """One command that runs."""
 
     summary: str  # one line for the list of commands
-    # ``"module:function"``, which gets the parsed arguments and returns the exit code;
-    # imported when it runs
+    # ``"module:function"``, which gets the parsed arguments and returns the exit code, or
+    # nothing for 0; imported when it runs
     run: str
     flags: str = ""  # its flags, a line each
     about: str = ""  # for its own help, if more than the summary
     settings: tuple[str, ...] = ()  # options that are flags of it
-    # more of them by groups: the common ones first, the others under their group's title
-    # in the help of --help-all alone
-    groups: tuple[type[Options], ...] = ()
+    # more of them by groups (also ``"module:class"``): the common ones first, the others
+    # under their group's title in the help of --help-all alone
+    groups: tuple[type[Options] | str, ...] = ()
     defaults: Mapping[str, Any] = {}  # those of this command's own
-    # adds flags that are made of something else
-    more: Callable[[argparse.ArgumentParser], object] | None = None
+
+
+def named(word: Any) -> Any:
+    """Return what ``"module:name"`` stands for; what is no text stands for itself."""
+    if not isinstance(word, str):
+        return word
+    module, _, name = word.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def ruled(rule: Rule) -> Callable[[str], Any]:
@@ -224,7 +230,7 @@ class _Switch(argparse.Action):
 def _add_settings(parser: argparse.ArgumentParser, leaf: Leaf) -> None:
     """Add the flags that are options, whose values `read_settings` checks."""
     found = [(parser, OPTIONS[name], True) for name in leaf.settings]
-    for group in leaf.groups:
+    for group in map(named, leaf.groups):
         place: Any = parser.add_argument_group(group.title)
         for option in options_of(group):
             where = parser if option.common else place
@@ -259,15 +265,12 @@ def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
     about = leaf.about or leaf.summary
     parser = commands.add_parser(name, help=leaf.summary, description=about)
     add_flags(parser, leaf.flags)
-    if leaf.more is not None:
-        leaf.more(parser)
     _add_settings(parser, leaf)
     add_flags(parser, COMMON)
     parser.usage = " ".join([parser.prog, "[OPTIONS]", *_arguments(leaf.flags)])
 
     def run(args: argparse.Namespace) -> int:
-        module, _, function = leaf.run.partition(":")
-        return int(getattr(importlib.import_module(module), function)(args) or 0)
+        return int(named(leaf.run)(args) or 0)
 
     parser.set_defaults(run=run)
 

@@ -7,6 +7,7 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, Iterator, Mapping
 
 from draftwire.cli._common import wants_colour
+from draftwire.errors import OutputError
 
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
@@ -29,19 +30,15 @@ LEGEND = {
 
 
 class Painter:
-    """Writes chunks to a stream; with ``colour`` a tokenizer splits their text."""
+    """Writes chunks to a stream; in colours where a ``tokenizer`` splits their text."""
 
-    def __init__(
-        self, stream: IO[str], tokenizer: Tokenizer | None = None, *, colour: bool
-    ) -> None:
+    def __init__(self, stream: IO[str], tokenizer: Tokenizer | None = None) -> None:
         self._stream = stream
-        self._colour = colour and tokenizer is not None
-        self._pieces: Any = None
-        if self._colour:
-            from draftwire.runtime.text import TextStream
+        self._colour = tokenizer is not None
+        if tokenizer is not None:
+            from draftwire.runtime.text import detokenizer
 
-            assert tokenizer is not None
-            self._pieces = TextStream(tokenizer)
+            self._pieces = detokenizer(tokenizer)
         self._kind = "accepted"
         self.ended_line = True
 
@@ -98,18 +95,23 @@ class Painter:
         return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m"
 
     def _put(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OutputError(f"cannot write the text: {exc.strerror}") from exc
 
 
 def painter_of(args: argparse.Namespace, draft: Any) -> Painter:
     """Return what shows text where it goes, in colours where a terminal has them."""
     screen = screen_of(args)
     if not wants_colour(screen, never=args.no_color):
-        return Painter(screen, colour=False)
+        return Painter(screen)
     from draftwire.tokenizer import load_tokenizer
 
-    return Painter(screen, load_tokenizer(draft), colour=True)
+    return Painter(screen, load_tokenizer(draft))
 
 
 def screen_of(args: argparse.Namespace) -> IO[str]:

@@ -7,9 +7,9 @@ import contextlib
 import signal
 import sys
 import time
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
-from draftwire.cli._common import fields_of, show, write_json
+from draftwire.cli._common import filled, show, write_json
 from draftwire.cli._leaf import Leaf
 from draftwire.errors import BoardError, ConfigError
 from draftwire.io import format_table
@@ -151,13 +151,6 @@ output:
     ),
 }
 
-Settings = TypeVar("Settings")
-
-
-def _filled(kind: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:
-    """Return settings whose fields are the flags of the same names, and ``others``."""
-    return kind(**{**fields_of(kind, args), **others})
-
 
 def _say_to(args: argparse.Namespace, *, terminal: bool = False) -> Callable[[str], None]:
     """Return who is told of progress: stderr, unless quiet or (``terminal``) unwatched."""
@@ -169,7 +162,7 @@ def _say_to(args: argparse.Namespace, *, terminal: bool = False) -> Callable[[st
     return say
 
 
-def device(args: argparse.Namespace) -> int:
+def device(args: argparse.Namespace) -> None:
     """Measure a draft here, or choose which of its models a board shall run."""
     from draftwire.bench.device import Settings, bench_device, render
     from draftwire.reference import draft_path
@@ -178,11 +171,11 @@ def device(args: argparse.Namespace) -> int:
     if args.tune is not None:
         from draftwire.bench import tune
 
-        wanted = _filled(tune.Tuning, args, draft=args.tune, **more)
+        wanted = filled(tune.Tuning, args, draft=args.tune, **more)
         return show(args, tune.tune(wanted), tune.render)
     draft = args.draft or draft_path()
-    settings = _filled(Settings, args, draft=draft, **more)
-    return show(args, bench_device(settings), render)
+    settings = filled(Settings, args, draft=draft, **more)
+    show(args, bench_device(settings), render)
 
 
 def verifier(args: argparse.Namespace) -> int:
@@ -193,7 +186,7 @@ def verifier(args: argparse.Namespace) -> int:
     args.target = args.target or target_path("v1")
     if args.numerics:
         return _numerics(args)
-    load = _filled(Load, args, think_s=args.think_ms / 1e3)
+    load = filled(Load, args, think_s=args.think_ms / 1e3)
     document = bench_verifier(load, (None,) if args.no_compare else (None, 1))
     show(args, document, render)
     return 1 if any(run["errors"] for run in document["runs"]) else 0
@@ -207,7 +200,7 @@ def _numerics(args: argparse.Namespace) -> int:
     for case in set(cases) - set(CASES):
         hint = did_you_mean(case, CASES, "one of " + ", ".join(CASES))
         raise ConfigError(f"there is no case {case!r}", hint=hint)
-    settings = _filled(Settings, args, seed=1, cases=cases)
+    settings = filled(Settings, args, seed=1, cases=cases)
     document = bench_numerics(settings, _say_to(args, terminal=True))
     show(args, document, render)
     return 1 if differing(document) else 0
@@ -221,7 +214,7 @@ def compare(args: argparse.Namespace) -> int:
 
     schemes = DEFAULT_ROWS if args.schemes is None else args.schemes
     more = {"profile": args.profile or "", "schemes": schemes, "prompts": args.prompt or ()}
-    settings = _filled(Settings, args, **more)
+    settings = filled(Settings, args, **more)
     document = compare(settings, _say_to(args))
     show(args, document, markdown if args.markdown else render_compared)
     if args.plot is not None:
@@ -231,7 +224,7 @@ def compare(args: argparse.Namespace) -> int:
     return 1 if document["different"] else 0
 
 
-def simulate(args: argparse.Namespace) -> int:
+def simulate(args: argparse.Namespace) -> None:
     """Run the schemes in virtual time."""
     from draftwire.bench.sim.command import Question, answer, write_recording
     from draftwire.bench.sim.facts import profiles
@@ -246,24 +239,23 @@ def simulate(args: argparse.Namespace) -> int:
         return show(
             args, document, lambda d: "\n".join(f"{k:12s} {v}" for k, v in d.items())
         )
-    document = answer(_filled(Question, args), _say_to(args, terminal=True))
+    document = answer(filled(Question, args), _say_to(args, terminal=True))
     show(args, document, render)
     if args.plot is not None:
         plot(document, args.plot)
-    return 0
 
 
-def link(args: argparse.Namespace) -> int:
+def link(args: argparse.Namespace) -> None:
     """Put a link between two programs, or measure one."""
     from draftwire.bench.link import LinkSpec
 
     if args.spec is None:
         raise ConfigError("no --spec", hint="such as --spec 40ms/10mbit or --spec poor")
     spec = LinkSpec.parse(args.spec)
-    return _check_link(args, spec) if args.what == "check" else _run_link(args, spec)
+    (_check_link if args.what == "check" else _run_link)(args, spec)
 
 
-def _run_link(args: argparse.Namespace, spec: Any) -> int:
+def _run_link(args: argparse.Namespace, spec: Any) -> None:
     """Offer a port that leads to ``--to`` over the link, until Ctrl-C."""
     from draftwire.bench.link.emulate import emulate
 
@@ -300,7 +292,6 @@ def _run_link(args: argparse.Namespace, spec: Any) -> int:
         if not args.quiet:
             with contextlib.suppress(BoardError, KeyboardInterrupt):
                 _say_counts(running.stats())
-    return 0
 
 
 def _say_counts(stats: dict[str, Any]) -> None:
@@ -313,7 +304,7 @@ def _say_counts(stats: dict[str, Any]) -> None:
         print(text, file=sys.stderr)
 
 
-def _check_link(args: argparse.Namespace, spec: Any) -> int:
+def _check_link(args: argparse.Namespace, spec: Any) -> None:
     """Measure the emulation beside the ideal."""
     from draftwire.bench.link.check import check_link, render
 
@@ -328,4 +319,4 @@ def _check_link(args: argparse.Namespace, spec: Any) -> int:
         table = format_table(["", "ideal", "measured"], render(document))
         return "\n".join([head, table, *document["notes"]])
 
-    return show(args, document, shown)
+    show(args, document, shown)

@@ -40,7 +40,7 @@ LEAF = Leaf(
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Connect, and talk until the input ends."""
     import draftwire
 
@@ -56,10 +56,9 @@ def run(args: argparse.Namespace) -> int:
         options["tool_choice"] = args.tool_choice or "auto"
     elif args.tool_choice:
         raise ConfigError("--tool-choice needs --tools", hint="--tools FILE lists them")
-    url = _common.verifier_url(values)
     where = _common.session_options(values)
     _common.start_logging(verbose=args.verbose)
-    with draftwire.connect(url, **where) as session:
+    with draftwire.connect(**where) as session:
         talk = _Talk(session, options, args)
         try:
             if sys.stdin.isatty():
@@ -71,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
         finally:
             if args.json:
                 _common.write_json(talk.reports, args.json)
-    return 0
 
 
 class _Talk:
@@ -131,7 +129,7 @@ class _Talk:
         from draftwire.cli._stream import Painter
 
         asked = {"role": "user", "content": check_prompt(text)}
-        painter = Painter(self._screen, colour=False)
+        painter = Painter(self._screen)
         with _interrupts(self._terminal) as stop:
             stream = self._session.chat([*self._messages, asked], **self._options)
             stop(stream)

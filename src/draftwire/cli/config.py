@@ -26,16 +26,16 @@ LEAF = Leaf(
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the settings as lines, or as one JSON document; or docs/options.md."""
     if args.completion:
         from draftwire.cli.completion import script
 
         print(script(args.completion), end="")
-        return 0
+        return
     if args.what == "options":
         print(reference(), end="")
-        return 0
+        return
     values = _common.read_settings(args)
     rows = {
         name: {"value": _plain(name, v.value), "origin": v.origin}
@@ -47,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
             value = _shown(name, found.value)
             line = f"{name:<20} {value}"
             print(f"{line:<52} {found.origin}" if args.origin else line)
-    return 0
 
 
 def _shown(name: str, value: Any) -> Any:

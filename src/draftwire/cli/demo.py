@@ -54,7 +54,7 @@ LEAF = Leaf(
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Generate from each prompt and print the table."""
     import draftwire
     from draftwire.bench.child import local_verifier
@@ -109,7 +109,6 @@ def run(args: argparse.Namespace) -> int:
                 _common.write_json(reports, args.json)
                 if args.json != "-" and not args.quiet:
                     print(f"run reports written to {args.json}", file=sys.stderr)
-    return 0
 
 
 def _opening(target: str, url: str, options: dict[str, Any]) -> str:
@@ -140,14 +139,12 @@ def _row(name: str, report: dict[str, Any]) -> list[object]:
 
 
 def _sum(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def known(found: list[Any]) -> Any:
-        return None if None in found else sum(found)
+    from draftwire.runtime.report import total
 
     counts = ("tokens", "rounds", "accepted", "drafted", "target_forwards")
-    total: dict[str, Any] = {key: known([r[key] for r in reports]) for key in counts}
-    for key, part in (("bytes", "up_payload"), ("seconds", "total")):
-        total[key] = {part: known([report[key][part] for report in reports])}
-    return {**total, "energy": {}}
+    parts = {"bytes": "up_payload", "seconds": "total", "energy": "joules"}
+    found: dict[str, Any] = {key: total(reports, key) for key in counts}
+    return {**found, **{k: {part: total(reports, k, part)} for k, part in parts.items()}}
 
 
 def _terminated(*_: object) -> NoReturn:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
 import importlib.util
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from draftwire.cli._common import give_json
-from draftwire.cli._leaf import Leaf, flag_lines, ruled
+from draftwire.cli._leaf import Leaf, flag_lines, named
 from draftwire.errors import ConfigError
-from draftwire.options import Option, options_of
+from draftwire.options import options_of
 
 _FLAGS = flag_lines("""
 --out PLACE:path      what to write
@@ -59,16 +57,8 @@ class Job:
 
     call: str  # ``module:function``, which gets the source and the flags by name
     flags: str  # names of ``_FLAGS``; those with ``!`` must be given
-    settings: str = ""  # a class of :mod:`draftwire.export.settings` with more flags
+    settings: tuple[str, ...] = ()  # ``module:class`` of options that are more flags
     needs: tuple[str, ...] = ()  # libraries beside onnx, onnxruntime and tokenizers
-
-    def options(self) -> list[Option]:
-        """Return what its settings can be."""
-        return list(options_of(self.group())) if self.settings else []
-
-    def group(self) -> Any:
-        """Return its class of settings."""
-        return getattr(importlib.import_module("draftwire.export.settings"), self.settings)
 
 
 _SERVED = "name family context anchor_layers min_agreement replace"
@@ -88,68 +78,51 @@ JOBS = {
     "draft": Job(
         "draftwire.export.training.draft:build_draft",
         "data! out! start work precision name family context min_agreement replace",
-        "DraftSettings",
+        ("draftwire.export.settings:DraftSettings",),
         ("torch", "transformers"),
     ),
     "evolve": Job(
         "draftwire.export.training.evolve:evolve_target",
         "data! out! work version name replace",
-        "EvolveSettings",
+        ("draftwire.export.settings:EvolveSettings",),
         ("torch", "transformers", "peft"),
     ),
     "exits": Job(
         "draftwire.export.exits.make:export_exits",
         "data held_out out reuse replace",
-        "ExitSettings",
+        ("draftwire.export.settings:ExitSettings",),
         ("torch", "transformers"),
     ),
 }
 
 
-def _leaf(name: str, source: str, summary: str, about: str) -> Leaf:
-    job = JOBS[name]
+# `package` is whichever of the first three its source and flags ask for.
+_PACKAGE = Job(
+    "", f"out engine role precision graph checkpoint base version head data {_SERVED}"
+)
+
+
+def _leaf(job: Job, source: str, summary: str, about: str) -> Leaf:
     lines = [f"SOURCE:path  {source}"]
     for flag in job.flags.split():
         spec, _, text = _FLAGS[flag.strip("!")].partition("  ")
         lines.append(f"{spec} !  {text}" if flag.endswith("!") else f"{spec}  {text}")
-    return Leaf(summary, _RUN, "\n".join(lines), about, more=_settings_of(job))
+    run = "draftwire.cli.export:run"
+    return Leaf(summary, run, "\n".join(lines), about, groups=job.settings)
 
 
-def _settings_of(job: Job) -> Callable[[argparse.ArgumentParser], None]:
-    def more(parser: argparse.ArgumentParser) -> None:
-        for option in job.options():
-            words: dict[str, Any] = {"default": option.default}
-            if option.rule.kind is bool:
-                words["action"] = "store_true"
-            else:
-                words.update(type=ruled(option.rule), metavar=option.rule.shown)
-            none = option.default in (None, False, ())
-            note = "" if none else f" (default: {option.default})"
-            parser.add_argument(option.flag, help=option.help + note, **words)
-
-    return more
-
-
-_RUN = "draftwire.cli.export:run"
 LEAVES = {
-    "package": Leaf(
+    "package": _leaf(
+        _PACKAGE,
+        "a Hugging Face directory, a GGUF file, OWNER/NAME on the hub; a PEFT LoRA "
+        "directory, with --base; or a draft package to add LiteRT to",
         "a draft or target package from a checkpoint or an adapter",
-        _RUN,
-        """
-SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the hub; a PEFT
-                      LoRA directory, with --base; or a draft package to add LiteRT to
-"""
-        + "\n".join(
-            _FLAGS[name]
-            for name in "out engine role precision graph checkpoint base version name "
-            "family context head data anchor_layers min_agreement replace".split()
-        ),
-        about="Make a draft or target package from a Hugging Face checkpoint, or an "
+        "Make a draft or target package from a Hugging Face checkpoint, or an "
         "evolved target from a LoRA adapter. The result is compared with its origin; "
         "nothing is written when it says something else.",
     ),
     "draft": _leaf(
-        "draft",
+        JOBS["draft"],
         "BASE: a Hugging Face directory, or a target package",
         "train a frozen draft for any base, once",
         "Train a shared-backbone draft: the base's embeddings, first layers and head, "
@@ -157,7 +130,7 @@ SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the h
         "when run again, writes a report, and freezes the result as a draft package.",
     ),
     "evolve": _leaf(
-        "evolve",
+        JOBS["evolve"],
         "TARGET: a whole target package; or a Hugging Face directory, which gives an "
         "adapter directory in PEFT's format",
         "train an evolved target by LoRA",
@@ -165,7 +138,7 @@ SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the h
         "the drafts of the family go on as they are.",
     ),
     "exits": _leaf(
-        "exits",
+        JOBS["exits"],
         "TARGET: a target package, whole or evolved, or a checkpoint",
         "early exits for a target package",
         "Train the exits of a target, calibrate how sure each must be to speak, measure "
@@ -175,7 +148,7 @@ SOURCE:path           a Hugging Face directory, a GGUF file, OWNER/NAME on the h
 }
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Make what the command is called, load it back, say what is in it."""
     name = args.leaf
     if name == "package":
@@ -183,6 +156,10 @@ def run(args: argparse.Namespace) -> int:
         name = "adapter" if adapter else "onnx"
         name = "litert" if args.engine == "litert" else name
     job = JOBS[name]
+    groups = [*map(named, job.settings)]
+    own = {option.name: option for option in options_of(*groups)}
+    told = {name: getattr(args, name) for name in own}
+    told = {n: own[n].parse(t, own[n].flag) for n, t in told.items() if t is not None}
     for module in ("onnx", "onnxruntime", "tokenizers", *job.needs):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(
@@ -191,8 +168,7 @@ def run(args: argparse.Namespace) -> int:
             )
     values: dict[str, Any] = {}
     takes = {flag.strip("!") for flag in job.flags.split()}
-    own = {option.name for option in job.options()}
-    for flag in _FLAGS.keys() - own - {"engine"}:
+    for flag in _FLAGS.keys() - own.keys() - {"engine"}:
         given = getattr(args, flag, None)
         if given is None or given is False or given == []:
             if f"{flag}!" in job.flags.split():
@@ -201,23 +177,18 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag.replace('_', '-')} does not go with {name}")
         else:
             values["family_name" if flag == "family" else flag] = given
-    if job.settings:
-        group = job.group()
-        fields = dataclasses.fields(group)
-        settings = {field.name: getattr(args, field.name) for field in fields}
-        if settings.get("budget", 0) is None:
-            settings["budget"] = 0.0  # measured and said, whatever it takes
-        quiet = args.quiet
-        values["settings"] = group(**settings)
+    if "budget" in own:
+        told.setdefault("budget", 0.0)  # measured and said, whatever it takes
+    quiet = args.quiet
+    for group in groups:
+        values["settings"] = group.pick(told)
         values["say"] = lambda line: quiet or print(line, file=sys.stderr, flush=True)
     # What is half made goes with us, whatever ends us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    module_name, function = job.call.split(":")
-    made = getattr(importlib.import_module(module_name), function)(args.source, **values)
+    made = named(job.call)(args.source, **values)
     document = _summary(made)
     if give_json(args, document) and not args.quiet:
         print(_shown(document))
-    return 0
 
 
 def _summary(out: Path) -> dict[str, Any]:

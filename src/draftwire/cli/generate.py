@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from draftwire.options import GROUPS, OPTIONS, STREAM_GROUPS, check_prompt, opti
 
 if TYPE_CHECKING:
     from draftwire import Stream
-    from draftwire.cli._stream import Painter
 
 INTERRUPTED = 130
 
@@ -36,37 +36,37 @@ also:
 def run(args: argparse.Namespace) -> int:
     """Generate, stream, and print the totals."""
     import draftwire
-    from draftwire.cli._stream import painter_of, summary, warn
+    from draftwire.cli._stream import Painter, painter_of, summary, warn
 
     prompt = _prompt(args.prompt)
     if args.service or args.socket is not None:
         return _ask(args, prompt)
     values = _common.read_settings(args)
     options = _common.stream_options(values)
-    url = _common.verifier_url(values)
     where = _common.session_options(values)
     _common.start_logging(verbose=args.verbose)
     alone = args.json == "-" and args.quiet
-    painter = None if alone else painter_of(args, where["draft"])
+    nobody = Painter(io.StringIO())
+    painter = nobody if alone else painter_of(args, where["draft"])
     code = 0
     stream: Stream | None = None
     failures: list[DraftwireError] = []  # to write; each is told once all else is written
     try:
-        with draftwire.connect(url, **where) as session:
+        with draftwire.connect(**where) as session:
             explain = _common.say_block if args.explain else None
             stream = session.generate(prompt, **options, explain=explain)
             try:
-                _show(stream, painter)
+                for chunk in stream:
+                    painter.show(chunk)
             except KeyboardInterrupt:
                 stream.cancel()
                 code = INTERRUPTED
             except OutputError as exc:
                 stream.cancel()
-                painter = None
+                painter = nobody
                 failures.append(exc)
             finally:
-                if painter is not None:
-                    painter.end_line()  # for an error
+                painter.end_line()  # for an error
     except OutputError as exc:  # the session could not keep its cache
         failures.append(exc)
         if stream is not None and stream.error is not None:
@@ -86,17 +86,6 @@ def run(args: argparse.Namespace) -> int:
     if failures:
         raise failures[-1]
     return code
-
-
-def _show(stream: Stream, painter: Painter | None) -> None:
-    for chunk in stream:
-        if painter is not None:
-            try:
-                painter.show(chunk)
-            except BrokenPipeError:
-                raise
-            except OSError as exc:
-                raise OutputError(f"cannot write the text: {exc.strerror}") from exc
 
 
 def _prompt(given: str | None) -> str | list[int]:
@@ -129,7 +118,7 @@ def _ask(args: argparse.Namespace, prompt: str | list[int]) -> int:
         if given is not None:
             options[name] = option.parse(given, option.flag)
     report: dict[str, Any] = {}
-    painter = Painter(screen_of(args), colour=False)
+    painter = Painter(screen_of(args))
     try:
         with ServiceClient(args.socket) as service:
             for event in service.generate(prompt, **options):

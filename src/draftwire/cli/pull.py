@@ -32,7 +32,7 @@ LEAF = Leaf(
 )
 
 
-def _pairs(args: argparse.Namespace) -> int:
+def _pairs(args: argparse.Namespace) -> None:
     """Print the table."""
     from draftwire.export.sources.pairs import PAIRS
 
@@ -45,10 +45,9 @@ def _pairs(args: argparse.Namespace) -> int:
             for name, p in PAIRS.items()
         ]
         print(align(rows, left=(0, 1, 3, 6, 7)))
-    return 0
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Fetch, export, and say what to run next."""
     if args.name is None:
         return _pairs(args)
@@ -82,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"on the board: draftwire generate ... --draft {made['draft']}")
         if "target" in made:
             print(f"in the cloud: draftwire verifier serve --target {made['target']}")
-    return 0
 
 
 def _make(pair: Any, role: str, place: Path, args: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ wire:
 )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Read, summarise, print."""
     if args.frame:
         return _decode(args)
@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
         more = (positions_table(summaries), preemption_table(labels, documents))
         for extra in filter(None, more):
             print(f"\n{extra}")
-    return 0
 
 
 def _plot(summaries: Sequence[Summary], target: Path) -> None:
@@ -110,7 +109,7 @@ def _is_log(name: str) -> bool:
     return isinstance(first, dict) and first.get("schema") == SCHEMA
 
 
-def _decode(args: argparse.Namespace) -> int:
+def _decode(args: argparse.Namespace) -> None:
     """Explain a frame."""
     from draftwire.transport.codec import explain
 
@@ -149,7 +148,6 @@ def _decode(args: argparse.Namespace) -> int:
             f"not a valid frame: {found.error}",
             hint=hint if found.error.startswith("token ids before") else "",
         )
-    return 0
 
 
 def _short(data: bytes) -> str:
@@ -157,17 +155,16 @@ def _short(data: bytes) -> str:
     return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
 
 
-def _log(args: argparse.Namespace, name: str) -> int:
+def _log(args: argparse.Namespace, name: str) -> None:
     """Show a log."""
     file = Path(name)
     if args.json is not None:
         events = [event._asdict() for event in _chosen(args, file)]
         document = {"schema": "draftwire.wirelog/1", "events": events}
         if not give_json(args, document):
-            return 0
+            return
     for event in _chosen(args, file):
         print(_line(event))
-    return 0
 
 
 def _chosen(args: argparse.Namespace, file: Path) -> Iterator[Event]:

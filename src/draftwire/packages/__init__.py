@@ -95,6 +95,14 @@ class DraftPackage(_Package):
         by_size = sorted(models, key=self._size)
         return tuple(dict.fromkeys(f.precision for f in by_size))
 
+    @property
+    def hints(self) -> dict[str, dict[str, Any]]:
+        """How boards shall run it, by their names; unchecked, what is no object is {}."""
+        said = self.raw.get("hints")
+        boards = said.get("boards") if isinstance(said, dict) else None
+        found = boards.items() if isinstance(boards, dict) else ()
+        return {name: hint if isinstance(hint, dict) else {} for name, hint in found}
+
     def _size(self, model: PackageFile) -> int:
         """Return a model's bytes with those that lie beside its graph."""
         data = self.files.get(model.path.name + ".data")

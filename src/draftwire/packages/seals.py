@@ -13,7 +13,6 @@ import mmap
 import os
 import time
 from pathlib import Path
-from typing import Mapping
 
 from draftwire.errors import PackageError
 from draftwire.io import cache_folder, replacing
@@ -43,13 +42,13 @@ _INSIDE = {
 
 
 class Seals:
-    """What is known of one package's files; ``environ`` names the cache folder, and says
-    whether to trust it."""
+    """What is known of one package's files; the environment names the cache folder, and
+    says whether to trust it."""
 
-    def __init__(self, folder: Path, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, folder: Path) -> None:
         name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-        self._path = cache_folder(environ) / "verified" / f"{name}.json"
-        self._trust = environ.get("DRAFTWIRE_VERIFY", "") in ("", "0")
+        self._path = cache_folder() / "verified" / f"{name}.json"
+        self._trust = os.environ.get("DRAFTWIRE_VERIFY", "") in ("", "0")
         self._known: dict[str, list[object]] = {}
         self._changed = False
         try:

@@ -94,7 +94,7 @@ def root(args: argparse.Namespace) -> Path:
     return Path(args.root)
 
 
-def detect(args: argparse.Namespace) -> int:
+def detect(args: argparse.Namespace) -> None:
     """Say what this machine is, or what is known of a board."""
     if args.all:
         return _show_all(args)
@@ -105,7 +105,6 @@ def detect(args: argparse.Namespace) -> int:
     found = detect(root(args), profiles(args), board=args.board, engines=not args.no_run)
     if give_json(args, found.to_dict()):
         print(found.profile.name if args.quiet else render(found))
-    return 0
 
 
 def _rows(label: str, texts: Iterable[str]) -> list[str]:
@@ -255,7 +254,7 @@ def span(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts) or "none"
 
 
-def _show_board(args: argparse.Namespace) -> int:
+def _show_board(args: argparse.Namespace) -> None:
     """Say what draftwire knows of a board."""
     from draftwire.boards.profiles import find_profile
 
@@ -266,10 +265,10 @@ def _show_board(args: argparse.Namespace) -> int:
         raise ConfigError(f"cannot read {profile.path}: {exc.strerror}") from exc
     head = "" if args.toml else f"# {profile.path}\n\n"
     document = {**profile.raw, "profile": str(profile.path)}
-    return show(args, document, lambda _: head + text)
+    show(args, document, lambda _: head + text)
 
 
-def _show_all(args: argparse.Namespace) -> int:
+def _show_all(args: argparse.Namespace) -> None:
     known = sorted(profiles(args).values(), key=lambda p: (p.generic, p.name))
     boards: list[dict[str, Any]] = [
         {
@@ -294,4 +293,4 @@ def _show_all(args: argparse.Namespace) -> int:
         own = "\n* your own profile" if any(p.own for p in known) else ""
         return align(rows, left=(0, 1, 2)) + own
 
-    return show(args, {"schema": "draftwire.boards/1", "boards": boards}, table)
+    show(args, {"schema": "draftwire.boards/1", "boards": boards}, table)

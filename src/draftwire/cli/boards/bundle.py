@@ -24,7 +24,7 @@ SCHEMA = "draftwire.bundled/1"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Make a bundle, an installer or a key."""
     if args.installer:
         return _installer(args)
@@ -105,16 +105,15 @@ def run(args: argparse.Namespace) -> int:
         )
     if _common.give_json(args, document) and not args.quiet:
         _print(document)
-    return 0
 
 
-def _installer(args: argparse.Namespace) -> int:
+def _installer(args: argparse.Namespace) -> None:
     """Write ``install.sh``."""
     script = installer_script()
     digest = hashlib.sha256(script).hexdigest()
     if args.out is None and args.json is None:
         sys.stdout.write(script.decode("ascii"))
-        return 0
+        return
     if args.out is not None:
         with writing(args.out), replacing(args.out) as partial:
             partial.write_bytes(script)
@@ -123,10 +122,9 @@ def _installer(args: argparse.Namespace) -> int:
     _common.give_json(args, document)
     if args.json is None and not args.quiet:
         print(f"{args.out}: sha256 {digest}")
-    return 0
 
 
-def _key(args: argparse.Namespace) -> int:
+def _key(args: argparse.Namespace) -> None:
     """Make a key, or show the public half of one."""
     new = args.new_key
     key = signing.make_key(new) if new else signing.public_key(args.show_key)
@@ -135,7 +133,6 @@ def _key(args: argparse.Namespace) -> int:
         if new and not args.quiet:
             print(f"the secret half is {new}: keep it off the boards, and keep a copy")
             print(f"the public half is {new}.pub: boards get it, `install.sh --key`")
-    return 0
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -168,12 +165,9 @@ def _module(distribution: str) -> str:
 def _engines(package: DraftPackage, board: str, arch: str) -> list[str]:
     """Return the engine that the draft's hint names for the board, or one it has."""
     held = {file.engine for file in package.files.values() if file.engine}
-    hints = package.raw.get("hints")
-    boards = hints.get("boards") if isinstance(hints, dict) else None
-    hint = boards.get(board) if isinstance(boards, dict) else None
-    hinted = hint.get("engine") if isinstance(hint, dict) else None
+    hinted = str(package.hints.get(board, {}).get("engine"))
     if hinted in held:
-        return [str(hinted)]
+        return [hinted]
     first = ("litert", "onnxruntime") if arch == "armv7l" else ("onnxruntime", "litert")
     return [next((engine for engine in first if engine in held), "onnxruntime")]
 

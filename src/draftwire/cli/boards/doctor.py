@@ -9,7 +9,7 @@ import time
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from draftwire.boards.checks.findings import Finding
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         boards.root(args), boards.profiles(args), board=args.board, engines=False
     )
     host = found.tree.host
-    progress = _progress(quiet=args.quiet)
+    progress = _common.progress(args)
     place = _draft(draft) if host else None
     report = examine(
         found,
@@ -66,18 +66,6 @@ def run(args: argparse.Namespace) -> int:
         colour = _common.wants_colour(sys.stdout, never=args.no_color)
         print(render(report, colour=colour, quiet=args.quiet))
     return report.exit_code
-
-
-def _progress(*, quiet: bool) -> Callable[[str], None]:
-    """Return what shows on a terminal what takes time, in one line that goes away."""
-    show = sys.stderr.isatty() and not quiet
-
-    def tell(text: str) -> None:
-        if show:
-            more = f"{text} ..." if text else ""
-            print(f"\r\x1b[K{more}", end="", file=sys.stderr, flush=True)
-
-    return tell
 
 
 def _draft(named: Path | None) -> Path | None:

@@ -320,7 +320,7 @@ def report(args: argparse.Namespace) -> int:
     return 0 if all(row.energy_j is not None for row in rows) else 3
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare(args: argparse.Namespace) -> None:
     """Say whether one side takes less than the other."""
     from draftwire.energy.reports import compare
 
@@ -336,4 +336,3 @@ def compare(args: argparse.Namespace) -> int:
         print(result.verdict)
         for warning in result.warnings:
             print(f"warning: {warning}")
-    return 0

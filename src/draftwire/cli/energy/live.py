@@ -115,7 +115,7 @@ def _meters(args: argparse.Namespace) -> int:
     return 0
 
 
-def watch(args: argparse.Namespace) -> int:
+def watch(args: argparse.Namespace) -> None:
     """Show watts while they come, or serve them."""
     if args.http is not None or args.dashboard:
         return _export(args)
@@ -148,7 +148,6 @@ def watch(args: argparse.Namespace) -> int:
     if entry is not None and args.json is None:
         say(sentence(entry))
     metrics.close()
-    return 0
 
 
 def record(args: argparse.Namespace) -> int:
@@ -341,7 +340,7 @@ def _mark(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> None:
     from draftwire.energy.live.watch import dashboard, serve
 
     if args.dashboard:
@@ -351,4 +350,3 @@ def _export(args: argparse.Namespace) -> int:
         with meter:
             seconds = args.seconds
             serve(meter, args.http or HERE, seconds=seconds, board=board, say=say)
-    return 0

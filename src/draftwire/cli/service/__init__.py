@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Put by the unit into the service's own folder; the owner's files are for root alone.
 _HANDED_OVER = {"token_file": "token", "tls_key": "tls.key"}
+_CLIENTS = "one line of your choice; its reader is the service's user"
 _NO_LINK = 4
 
 
@@ -63,9 +64,8 @@ def _run(args: argparse.Namespace) -> int:
 
     _common.start_logging(verbose=args.verbose, form=args.log_format)
     values = _common.read_settings(args)
-    url = _common.verifier_url(values)
     where = _options(args)
-    http, token_file = values["http"].value or "", values["http_token_file"].value
+    http, file = values["http"].value or "", values["http_token_file"].value
     place = args.socket or default_socket(os.environ)
     if http.startswith("unix:"):
         place, http = Path(http[len("unix:") :]), ""
@@ -78,14 +78,14 @@ def _run(args: argparse.Namespace) -> int:
         socket=place,
         group=args.socket_group,
         http=http,
-        token=_clients_token(token_file),
+        token=_common.read_token(file, _CLIENTS) if file is not None else "",
         origins=values["http_origin"].value,
         tls=_tls(values["http_cert"].value, values["http_key"].value),
         state=args.state or _folder(environ.get("STATE_DIRECTORY", "")),
         defaults=defaults,
         about={
             "version": draftwire.__version__,
-            "verifier": url,
+            "verifier": where["url"],
             "draft": {"id": package.id, "name": package.name},
         },
     )
@@ -111,16 +111,6 @@ def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
     return context
 
 
-def _clients_token(file: Path | None) -> str:
-    if file is None:
-        return ""
-    try:
-        return _common.read_token(file)
-    except DraftwireError as exc:
-        hint = "one line of your choice; its reader is the service's user"
-        raise ConfigError(str(exc), hint=hint) from exc
-
-
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `draftwire.connect` takes, token and settings read anew."""
     values = _common.read_settings(args)
@@ -129,10 +119,11 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         if handed is not None and (handed / file).is_file():
             values[name] = Value(handed / file, "systemd")
     where = _common.session_options(values)
-    url = _common.verifier_url(values)
-    if not url.startswith("wss:"):  # the board's settings may have both addresses in turn
+    if not where["url"].startswith(
+        "wss:"
+    ):  # the board's settings may have both addresses in turn
         where.update(tls_ca=None, tls_cert=None, tls_key=None)
-    return {**where, "url": url, "offline": "draft"}
+    return {**where, "offline": "draft"}
 
 
 def _session_maker(

@@ -197,8 +197,8 @@ device:
 }
 
 
-def network_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the flags say of ``serving.Options``."""
+def serving_options(args: argparse.Namespace, **more: Any) -> process.Options:
+    """Return how to serve, by the flags and ``more``."""
     from draftwire.verifier.serving.process import Options
 
     token_file = _common.read_settings(args)["token_file"].value
@@ -206,12 +206,12 @@ def network_of(args: argparse.Namespace) -> dict[str, Any]:
     if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_client_ca and not tls[0]):
         hint = "give both PEM files; --tls-client-ca goes with them"
         raise ConfigError("TLS needs both --tls-cert and --tls-key", hint=hint)
-    several = {n: tuple(getattr(args, n)) for n in ("trusted", "origins", "names")}
-    found = {**_common.fields_of(Options, args), **several}
-    return {**found, "token_file": token_file, "tls": tls if args.tls_cert else None}
+    more.update({n: tuple(getattr(args, n)) for n in ("trusted", "origins", "names")})
+    more.update(token_file=token_file, tls=tls if args.tls_cert else None)
+    return _common.filled(Options, args, **more)
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace) -> None:
     """Serve targets until a signal ends it."""
     targets = list(args.targets)
     if not targets and args.targets_dir is None:
@@ -222,16 +222,12 @@ def serve(args: argparse.Namespace) -> int:
     from draftwire.verifier.serving.limits import Limits
 
     _common.start_logging(verbose=args.verbose, form=args.log_format)
-    options = process.Options(
-        **{
-            **network_of(args),
-            "targets": tuple(targets),
-            "loader": _loader(args, targets),
-            "draft": _draft(args),
-            "limits": Limits(
-                **_common.fields_of(Limits, args), parked_bytes=args.parked_mib << 20
-            ),
-        }
+    options = serving_options(
+        args,
+        targets=tuple(targets),
+        loader=_loader(args, targets),
+        draft=_draft(args),
+        limits=_common.filled(Limits, args, parked_bytes=args.parked_mib << 20),
     )
 
     from draftwire.runtime.service.system import Notifier
@@ -247,7 +243,6 @@ def serve(args: argparse.Namespace) -> int:
         announce(args, options, service, SCHEMA, {"targets": targets}, [more])
 
     process.serve(options, listening)
-    return 0
 
 
 def announce(
@@ -281,7 +276,7 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
     if args.backend == "openai":
         from draftwire.verifier.backends.attached import AttachedLoader
 
-        return AttachedLoader(**_common.fields_of(AttachedLoader, args))
+        return _common.filled(AttachedLoader, args)
     on_vllm = args.backend == "vllm"
     unfit = ("threads", "device", "numerics") if on_vllm else ("engine_args", "openai")
     for name in unfit:
@@ -294,10 +289,10 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
     if on_vllm:
         from draftwire.verifier.backends.vllm.engine import VllmLoader
 
-        return VllmLoader(**{**_common.fields_of(VllmLoader, args), "targets": targets})
+        return _common.filled(VllmLoader, args, targets=targets)
     from draftwire.verifier.backends.loading import Loader
 
-    return Loader(**_common.fields_of(Loader, args))
+    return _common.filled(Loader, args)
 
 
 def _draft(args: argparse.Namespace) -> Any:
@@ -330,7 +325,7 @@ def _draft(args: argparse.Namespace) -> Any:
     return make
 
 
-def token(args: argparse.Namespace) -> int:
+def token(args: argparse.Namespace) -> None:
     """Make a token."""
     from draftwire.verifier.serving.accounts import make_token_line, write_token_file
 
@@ -339,8 +334,7 @@ def token(args: argparse.Namespace) -> int:
     line = make_token_line(args.limits)
     if args.out is None:
         print(line)
-        return 0
+        return
     write_token_file(args.out, line, append=args.append)
     if not args.quiet:
         print(f"wrote {args.out}; devices get the token in it for their --token-file")
-    return 0

@@ -88,18 +88,13 @@ def _conformance(args: argparse.Namespace, verifier: Verifier) -> int:
 
 def _say_row(args: argparse.Namespace) -> Callable[[Result], None]:
     """Return what tells of a row on stderr, where somebody looks."""
-
-    def told(result: Result) -> None:
-        if sys.stderr.isatty() and not args.quiet:
-            print(f"\r\x1b[K{result.section} {result.name}", end="", file=sys.stderr)
-
-    return told
+    tell = _common.progress(args)
+    return lambda result: tell(f"{result.section} {result.name}")
 
 
 def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> int:
     """Print the rows of a conformance kit and what they mean; return the exit code."""
-    if sys.stderr.isatty() and not args.quiet:
-        print("\r\x1b[K", end="", file=sys.stderr)
+    _common.progress(args)("")
     kinds = ("conforms", "fails", "not tested")
     counts = {kind: sum(r.result == kind for r in results) for kind in kinds}
     good = counts["conforms"] > 0 and not counts["fails"]

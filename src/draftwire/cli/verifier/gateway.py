@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from draftwire.cli import _common
-from draftwire.cli.verifier import announce, network_of
+from draftwire.cli.verifier import announce, serving_options
 from draftwire.transport.dial import tls_context
 from draftwire.verifier.gateway.fleet import Fleet
 from draftwire.verifier.serving import process
@@ -16,7 +16,7 @@ from draftwire.verifier.serving.limits import Limits
 SCHEMA = "draftwire.gateway/1"
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Pass streams on until a signal ends it."""
     _common.start_logging(verbose=args.verbose, form=args.log_format)
     tls = None
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(
         connections=args.connections, strangers=256, idle_s=86400.0, knocks_per_s=1000.0
     )
-    options = process.Options(**network_of(args), limits=limits, fleet=fleet)
+    options = serving_options(args, limits=limits, fleet=fleet)
 
     def listening(service: Any) -> None:
         replicas = service.fleet.replicas.values()
@@ -44,4 +44,3 @@ def run(args: argparse.Namespace) -> int:
         announce(args, options, service, SCHEMA, {"verifiers": verifiers}, lines)
 
     process.serve(options, listening)
-    return 0

@@ -14,7 +14,7 @@ from draftwire.verifier.serving.top import Top, read_page
 SCHEMA = "draftwire.verifier.top/1"
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Show it until a key is pressed."""
     url = "ws" + args.url[4:] if args.url.startswith("http") else args.url
     token_file = _common.read_settings(args)["token_file"].value
@@ -40,4 +40,3 @@ def run(args: argparse.Namespace) -> int:
 
     watch(args, draw)
     _common.give_json(args, {"schema": SCHEMA, "verifier": args.url, **top.document()})
-    return 0
