@@ -40,13 +40,11 @@ from draftwire.errors import (
     IncompatibleError,
     ModelError,
 )
-from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.sampling import SamplingParams
 from draftwire.sampling.races import noise_of
-from draftwire.tokenizer import first_token
 from draftwire.transport.answers import clean, retry_after
 from draftwire.transport.dial import is_loopback, web
-from draftwire.verifier.backends.hf_adapter import token_ids
+from draftwire.verifier.backends.hf_adapter import OfCheckpoint, token_ids
 from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Run, Step
 from draftwire.verifier.backends.vllm.wish import Wish
 
@@ -210,7 +208,7 @@ _DIALECTS = {
 }
 
 
-class AttachedTarget:
+class AttachedTarget(OfCheckpoint):
     """A model on a server, and a stream backend for the verifier.
 
     Raises:
@@ -234,8 +232,7 @@ class AttachedTarget:
         slots: int = 16,  # streams at the same time
         context: int | None = None,  # most tokens of one; None takes what the server says
     ) -> None:
-        file = folder / "tokenizer.json"
-        if not file.is_file():
+        if not (folder / "tokenizer.json").is_file():
             raise ConfigError(
                 f"{folder} has no tokenizer.json",
                 hint="--target names the folder of the model's tokenizer and config; the "
@@ -257,16 +254,9 @@ class AttachedTarget:
             )
         self.context = min(int(c) for c in (context, named) if c is not None)
         config = _read(folder / "config.json")
-        self.id = f"engine:{self._model}"
-        self.name = self.version = Path(self._model).name
-        self.family = Family(
-            name=str(config.get("model_type", folder.name)),
-            backbone=None,
-            tokenizer=tokenizer_fingerprint(file),
-        )
-        words = load_tokenizer(file)
+        kind = str(config.get("model_type", folder.name))
+        words = self._describe("engine", self._model, kind, folder)
         self.vocab_size = words.vocab_size
-        self.bos_id = first_token(folder)
         said = _read(folder / "generation_config.json").get("eos_token_id")
         self.eos_ids = token_ids(config.get("eos_token_id") if said is None else said)
         self.slots = slots

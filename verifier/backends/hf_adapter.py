@@ -1,7 +1,8 @@
-"""LoRA adapters in PEFT's file format, merged into a model or beside it, without peft.
+"""Checkpoint folders: how their targets are called, and LoRA adapters in PEFT's format.
 
-Beside it, versions of a target share the tensors of one base: each costs its adapter's
-memory, and two narrow products more in every layer that it changes.
+An adapter is merged into a model or put beside it, without peft. Beside it, versions of a
+target share the tensors of one base: each costs its adapter's memory, and two narrow
+products more in every layer that it changes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.tensors import read_header
+from draftwire.tokenizer import Tokenizer, first_token
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -30,6 +33,19 @@ _UNKNOWN = (
     "lora_bias",
     "target_parameters",
 )
+
+
+class OfCheckpoint:
+    """What is known of a target by its name and the folder of its tokenizer."""
+
+    def _describe(self, engine: str, name: str, kind: str, folder: Path) -> Tokenizer:
+        """Note what a target of a ``kind`` of model is called; return its tokenizer."""
+        self.id = f"{engine}:{name}"
+        self.name = self.version = Path(name).name
+        self.tokenizer_path = folder / "tokenizer.json"
+        self.family = Family(kind, None, tokenizer_fingerprint(self.tokenizer_path))
+        self.bos_id = first_token(folder)
+        return load_tokenizer(self.tokenizer_path)
 
 
 def _read(folder: Path) -> dict[str, Any]:

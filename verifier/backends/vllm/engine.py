@@ -25,11 +25,15 @@ import numpy as np
 
 from draftwire.clock import Clock, LoopClock, Timer
 from draftwire.errors import ConfigError, DraftwireError, IncompatibleError, ModelError
-from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.packages import Exit
 from draftwire.sampling import SamplingParams
 from draftwire.tensors import write_tensors
-from draftwire.tokenizer import first_token
-from draftwire.verifier.backends.hf_adapter import adapter_base, base_of, token_ids
+from draftwire.verifier.backends.hf_adapter import (
+    OfCheckpoint,
+    adapter_base,
+    base_of,
+    token_ids,
+)
 from draftwire.verifier.backends.streaming import (
     OnEnd,
     OnStep,
@@ -530,7 +534,7 @@ class _Run(Run):
             self.engine._runs.discard(self)
 
 
-class VllmTarget:
+class VllmTarget(OfCheckpoint):
     """A checkpoint, or an adapter on it, as a target; see ``StreamBackend``.
 
     Args:
@@ -559,27 +563,19 @@ class VllmTarget:
         self.engine, self._adapter = engine, path if named else None
         engine.users += 1
         try:
-            self._describe(path, named or path)
+            self._look_at(path, named or path)
             probe(self)
         except BaseException:
             self.close()
             raise
 
-    def _describe(self, path: Path, base: Path) -> None:
+    def _look_at(self, path: Path, base: Path) -> None:
         config = self.engine.config.hf_text_config
         words = path if (path / "tokenizer.json").is_file() else base
-        self.id = f"vllm:{path.name}"
-        self.name = self.version = path.name
-        self.family = Family(
-            name=str(config.model_type),
-            backbone=None,
-            tokenizer=tokenizer_fingerprint(words / "tokenizer.json"),
-        )
-        known = load_tokenizer(words / "tokenizer.json").vocab_size
-        self.vocab_size = min(int(config.vocab_size), known)
+        known = self._describe("vllm", path.name, str(config.model_type), words)
+        self.vocab_size = min(int(config.vocab_size), known.vocab_size)
         self.context = self.engine.context
         self.slots = int(self.engine._settings["max_num_seqs"])
-        self.bos_id = first_token(words)
         self.eos_ids = token_ids(getattr(config, "eos_token_id", None))
 
     def open(
