@@ -6,6 +6,7 @@ import asyncio
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account, Accounts
-from draftwire.verifier.serving.service import VerifierService
+from draftwire.verifier.serving.service import Settings, VerifierService
 
 VOCAB = 50
 A, B, C = "a" * 20, "b" * 20, "c" * 20  # tokens
@@ -97,12 +98,21 @@ def ask(scheduler, item, **options):
     return future
 
 
+def made(kind, **options):
+    """Return a service without targets; options are those of all its parts."""
+    names = {one.name for one in fields(Settings)} & {*options}
+    given = {name: options.pop(name) for name in names}
+    settings = Settings(**{name: x for name, x in given.items() if x is not None})
+    registry = options.pop("registry", None) or Registry(lambda path: None)
+    return kind(registry, settings, **options)
+
+
 @asynccontextmanager
 async def serving(*backends, kind=VerifierService, scheduler=None, **options):
     registry = Registry(lambda path: None, scheduler=scheduler)
     for backend in backends or (ArithmeticBackend(),):
         registry.add(backend)
-    service = kind(registry, **options)
+    service = made(kind, registry=registry, **options)
     await service.start()
     try:
         yield service
