@@ -48,7 +48,8 @@ class OfCheckpoint:
         return load_tokenizer(self.tokenizer_path)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Return an adapter's configuration; a ModelError where it is damaged or of no LoRA."""
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -70,7 +71,7 @@ def adapter_base(folder: Path) -> Path | None:
     """
     if not (folder / _CONFIG).is_file():
         return None
-    named = str(_read(folder).get("base_model_name_or_path", ""))
+    named = str(read_adapter(folder).get("base_model_name_or_path", ""))
     for base in (folder / named, Path(named)):
         if named and (base / "config.json").is_file():
             return base
@@ -167,7 +168,7 @@ def _read_products(folder: Path, weights: Mapping[str, Any]) -> dict[str, tuple[
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = _read(folder)
+    config = read_adapter(folder)
     odd = [key for key in _UNKNOWN if config.get(key)]
     if config.get("bias", "none") != "none":
         odd.append("bias")
