@@ -429,6 +429,8 @@ class Scheduler:
 class Feeder:
     """Counts the streams of an engine that keeps them itself, and what it does."""
 
+    held_s = 0.0  # it holds no forward back
+
     def __init__(self, backend: StreamBackend, clock: Clock) -> None:
         self.backend, self.clock = backend, clock
         self.counters = Counters()
