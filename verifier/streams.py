@@ -674,7 +674,8 @@ class KeptStreams:
         of those that use it, since an engine takes a stream's cache in one piece.
         """
         served, usage = stream.served, stream.usage
-        if not self.limits.prefixes or stream.slot is None:
+        assert stream.slot is not None
+        if not self.limits.prefixes:
             return 0
         running = [
             (other.slot, other.session.tokens, other.session.cached)
@@ -682,8 +683,7 @@ class KeptStreams:
             if other.slot is not None
         ]
         slot, n = self.prefixes.longest(usage, served, prompt, running)
-        share = getattr(served.backend, "share", None)
-        if not n or share is None or not share(slot, stream.slot, n):
+        if not n or not served.driven.backend.share(slot, stream.slot, n):
             return 0
         self.prefixes.found += 1
         served.tally.prefix_hits += n
@@ -692,7 +692,7 @@ class KeptStreams:
 
     def lookup_of(self, prompt: Sequence[int], served: Served) -> Lookup | None:
         """Return what guesses for a new stream, or None."""
-        most = 0 if isinstance(served.scheduler, Feeder) else self.limits.lookup
+        most = self.limits.lookup
         if served.drafts is not None:
             return Beside(prompt, most, served.drafts)
         return Lookup(prompt, most) if most else None

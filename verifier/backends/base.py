@@ -105,6 +105,14 @@ class TargetBackend(Target, Protocol):
         """Give a slot back; its content is forgotten."""
         raise NotImplementedError
 
+    def share(self, source: int, slot: int, length: int) -> bool:
+        """Copy what ``length`` tokens of a slot have left into one that was just allocated.
+
+        Callable while the worker runs other tokens of ``source``, which keeps those. False
+        where that is not to be had; then the tokens have to be read.
+        """
+        raise NotImplementedError
+
     def forward(
         self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
     ) -> list[np.ndarray[Any, Any]]:
@@ -282,11 +290,7 @@ class SlotTarget:
             self._free.sort(reverse=True)
 
     def share(self, source: int, slot: int, length: int) -> bool:
-        """Copy what ``length`` tokens of a slot have left into one that was just allocated.
-
-        Callable while the worker runs other tokens of ``source``, which keeps those. False
-        where that is not to be had; then the tokens have to be read.
-        """
+        """Copy a slot's first tokens; see ``TargetBackend.share``."""
         if self.lengths[source] < length or not self.copy(source, slot, length):
             return False
         self.tokens[slot, :length] = self.tokens[source, :length]
