@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from draftwire.clock import LoopClock
 from draftwire.packages import Family
-from draftwire.transport.codec import SUBPROTOCOL, Codec
+from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -28,6 +28,7 @@ from draftwire.transport.messages import (
 )
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.executor import ThreadExecutor
+from draftwire.verifier.kit.peer import Kit, Peer
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account, Accounts
@@ -120,12 +121,22 @@ async def serving(*backends, kind=VerifierService, scheduler=None, **options):
         await service.close()
 
 
-class Device:
-    """A hand-driven device end."""
+HELLO = Hello(
+    agent="test",
+    target="",
+    tokenizer=b"\xaa" * 32,
+    backbone=b"\xbb" * 32,
+    vocab_size=VOCAB,
+    family="arithmetic",
+    capabilities=("teleport", "resume"),
+)
+
+
+class Device(Peer):
+    """A hand-driven device end: the kit's, held to nothing."""
 
     def __init__(self, socket):
-        self.socket = socket
-        self.codec = Codec()
+        super().__init__(socket, Kit("", HELLO))
         # websockets 13 drops frames that nobody awaits when the close comes, so read on.
         self.frames = asyncio.Queue()
         self.reader = asyncio.ensure_future(self.read())
@@ -138,31 +149,13 @@ class Device:
             pass
         self.frames.put_nowait(None)
 
-    async def say(self, message, stream=0):
-        await self.socket.send(self.codec.encode(message, stream))
-
-    async def hear(self):
+    async def hear(self, number=None):
+        """Return the next message of whatever stream."""
         frame = await asyncio.wait_for(self.frames.get(), 10)
         if frame is None:
             await self.socket.recv()  # raises what ended the connection
         self.heard = self.codec.decode(frame)
         return self.heard.message
-
-    async def greet(self, **changes):
-        fields = {
-            "agent": "test",
-            "target": "",
-            "tokenizer": b"\xaa" * 32,
-            "backbone": b"\xbb" * 32,
-            "vocab_size": VOCAB,
-            "family": "arithmetic",
-            "capabilities": ("teleport", "resume"),
-        }
-        await self.say(Hello(**{**fields, **changes}))
-        answer = await self.hear()
-        if isinstance(answer, Welcome):
-            self.codec = Codec.of(answer)
-        return answer
 
     async def open(self, prompt, n, stream=0, stops=()):
         await self.say(Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, n, stops), stream)
@@ -171,10 +164,6 @@ class Device:
     async def resume(self, opened, position, secret=None):
         await self.say(Resume(opened.id, secret or opened.secret, position))
         return await self.hear()
-
-    def cut(self):
-        """End the connection as a broken link does."""
-        self.socket.transport.abort()
 
     async def generate(self, prompt, n, k=3, wrong_every=3, stream=0):
         """Draft the right text with a wrong token now and then; return what comes."""
