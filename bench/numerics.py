@@ -287,7 +287,7 @@ def _price(backends: dict[str, Any], turns: int = 16) -> dict[str, dict[str, flo
                     for slot in slots[key]:
                         _read(backend, slot, ids[: context + turns])
                 for slot in slots[key]:  # a rewind forgets what it passes
-                    backend.table.lengths[slot] = context + turns
+                    backend.lengths[slot] = context + turns
                 begin = time.perf_counter()
                 if context:
                     part = ids[start : start + n]

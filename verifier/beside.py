@@ -83,8 +83,6 @@ class Shares:
 class Drafts:
     """Draft models for the streams of one target, one for each that runs."""
 
-    together = False  # a forward of several streams takes what one takes
-
     def __init__(
         self,
         make: Callable[[], Model],  # loads one, in the thread of the target's forwards

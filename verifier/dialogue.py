@@ -24,9 +24,9 @@ from draftwire.transport.messages import (
     Resume,
 )
 from draftwire.verifier.grammars import Shelf
-from draftwire.verifier.greeting import DRAINING, FatalError, error_of
+from draftwire.verifier.greeting import DRAINING, error_of, fatal
 from draftwire.verifier.patience import Pace
-from draftwire.verifier.serving.accounts import LimitError
+from draftwire.verifier.serving.limits import FatalError, Refusal
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
 
 _HELD = 64  # blocks of an open that waits for its grammar
@@ -166,7 +166,7 @@ class Dialogue:
         if not isinstance(message, Hello):
             raise ProtocolError(f"the first message is {_name(message)}, not a hello")
         if self._draining:
-            raise FatalError.of(DRAINING)
+            raise fatal(DRAINING)
         self.terms = terms = self._greet(message)
         if "grammar" in terms.welcome.capabilities:
             self._shelf = Shelf(terms.served.grammars)
@@ -183,12 +183,13 @@ class Dialogue:
         if before is not None:  # whoever uses its number has seen the last one end
             self._end(number, park=False)
         if self._draining:
-            raise FatalError.of(DRAINING)
+            raise fatal(DRAINING)
         most = self._kept.limits.streams
         if self.running >= most:
-            raise LimitError(
+            raise Refusal(
+                "limit",
                 f"{most} streams run on this connection, that is its limit",
-                hint="wait for one to end, or connect once more",
+                "wait for one to end, or connect once more",
             )
         while len(self._streams) >= 2 * most:  # ends that nobody says he has seen
             ended = (n for n, s in self._streams.items() if s.session.done)
@@ -247,7 +248,7 @@ class Dialogue:
                     self._waiting[number] = [request]
                     return
             stream = self._kept.open(request, terms, self, grammar)
-        except (ConfigError, RefusedError, FatalError) as error:
+        except (ConfigError, RefusedError) as error:
             self._refuse(error, number)
             return
         answer = Opened(stream.id, stream.secret, stream.reused)
@@ -257,7 +258,7 @@ class Dialogue:
         try:
             self._room(number, "a resume")
             stream, answer = self._kept.resume(request, terms, self)
-        except (RefusedError, FatalError) as error:
+        except RefusedError as error:
             self._refuse(error, number)
             return
         if self._streams.get(stream.number) is stream:

@@ -12,24 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Union
 
-from draftwire.errors import ConfigError, DraftwireError, RefusedError
+from draftwire.errors import ConfigError, DraftwireError
 from draftwire.sampling.grammar import Compiled, Grammar
 from draftwire.sampling.grammar.engine import vocabulary
 from draftwire.transport import messages
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend
 from draftwire.verifier.executor import Executor
+from draftwire.verifier.serving.limits import Refusal
 
 _KEPT = 32  # compiled, of one target
 _SHELF = 16  # of one connection
 _COMPILING = 4
 _Outcome = Union[Compiled, DraftwireError]
-
-
-class UnknownGrammarError(RefusedError):
-    """The grammar that an open names has not been sent, or was forgotten."""
-
-    code = "grammar"
 
 
 class Grammars:
@@ -123,13 +118,14 @@ class Shelf:
     def find(self, digest: bytes) -> Compiled | None:
         """Return the grammar that an open names; None while it is being compiled.
 
-        Raises an UnknownGrammarError where it was not sent on this connection, or long ago,
+        Raises a Refusal where it was not sent on this connection, or long ago,
         and what it was refused for.
         """
         if digest not in self._found:
-            raise UnknownGrammarError(
+            raise Refusal(
+                "grammar",
                 "the grammar that the open names is not known on this connection",
-                hint="send it, then open again",
+                "send it, then open again",
             )
         self._found.move_to_end(digest)
         outcome = self._found[digest]

@@ -22,7 +22,7 @@ from draftwire.transport.messages import Error, Hello, Welcome
 from draftwire.verifier.backends.streaming import keeps_streams, schemes_of
 from draftwire.verifier.registry import Registry, Served
 from draftwire.verifier.serving.accounts import Usage
-from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.limits import FatalError, Limits
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -34,27 +34,9 @@ DRAINING = Error(
 REVOKED = "the token of this device is not valid any more"
 
 
-class FatalError(Exception):
-    """Ends a connection with an error frame; ``code`` is of PROTOCOL.md, section 5."""
-
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.error = _told(code, message, hint)
-
-    @classmethod
-    def of(cls, error: Error) -> FatalError:
-        """Return the exception that sends ``error``."""
-        return cls(error.code, error.message, error.hint)
-
-
-def _told(code: str, message: str, hint: str, *, fatal: bool = True) -> Error:
-    # A text field holds 4096 bytes, a character takes up to four. Engines put anything
-    # into their sentences; people read this on a terminal.
-    message, hint = (
-        "".join(c if c.isprintable() else " " for c in text[:1000])
-        for text in (message, hint)
-    )
-    return Error(code, message, hint, fatal)
+def fatal(error: Error) -> FatalError:
+    """Return the exception that sends ``error``."""
+    return FatalError(error.code, error.message, error.hint)
 
 
 def error_of(error: Exception) -> Error:
@@ -62,15 +44,19 @@ def error_of(error: Exception) -> Error:
 
     Whatever is not the device's mistake nor a lack of room is ``internal``.
     """
-    if isinstance(error, FatalError):
-        return error.error
     if not isinstance(error, DraftwireError):
         log.error("the verifier failed", exc_info=error)
         return Error("internal", f"the verifier failed: {type(error).__name__}")
     kinds = (ProtocolError, "protocol"), (ConfigError, "request"), (RefusedError, "busy")
     code = next((word for kind, word in kinds if isinstance(error, kind)), "internal")
     code = getattr(error, "code", code)
-    told = _told(code, str(error), error.hint, fatal=code == "protocol")
+    # A text field holds 4096 bytes, a character takes up to four. Engines put anything
+    # into their sentences; people read this on a terminal.
+    message, hint = (
+        "".join(c if c.isprintable() else " " for c in text[:1000])
+        for text in (str(error), error.hint)
+    )
+    told = Error(code, message, hint, getattr(error, "fatal", code == "protocol"))
     if isinstance(error, BusyError) and error.retry_after_s is not None:
         told = dataclasses.replace(told, retry_after_ms=round(1e3 * error.retry_after_s))
     return told

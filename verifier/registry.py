@@ -51,6 +51,7 @@ class Served:
         scheduler = self.scheduler  # streams that an engine keeps itself have none
         executor = scheduler.executor if isinstance(scheduler, Scheduler) else None
         self.grammars = Grammars(self.backend, executor)
+        self.counters = scheduler.counters
 
     @property
     def driven(self) -> Scheduler:

@@ -3,8 +3,8 @@
 Plain code that an executor and a clock call back: the same live and in virtual time.
 Between two forwards the scheduler looks at everything that waits:
 
-* *Blocks* (verifications, a few tokens each) go together, one per slot, oldest slot
-  first and served slots to the back: round robin.
+* *Blocks* (verifications, a few tokens each) go together, oldest slot first and served
+  slots to the back: round robin.
 * *Prompts* are cut into chunks. While blocks and prompts both wait, they take turns, so
   that a block never waits for more than one chunk of somebody's long prompt.
 
@@ -25,7 +25,7 @@ us there is how many streams it shall have at once, and what it did (:class:`Fee
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence, Union
@@ -152,16 +152,15 @@ class Scheduler:
         self.price = ForwardPrice()
         # what a draft takes that is made beside the target; 0 before the first
         self.step_s = 0.0
-        self.waiting = 0  # requests that wait for a forward
         self.chunk = chunk
         self._max_tokens, self._max_batch = max_tokens, max_batch
         self._max_waiting = max_waiting
-        # Each slot's requests in order; the order of the slots is that of service.
-        self._queues: OrderedDict[int, deque[Request]] = OrderedDict()
+        # What waits for a forward, one a slot, in the order of service.
+        self._queue: OrderedDict[int, Request] = OrderedDict()
         self._prompts = False  # the present forward, or else the last, is of prompts
         self._batch: list[Request] = []  # in the running forward
         self._parts: list[SlotInput] = []
-        self._repeat: deque[Request] = deque()  # of a forward that failed
+        self._repeat: list[Request] = []  # of a forward that failed
         self._releasing: set[int] = set()  # slots to be released when it ends
         self._beginning = self._closed = False
         self._patience = patience
@@ -170,6 +169,11 @@ class Scheduler:
         self._holding: Timer | None = None
         self._since_s = 0.0  # that the present hold lasts
         self.held_s = 0.0  # seconds that forwards were held back
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a forward."""
+        return len(self._queue)
 
     def submit(
         self,
@@ -182,7 +186,7 @@ class Scheduler:
         on_exit: OnExit | None = None,
         done: OnDone,
     ) -> Request:
-        """Let the target run ``item``.
+        """Let the target run ``item``, of a slot for which nothing waits.
 
         ``done`` is called once, never inside this call, unless the request is withdrawn:
         with a :class:`RefusedError` when too many wait, the slot was released or the
@@ -205,8 +209,8 @@ class Scheduler:
                 "try again later, or add a verifier",
             )
         else:
-            self._queues.setdefault(slot, deque()).append(request)
-            self.waiting += 1
+            assert slot not in self._queue
+            self._queue[slot] = request
             self._start()
         return request
 
@@ -216,9 +220,8 @@ class Scheduler:
         A slot inside the running forward is given back when that forward ends, so that
         nobody else gets it while the engine still writes to it.
         """
-        for request in tuple(self._queues.get(slot, ())):
-            self.forget(request)
-            self._refuse(request, "the stream has ended")
+        if slot in self._queue:
+            self._drop(self._queue[slot], "the stream has ended")
         if any(request.slot == slot for request in self._batch):
             self._releasing.add(slot)
         else:
@@ -234,10 +237,13 @@ class Scheduler:
         self._closed = True
         if self._holding is not None:
             self._holding.cancel()
-        for request in [request for queue in self._queues.values() for request in queue]:
-            self.forget(request)
-            self._refuse(request, "the verifier is shutting down")
+        for request in tuple(self._queue.values()):
+            self._drop(request, "the verifier is shutting down")
         self.executor.close()
+
+    def _drop(self, request: Request, why: str) -> None:
+        self.forget(request)
+        self._refuse(request, why)
 
     def _refuse(self, request: Request, why: str, hint: str = "") -> None:
         self.clock.post(request.answer, RefusedError(why, hint=hint))
@@ -245,22 +251,18 @@ class Scheduler:
     def forget(self, request: Request) -> None:
         """Nobody waits for ``request`` any more."""
         if self._waits(request):
-            queue = self._queues[request.slot]
-            queue.remove(request)
-            self.waiting -= 1
-            if not queue:
-                del self._queues[request.slot]
+            del self._queue[request.slot]
         if request in self._batch and not any(map(self._waits, self._batch)):
             self.executor.break_off()
 
     def _waits(self, request: Request) -> bool:
-        return request in self._queues.get(request.slot, ())
+        return self._queue.get(request.slot) is request
 
     # ---- a forward
 
     def _start(self) -> None:
         # What happens at the same moment goes into the same forward.
-        if self._queues and not (self._batch or self._beginning or self._closed):
+        if self._queue and not (self._batch or self._beginning or self._closed):
             self._beginning = True
             self.clock.post(self._begin)
 
@@ -280,7 +282,7 @@ class Scheduler:
         if self._holding is not None:
             self._holding.cancel()
         while self._repeat:
-            request = self._repeat.popleft()
+            request = self._repeat.pop(0)
             if self._waits(request):
                 self._run([request])
                 return
@@ -316,16 +318,15 @@ class Scheduler:
 
     def _heads(self) -> list[Request]:
         """Return whose turn it is, all of one kind."""
-        heads = [queue[0] for queue in self._queues.values()]
-        kinds = {request.prefill for request in heads}
+        kinds = {request.prefill for request in self._queue.values()}
         prompts = not self._prompts if len(kinds) == 2 else True in kinds
-        return [request for request in heads if request.prefill is prompts]
+        return [r for r in self._queue.values() if r.prefill is prompts]
 
     def _hold_until(self, heads: Sequence[Request], now_s: float) -> float:
         """Return until when the next forward waits for drafts of ``heads``."""
         if not (self._patience and heads and self.price.seconds):
             return now_s
-        if len(heads) < len(self._queues) or len(heads) > self._max_batch:
+        if len(heads) < self.waiting or len(heads) > self._max_batch:
             return now_s  # others wait
         outlooks = []
         for request in heads:
@@ -355,7 +356,7 @@ class Scheduler:
             widest = width
             batch.append(request)
         for request in batch:  # served slots go to the back
-            self._queues.move_to_end(request.slot)
+            self._queue.move_to_end(request.slot)
             self._prompts = request.prefill
         return batch
 
@@ -392,7 +393,7 @@ class Scheduler:
             answer = ModelError("the backend returned a wrong number of rows")
         if isinstance(answer, BaseException):
             if len(batch) > 1:
-                self._repeat.extend(batch)
+                self._repeat += batch
             elif self._waits(batch[0]):
                 self.forget(batch[0])
                 self.counters.failed += 1
@@ -427,6 +428,8 @@ class Scheduler:
 
 class Feeder:
     """Counts the streams of an engine that keeps them itself, and what it does."""
+
+    held_s = 0.0  # it holds no forward back
 
     def __init__(self, backend: StreamBackend, clock: Clock) -> None:
         self.backend, self.clock = backend, clock

@@ -40,14 +40,14 @@ from draftwire.transport.messages import (
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.streaming import Run, Step, keeps_streams
 from draftwire.verifier.beside import Beside, Drafting
-from draftwire.verifier.greeting import FatalError, error_of
+from draftwire.verifier.greeting import error_of
 from draftwire.verifier.patience import Arrivals, Outlook
 from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
 from draftwire.verifier.rows import Lookup
 from draftwire.verifier.scheduler import Feeder, Request, Verified
 from draftwire.verifier.serving.accounts import Usage
-from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.limits import FatalError, Limits, Refusal
 from draftwire.verifier.tally import StreamCounts
 from draftwire.verifier.target_session import TargetSession, Verdict, Work
 
@@ -62,18 +62,6 @@ _STREAM_BYTES = 4096  # all else of a stream
 _GRAMMAR_BYTES = 256 << 10  # of its grammar: two matchers, some 130 kB each
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
 _ANEW = "open the stream again, with its prompt and text as the prompt"
-
-
-class UnknownStreamError(RefusedError):
-    """There is no stream that this device may go on with."""
-
-    code = "stream"
-
-
-class UnknownPrefixError(RefusedError):
-    """The ids that a device names are not here any more."""
-
-    code = "prefix"
 
 
 class Terms(NamedTuple):
@@ -632,10 +620,6 @@ class KeptStreams:
         parked = self._parked.values()
         return sum(s.served is served and s.slot is not None for s in parked)
 
-    def knows_any(self) -> bool:
-        """Return whether any stream, running or waiting, can be resumed."""
-        return bool(self._known)
-
     def open(
         self, request: Open, terms: Terms, holder: Dialogue, grammar: Compiled | None = None
     ) -> Stream:
@@ -645,8 +629,7 @@ class KeptStreams:
 
         Raises:
             ConfigError: The request cannot be served.
-            LimitError: The account has as many streams as it may.
-            RefusedError: Every slot is in use.
+            RefusedError: Every slot is in use, or the account has as many as it may.
         """
         served, usage = terms.served, terms.usage
         if request.prefix:
@@ -698,7 +681,8 @@ class KeptStreams:
         of those that use it, since an engine takes a stream's cache in one piece.
         """
         served, usage = stream.served, stream.usage
-        if not self.limits.prefixes or stream.slot is None:
+        assert stream.slot is not None
+        if not self.limits.prefixes:
             return 0
         running = [
             (other.slot, other.session.tokens, other.session.cached)
@@ -706,8 +690,7 @@ class KeptStreams:
             if other.slot is not None
         ]
         slot, n = self.prefixes.longest(usage, served, prompt, running)
-        share = getattr(served.backend, "share", None)
-        if not n or share is None or not share(slot, stream.slot, n):
+        if not n or not served.driven.backend.share(slot, stream.slot, n):
             return 0
         self.prefixes.found += 1
         served.tally.prefix_hits += n
@@ -716,7 +699,7 @@ class KeptStreams:
 
     def lookup_of(self, prompt: Sequence[int], served: Served) -> Lookup | None:
         """Return what guesses for a new stream, or None."""
-        most = 0 if isinstance(served.scheduler, Feeder) else self.limits.lookup
+        most = self.limits.lookup
         if served.drafts is not None:
             return Beside(prompt, most, served.drafts)
         return Lookup(prompt, most) if most else None
@@ -754,7 +737,7 @@ class KeptStreams:
             # It may hold a correction that it drew itself: let it open anew.
             self.forget(stream)
             self.refused += 1
-            raise UnknownStreamError(str(error), hint=_ANEW) from None
+            raise Refusal("stream", str(error), _ANEW) from None
         self._take(stream)
         stream.hold(holder)
         self.resumed += 1
@@ -828,10 +811,11 @@ class KeptStreams:
             or stream.vocab_size != terms.welcome.vocab_size
         ):
             self.refused += 1
-            raise UnknownStreamError(
+            raise Refusal(
+                "stream",
                 "there is no such stream to resume: it is unknown here, its time is up, "
                 "or it belongs to another target",
-                hint=_ANEW,
+                _ANEW,
             )
         return stream
 
@@ -849,9 +833,10 @@ class KeptStreams:
             running = [stream.session.tokens for stream in self._running(terms)]
             ids = self.prefixes.named(terms.usage, terms.served, n, right, running)
         if not ids and (n or not right(b"")):
-            raise UnknownPrefixError(
+            raise Refusal(
+                "prefix",
                 f"the {n} ids that the open names, or its settings, are not here any more",
-                hint="open with the whole prompt and all settings",
+                "open with the whole prompt and all settings",
             )
         prompt = (*ids, *request.prompt)
         return dataclasses.replace(

@@ -15,7 +15,7 @@ import numpy as np
 from pieces import plain_text
 
 from draftwire.packages import Exit, Family
-from draftwire.verifier.backends.base import SlotTable
+from draftwire.verifier.backends.base import SlotTarget
 
 FAMILY = Family("hashed", "b" * 64, "a" * 64)
 
@@ -44,7 +44,7 @@ class FedDraft:
         self.fed += other.fed[len(self.fed) : end]
 
 
-class CachedTarget:
+class CachedTarget(SlotTarget):
     """A target backend.
 
     Args:
@@ -65,7 +65,7 @@ class CachedTarget:
     """
 
     name, version, family, bos_id, eos_ids = "hashed", "v1", FAMILY, None, ()
-    numerics, logit_error, leaves = "exact", 0.0, True
+    numerics, leaves = "exact", True
     begin = None  # the digest of no text: the salt
 
     def __init__(
@@ -75,11 +75,10 @@ class CachedTarget:
         self.tokenizer_path = (
             grammars.TOKENIZER if vocab_size == len(grammars.WORDS) else None
         )
-        self.vocab_size, self.slots, self.context = vocab_size, slots, context
+        super().__init__(slots, context, vocab_size)
         self.exits = tuple(Exit(i + 1, 0.0, 0.9) for i in range(exits))
         self.wrong = wrong
         self.begin = self.begin or salt
-        self.table = SlotTable(slots, context, vocab_size)
         self.shared = 0
         self.content = {}  # of each slot: the token and the digest up to each position
         self.forwards = self.fed = self.again = 0
@@ -89,17 +88,15 @@ class CachedTarget:
         self._path = [], [self.begin]
 
     def allocate(self):
-        slot = self.table.allocate()
+        slot = super().allocate()
         self.content[slot] = []
         return slot
 
     def release(self, slot):
-        self.table.release(slot)
+        super().release(slot)
         del self.content[slot]
 
-    def share(self, source, slot, length):
-        if not self.table.share(source, slot, length):
-            return False
+    def copy(self, source, slot, length):
         self.content[slot] = self.content[source][:length]
         self.shared += 1
         return True
@@ -112,14 +109,13 @@ class CachedTarget:
             assert item.slot in self.content, f"slot {item.slot} is nobody's"
             held = len(self.content[item.slot])
             assert 0 <= item.start <= held, f"fed at {item.start} of a cache of {held}"
-        self.table.check(batch)
-        answers = [self._feed(item) for item in batch]
-        if on_exit is not None:
-            self.table.rewind(batch)  # what a listener raises leaves no trace
-            for number, _ in enumerate(self.exits):
-                turn = int(number in self.wrong)
-                on_exit(number, [np.roll(rows, turn, axis=1) for rows in answers])
-        self.table.commit(batch)
+        return super().forward(batch, on_exit)
+
+    def run(self, frame, tell):
+        answers = [self._feed(item) for item in frame.items]
+        for number, _ in enumerate(self.exits if tell else ()):
+            turn = int(number in self.wrong)
+            tell(number, [np.roll(rows, turn, axis=1) for rows in answers])
         return answers
 
     def _feed(self, item):

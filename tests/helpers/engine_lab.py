@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from types import SimpleNamespace
 
 from draftwire.clock import LoopClock
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import (
-    Block,
-    Commit,
-    Error,
-    Hello,
-    Open,
-    Opened,
-    Resume,
-    Resumed,
-    Welcome,
-)
+from draftwire.transport.messages import Hello, Open, Welcome
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import welcome_to
+from draftwire.verifier.kit.peer import Kit, Peer
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Feeder
 from draftwire.verifier.serving.accounts import Account, Usage
@@ -55,82 +47,66 @@ class Verifier:
         return Device(self, served)
 
 
+class Socket:
+    """A websocket's place, in memory: a dialogue is at its other end."""
+
+    def __init__(self, kept, terms):
+        self.codec, self.frames = Codec(), asyncio.Queue()
+        ends = dict.fromkeys(("close", "abort"), lambda *_: None)
+        peer = SimpleNamespace(send=self.put, **ends)
+        self.dialogue = Dialogue(kept, lambda hello: terms, peer)
+        self.transport = SimpleNamespace(abort=self.dialogue.lost)
+
+    def put(self, message, stream=0):
+        self.frames.put_nowait(self.codec.encode(message, stream))
+        if isinstance(message, Welcome):
+            self.codec = Codec.of(message)
+
+    async def send(self, data):
+        frame = self.codec.decode(data)
+        self.dialogue.take(frame.message, frame.stream)
+
+    async def recv(self):
+        return await self.frames.get()
+
+
 class Device:
-    """One stream of a device that drafts what it is told to, by PROTOCOL.md 4.2."""
+    """The kit's device, without a socket: it drafts what it is told to."""
 
     def __init__(self, verifier, served):
         backend, family = served.backend, served.backend.family
         names = "test", "", bytes.fromhex(family.tokenizer), b"", backend.vocab_size, b""
-        self.hello = Hello(*names, family.name, ("resume",))
-        welcome = welcome_to(self.hello, served, verifier.limits)
+        hello = Hello(*names, family.name, ("resume",))
+        welcome = welcome_to(hello, served, verifier.limits)
         self.terms = Terms(served, verifier.usage, welcome)
-        self.kept, self.codec = verifier.kept, Codec(welcome.vocab_size)
+        self.kept, self.kit = verifier.kept, Kit("", hello, patience_s=300.0)
         self.forwards = 0
-        self.connect()
 
-    def connect(self):
-        self.heard = asyncio.Queue()  # what was on its way is lost
-        self.dialogue = Dialogue(self.kept, lambda hello: self.terms, self)
-        self.dialogue.take(self.hello, None)
-        assert isinstance(self.heard.get_nowait(), Welcome)
-
-    # -- the peer of a dialogue
-
-    def send(self, message, stream=0):
-        if not isinstance(message, Welcome):
-            message = self.codec.decode(self.codec.encode(message, stream)).message
-        self.heard.put_nowait(message)
-
-    def close(self, *_):
-        pass
-
-    abort = close
-
-    # -- the device
-
-    def say(self, message):
-        self.dialogue.take(self.codec.decode(self.codec.encode(message, 0)).message, 0)
-
-    async def hear(self, kind):
-        while True:
-            message = await asyncio.wait_for(self.heard.get(), 300)
-            assert not isinstance(message, Error), message
-            if isinstance(message, kind):
-                return message
+    async def connect(self):
+        peer = Peer(Socket(self.kept, self.terms), self.kit)
+        assert isinstance(await peer.greet(), Welcome)
+        return peer
 
     async def write(self, request, oracle, k=6, race=False, cut_at=None):
         """Return the text of ``request`` with drafts of ``oracle(text, k)``."""
-        self.say(request)
-        opened, text = await self.hear(Opened), []
-        epoch, ahead, end = 0, [], 0  # drafts that were sent; where the text stands then
-        while True:
-            if not ahead and (race or end <= len(text)):
-                ahead = oracle(text, k) if oracle else []
-                if ahead or not race:
-                    end = len(text) + max(1, len(ahead))
-                    self.say(Block(epoch, len(text), tuple(ahead), race=race))
-            commit = await self.hear(Commit)
-            held = ahead if commit.epoch == epoch else []
-            assert commit.accepted <= len(held)
-            new = held[: commit.accepted] + [commit.token] * (commit.token is not None)
-            if ahead[: len(new)] == new[: len(ahead)]:
-                ahead = ahead[len(new) :]
-            else:
-                epoch, ahead, end = epoch + 1 & 0xFF, [], 0
-            text += new
-            self.forwards += 1
-            if commit.forwards is not None:
-                self.forwards = commit.forwards
-            if commit.finish:
-                return text
-            if cut_at is not None and len(text) >= cut_at:
-                cut_at = None
-                self.dialogue.lost()
-                self.connect()
-                self.say(Resume(opened.id, opened.secret, len(text)))
-                found = await self.hear(Resumed)
-                text += found.tokens
-                epoch, ahead, end = found.epoch, [], 0
+        peer = await self.connect()
+        stream, end = await peer.open(request), 0  # where the text stands with its drafts
+        while not stream.finish:
+            at, epoch = len(stream.text), stream.epoch
+            if not stream.ahead and (race or end <= at):
+                drafts = oracle(stream.text, k) if oracle else []
+                if drafts or not race:
+                    end = at + max(1, len(drafts))
+                    await stream.draft(drafts, race=race)
+            await stream.commit()
+            end = end if stream.epoch == epoch else 0
+            if cut_at is not None and len(stream.text) >= cut_at and not stream.finish:
+                cut_at, end = None, 0
+                peer.cut()
+                stream = await (await self.connect()).resume(stream)
+        self.forwards = stream.forwards
+        assert not self.kit.broken, self.kit.broken
+        return stream.text
 
 
 def oracle_of(text, kind, seed, vocab_size):

@@ -15,19 +15,19 @@ from cached_target import FAMILY, CachedTarget
 
 from draftwire.errors import ModelError, RefusedError
 from draftwire.sampling import make_decider
-from draftwire.verifier.backends.streaming import Step
+from draftwire.verifier.backends.streaming import Run, Step
 from draftwire.verifier.backends.vllm.wish import Wish
 
 SCHEMES = ("greedy", "coupled", "match", "argmax")
 
 
-class FakeRun:
-    def __init__(self, engine, order, on_step, on_end):
-        self.engine, self.order = engine, order
-        self.on_step, self.on_end = on_step, on_end
+class FakeRun(Run):
+    def __init__(self, engine, order, *ways):
+        super().__init__(order, *ways)
+        self.engine = engine
         self.text = list(order.tokens)
         self.wish = Wish()
-        self.read = self.lost = self.closed = self.gone = False
+        self.read = self.lost = self.gone = False
         self.decider = make_decider(order.params, engine.vocab_size)
         self.kept = []  # tokens of a step that waits to be told with the next
 
@@ -38,7 +38,7 @@ class FakeRun:
 
     def close(self):
         assert not self.closed
-        self.closed = True
+        super().close()
         self.engine.later(lambda: self.engine.drop(self))
 
     @property
@@ -104,7 +104,7 @@ class FakeEngine:
         if self.clock.now_s < self.full_until:
             raise RefusedError("planted: there is no room")
         assert clock is self.clock and len(order.tokens) < order.end <= self.context
-        run = FakeRun(self, order, on_step, on_end)
+        run = FakeRun(self, order, clock, on_step, on_end)
         self.number += 1
         name = f"stream-{self.number}-{self.rng.getrandbits(32):08x}"
         self.later(lambda: self.runs.setdefault(name, run))
@@ -179,27 +179,20 @@ class FakeEngine:
             return
         if run.kept and drafts:  # what was kept comes first, and by itself
             kept = Step(tuple(run.kept), 0, epoch, 0.0, seconds, self.steps)
-            self.clock.post(self.tell, run, kept)
+            run.say(kept)
             new = new[len(run.kept) :]
         run.kept = []
         step = Step(tuple(new), len(drafts), epoch, 0.0, seconds, self.steps)
-        self.clock.post(self.tell, run, step)
+        run.say(step)
 
     def flush(self, run):
         if run.kept:
-            step = Step(tuple(run.kept))
+            run.say(Step(tuple(run.kept)))
             run.kept = []
-            self.tell(run, step)
-
-    def tell(self, run, step):
-        if not run.closed:
-            run.on_step(step)
 
     def end(self, run, error, again):
         self.drop(run)
-        if not run.closed:
-            run.closed = True
-            run.on_end(error, again)
+        run.end(error, again)
 
     def die(self, for_s):
         """The process is gone, with all that it held; another one starts."""

@@ -43,7 +43,7 @@ from draftwire.transport.messages import (
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Accounts
 from draftwire.verifier.serving.limits import Limits
-from draftwire.verifier.serving.service import VerifierService
+from draftwire.verifier.serving.service import Settings, VerifierService
 from draftwire.verifier.target_session import TargetSession
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -390,8 +390,9 @@ class _Caller:
 @functools.lru_cache(maxsize=None)
 def _doors() -> tuple[asyncio.AbstractEventLoop, VerifierService]:
     limits = Limits(knocks_per_s=1 << 20)
-    options = {"accounts": Accounts.of("right"), "trusted": ("127.0.0.1",)}
-    service = VerifierService(Registry(lambda path: None), limits=limits, **options)
+    settings = Settings(limits=limits, trusted=("127.0.0.1",))
+    registry = Registry(lambda path: None)
+    service = VerifierService(registry, settings, accounts=Accounts.of("right"))
     return asyncio.new_event_loop(), service
 
 

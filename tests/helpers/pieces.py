@@ -122,3 +122,14 @@ def target_only(backend, prompt, params, count):
         )
     finally:
         backend.release(slot)
+
+
+def assert_of_the_likeliest(row, drawn):
+    """Assert that tokens are drawn of the four likeliest of a row as their law has it."""
+    likely = np.argsort(-row)[:4]
+    p = np.exp(row[likely] - row[likely].max())
+    wanted = len(drawn) * p / p.sum()
+    seen = np.array([drawn.count(token) for token in likely])
+    assert seen.sum() == len(drawn)
+    # Chi square with three degrees: above 16.3 once in a thousand.
+    assert float(((seen - wanted) ** 2 / wanted).sum()) < 16.3

@@ -6,6 +6,7 @@ import asyncio
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from draftwire.clock import LoopClock
 from draftwire.packages import Family
-from draftwire.transport.codec import SUBPROTOCOL, Codec
+from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -27,10 +28,11 @@ from draftwire.transport.messages import (
 )
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.executor import ThreadExecutor
+from draftwire.verifier.kit.peer import Kit, Peer
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account, Accounts
-from draftwire.verifier.serving.service import VerifierService
+from draftwire.verifier.serving.service import Settings, VerifierService
 
 VOCAB = 50
 A, B, C = "a" * 20, "b" * 20, "c" * 20  # tokens
@@ -97,12 +99,21 @@ def ask(scheduler, item, **options):
     return future
 
 
+def made(kind, **options):
+    """Return a service without targets; options are those of all its parts."""
+    names = {one.name for one in fields(Settings)} & {*options}
+    given = {name: options.pop(name) for name in names}
+    settings = Settings(**{name: x for name, x in given.items() if x is not None})
+    registry = options.pop("registry", None) or Registry(lambda path: None)
+    return kind(registry, settings, **options)
+
+
 @asynccontextmanager
 async def serving(*backends, kind=VerifierService, scheduler=None, **options):
     registry = Registry(lambda path: None, scheduler=scheduler)
     for backend in backends or (ArithmeticBackend(),):
         registry.add(backend)
-    service = kind(registry, **options)
+    service = made(kind, registry=registry, **options)
     await service.start()
     try:
         yield service
@@ -110,12 +121,22 @@ async def serving(*backends, kind=VerifierService, scheduler=None, **options):
         await service.close()
 
 
-class Device:
-    """A hand-driven device end."""
+HELLO = Hello(
+    agent="test",
+    target="",
+    tokenizer=b"\xaa" * 32,
+    backbone=b"\xbb" * 32,
+    vocab_size=VOCAB,
+    family="arithmetic",
+    capabilities=("teleport", "resume"),
+)
+
+
+class Device(Peer):
+    """A hand-driven device end: the kit's, held to nothing."""
 
     def __init__(self, socket):
-        self.socket = socket
-        self.codec = Codec()
+        super().__init__(socket, Kit("", HELLO))
         # websockets 13 drops frames that nobody awaits when the close comes, so read on.
         self.frames = asyncio.Queue()
         self.reader = asyncio.ensure_future(self.read())
@@ -128,31 +149,13 @@ class Device:
             pass
         self.frames.put_nowait(None)
 
-    async def say(self, message, stream=0):
-        await self.socket.send(self.codec.encode(message, stream))
-
-    async def hear(self):
+    async def hear(self, number=None):
+        """Return the next message of whatever stream."""
         frame = await asyncio.wait_for(self.frames.get(), 10)
         if frame is None:
             await self.socket.recv()  # raises what ended the connection
         self.heard = self.codec.decode(frame)
         return self.heard.message
-
-    async def greet(self, **changes):
-        fields = {
-            "agent": "test",
-            "target": "",
-            "tokenizer": b"\xaa" * 32,
-            "backbone": b"\xbb" * 32,
-            "vocab_size": VOCAB,
-            "family": "arithmetic",
-            "capabilities": ("teleport", "resume"),
-        }
-        await self.say(Hello(**{**fields, **changes}))
-        answer = await self.hear()
-        if isinstance(answer, Welcome):
-            self.codec = Codec.of(answer)
-        return answer
 
     async def open(self, prompt, n, stream=0, stops=()):
         await self.say(Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, n, stops), stream)
@@ -161,10 +164,6 @@ class Device:
     async def resume(self, opened, position, secret=None):
         await self.say(Resume(opened.id, secret or opened.secret, position))
         return await self.hear()
-
-    def cut(self):
-        """End the connection as a broken link does."""
-        self.socket.transport.abort()
 
     async def generate(self, prompt, n, k=3, wrong_every=3, stream=0):
         """Draft the right text with a wrong token now and then; return what comes."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from http_engine import HttpEngine
+from pieces import assert_of_the_likeliest
 from verifier_lab import serving
 
 from draftwire.cli import main
@@ -227,16 +228,8 @@ def test_without_the_processor_the_server_draws_itself_and_the_law_is_its_own(
     target = attach(folder, server)
     assert target.schemes == ("greedy", "argmax", "match")
     params = SamplingParams("match", 1.0, 4, 1.0, seed=1)
-    row = server.model.rows_after(PROMPT)
-    likely = np.argsort(-row)[:4]
-    p = np.exp(row[likely] - row[likely].max())
-    p /= p.sum()
-    seen = np.zeros(4)
-    for _ in range(200):
-        (token,), _ = generate(target, params, lambda text: [], n=1)
-        seen[list(likely).index(token)] += 1
-    # Chi square with three degrees: above 16.3 once in a thousand.
-    assert float((((seen - 200 * p) ** 2) / (200 * p)).sum()) < 16.3
+    drawn = [generate(target, params, lambda text: [], n=1)[0][0] for _ in range(200)]
+    assert_of_the_likeliest(server.model.rows_after(PROMPT), drawn)
     with pytest.raises(ConfigError, match="cannot do coupled"):
         generate(target, SamplingParams("coupled", 0.8), lambda text: [])
 

@@ -17,6 +17,7 @@ from verifier_lab import (
     device,
     get,
     greeted,
+    made,
     serving,
 )
 from websockets.exceptions import InvalidStatus
@@ -34,7 +35,6 @@ from draftwire.transport.messages import (
 )
 from draftwire.verifier.gateway.fleet import Fleet, Ring
 from draftwire.verifier.gateway.relay import Gateway
-from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.metrics import METRICS
@@ -100,7 +100,7 @@ async def fleet(*backends, limits=None, file=None, accounts=None, **options):
 @asynccontextmanager
 async def before(urls, file=None, accounts=None, health_s=0.1, **options):
     ways = Fleet(urls, file=file, health_s=health_s)
-    gateway = Gateway(Registry(lambda path: None), fleet=ways, accounts=accounts, **options)
+    gateway = made(Gateway, fleet=ways, accounts=accounts, **options)
     await gateway.start()
     try:
         yield gateway

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pieces import target_only
+from pieces import assert_of_the_likeliest, target_only
 from verifier_lab import serving
 
 gguf = pytest.importorskip("gguf")
@@ -172,16 +172,9 @@ def test_match_has_the_law_of_the_server_and_coupled_is_refused(files, server):
     target = attach(files, server[0])
     whole = OnnxTarget(target_path("v1"), slots=1)
     row = whole.forward([SlotInput(whole.allocate(), 0, np.array(PROMPT), 1)])[0][-1]
-    likely = np.argsort(-row)[:4]
-    p = np.exp(row[likely] - row[likely].max())
-    p /= p.sum()
     params = SamplingParams("match", 1.0, 4, 1.0, seed=1)
-    seen = np.zeros(4)
-    for _ in range(50):
-        for token in target.winners([PROMPT] * 4, params, ""):
-            seen[list(likely).index(token)] += 1
-    # Chi square with three degrees: above 16.3 once in a thousand.
-    assert float((((seen - 200 * p) ** 2) / (200 * p)).sum()) < 16.3
+    drawn = [t for _ in range(50) for t in target.winners([PROMPT] * 4, params, "")]
+    assert_of_the_likeliest(row, drawn)
     assert "coupled" not in target.schemes and target.noises == ("philox",)
     target.close()
 

@@ -488,7 +488,7 @@ def test_a_thousand_abandoned_streams_leave_nothing_behind():
             while service.connections or len(kept):
                 await asyncio.sleep(0.05)
             (served,) = service.registry.targets
-            assert most <= limits.parked and not kept.knows_any()
+            assert most <= limits.parked and not kept._known
             assert served.tally.slots == kept.slots(served) + kept.prefixes.slots(served)
             assert service.accounts.all[0].streams == 0
             async with greeted(service) as dev:

@@ -62,7 +62,7 @@ async def test_the_text_goes_on_although_its_slot_was_given_away(rounds):
             found = await dev.go_on(PROMPT, text, resumed.epoch)
             assert found == (TEXT, Finish.LENGTH)
             await dev.say(Bye())
-            while service.kept.knows_any():
+            while service.kept._known:
                 await asyncio.sleep(0.005)
         assert len(service.kept) == 0 and service.kept.kept_bytes == 0
 
@@ -156,8 +156,8 @@ async def test_nothing_is_kept_after_a_bye_a_fault_or_without_the_capability():
             dev.cut()
         while service.connections:
             await asyncio.sleep(0.005)
-        assert len(service.kept) == 0 and not service.kept.knows_any()
-        service.registry.targets[0].backend.table.allocate()
+        assert len(service.kept) == 0 and not service.kept._known
+        service.registry.targets[0].backend.allocate()
     async with serving(limits=Limits(resume_s=0)) as service, device(service) as dev:
         assert (await dev.greet()).capabilities == ()
 

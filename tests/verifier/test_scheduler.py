@@ -12,28 +12,26 @@ from verifier_lab import ask, live
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError, ModelError, RefusedError
 from draftwire.packages import Exit
-from draftwire.verifier.backends.base import SlotInput, SlotTable
+from draftwire.verifier.backends.base import SlotInput, SlotTarget
 from draftwire.verifier.executor import VirtualExecutor
 from draftwire.verifier.scheduler import Scheduler
 
 VOCAB = 16
 
 
-class FakeBackend:
+class FakeBackend(SlotTarget):
     """Row for a token is its value everywhere."""
 
     name, version, exits = "fake", "v1", ()
-    numerics, logit_error = "exact", 0.0
 
     def __init__(self, slots=8, context=4096):
-        self.table = SlotTable(slots, context, VOCAB)
-        self.allocate, self.release = self.table.allocate, self.table.release
+        super().__init__(slots, context, VOCAB)
         self.batches = []
         self.poison = None  # a token that breaks any forward it is in
         self.error = MemoryError("no memory")
 
-    def forward(self, batch, on_exit=None):
-        self.table.check(batch)
+    def run(self, frame, tell):
+        batch = frame.items
         self.batches.append([(i.slot, i.start, len(i)) for i in batch])
         if any(self.poison in i.tokens for i in batch):
             raise self.error
@@ -41,9 +39,8 @@ class FakeBackend:
             np.repeat(i.tokens[len(i) - i.rows :, None], VOCAB, 1).astype(np.float32)
             for i in batch
         ]
-        for number, _ in enumerate(self.exits if on_exit else ()):
-            on_exit(number, rows)
-        self.table.commit(batch)
+        for number, _ in enumerate(self.exits if tell else ()):
+            tell(number, rows)
         return rows
 
 
@@ -67,10 +64,14 @@ class Lab:
         self.scheduler = Scheduler(self.backend, self.executor, self.clock, **options)
         self.answers = {}
 
-    def submit(self, name, item, **options):
+    def submit(self, name, item, then=(), **options):
+        """Submit an item, and when it is answered the next of ``then``."""
+
         def done(answer):
             assert not inside and name not in self.answers
             self.answers[name] = answer
+            if then:
+                self.submit((name, len(then)), then[0], then[1:])
 
         inside = [True]
         request = self.scheduler.submit(item, done=done, **options)
@@ -120,8 +121,8 @@ def test_a_long_prompt_takes_turns_with_blocks():
     lab.hold()
     reader, writer = lab.backend.allocate(), lab.backend.allocate()
     lab.submit("prompt", block(reader, 0, [1] * 10, rows=2), prefill=True)
-    for n in range(3):
-        lab.submit(n, block(writer, n, [n]))
+    first, *others = [block(writer, n, [n]) for n in range(3)]
+    lab.submit("first", first, others)
     lab.clock.run()
     kinds = [batch[0][0] for batch in lab.backend.batches]
     assert kinds == [reader, writer, reader, writer, reader, writer]
@@ -143,8 +144,8 @@ def test_round_robin_within_the_token_cap():
     lab = Lab(chunk=4, max_tokens=8)
     lab.hold()
     greedy, a, b, c = [lab.backend.allocate() for _ in range(4)]
-    for n in range(3):
-        lab.submit(n, block(greedy, 4 * n, [1] * 4))
+    first, *others = [block(greedy, 4 * n, [1] * 4) for n in range(3)]
+    lab.submit("first", first, others)
     for slot in (a, b, c):
         lab.submit(f"slot {slot}", block(slot, 0, [2] * 4))
     lab.clock.run()
@@ -208,9 +209,9 @@ def test_a_withdrawn_request_never_runs():
     lab.hold()
     slot = lab.backend.allocate()
     first = lab.submit("first", block(slot, 0, [3]))
+    first.withdraw()
+    first.withdraw()
     lab.submit("second", block(slot, 0, [4]))
-    first.withdraw()
-    first.withdraw()
     assert lab.scheduler.waiting == 2  # the held one and the second
     lab.clock.run()
     assert "first" not in lab.answers and lab.answers["second"].rows[0, 0] == 4

@@ -17,6 +17,7 @@ from verifier_lab import (
     device,
     get,
     greeted,
+    made,
     serving,
 )
 from websockets.asyncio.client import connect
@@ -26,7 +27,6 @@ import draftwire
 from draftwire.errors import ConfigError, ModelError, RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.messages import Block, Bye, Commit, Error, Finish, Opened, Progress
-from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Accounts
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.service import VerifierService, tls_context
@@ -110,7 +110,7 @@ async def test_only_trusted_proxies_name_devices_in_the_log(trusted, said, name,
 
 def test_a_proxy_that_is_no_address_is_refused():
     with pytest.raises(ConfigError, match="no address of a proxy"):
-        VerifierService(Registry(lambda path: None), trusted=["proxy.example"])
+        made(VerifierService, trusted=("proxy.example",))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ async def test_another_certificate_holds_for_handshakes_from_then_on(tmp_path):
 )
 async def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        VerifierService(Registry(lambda path: None), **options)
+        made(VerifierService, **options)
 
 
 async def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):

@@ -31,7 +31,7 @@ def history(seed):
         clock.call_at(until_s, lambda: found.kept.sweep())  # another one after a restart
         clock.run(lambda until_s=until_s: clock.now_s >= until_s)
     kept = found.kept
-    assert not kept.knows_any() and not len(kept) and kept.kept_bytes == 0, seed
+    assert not kept._known and not len(kept) and kept.kept_bytes == 0, seed
     assert found.usage.streams == 0, seed
     while kept.prefixes.give_up_slot(found.served):
         pass

@@ -122,9 +122,9 @@ def test_an_adapter_that_changes_nothing(tmp_path):
     shapes = sorted(t.shape for t in tensors.values())
     assert shapes == [(1, 64), (128, 1)] and not any(t.any() for t in tensors.values())
     assert rank_of(folder) == 8
-    (folder / "adapter_config.json").write_text('{"r": 20}')
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 20}')
     assert rank_of(folder) == 32
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(ModelError, match="cannot be read"):
         rank_of(folder)
 

@@ -27,7 +27,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -40,13 +40,11 @@ from draftwire.errors import (
     IncompatibleError,
     ModelError,
 )
-from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.sampling import SamplingParams
 from draftwire.sampling.races import noise_of
-from draftwire.tokenizer import first_token
 from draftwire.transport.answers import clean, retry_after
 from draftwire.transport.dial import is_loopback, web
-from draftwire.verifier.backends.hf_adapter import token_ids
+from draftwire.verifier.backends.hf_adapter import OfCheckpoint, token_ids
 from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Run, Step
 from draftwire.verifier.backends.vllm.wish import Wish
 
@@ -136,81 +134,75 @@ class Engine:
             time.sleep(pause)
 
 
-class _Dialect(NamedTuple):
-    """How a kind of server is asked for one token after each of several prompts."""
-
-    path: str
-    prompts: str  # field of the question that holds them
-    fixed: dict[str, Any]  # settings of every question
-    inside: str  # field that holds the settings, "" for the question itself
-    extra: tuple[str, ...]  # fields that it takes beside them: "model", "cache_salt"
-    rows: str  # field of the answer that lists what was said, "" for the answer itself
-    ids: str  # field of a row
-    noises: tuple[str, ...] = ()  # that its seeded sampling may have
-
-    def body(
-        self, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], **extra: str
-    ) -> dict[str, Any]:
-        """Return a question: prompts, how tokens are chosen, model and salt."""
-        settings = {**self.fixed, **how}
-        more = {name: extra[name] for name in self.extra}
-        nested = {self.inside: settings} if self.inside else settings
-        return {self.prompts: list(map(list, prompts)), **nested, **more}
-
-    def said(self, answer: Any) -> list[Any]:
-        """Return the rows of an answer."""
-        if self.rows:
-            return list(answer[self.rows])
-        return answer if isinstance(answer, list) else [answer]
+_Ids = List[List[int]]
+_Fields = Dict[str, Any]
 
 
-# By what a server calls itself (`owned_by` of /v1/models); the first is everybody else's.
-# A salt of its own for each stream: nobody learns from the time of an answer what another
-# one has asked (vLLM, docs/design/prefix_caching, cache isolation).
-# Sources: vLLM 0.32 entrypoints/openai (return_token_ids, cache_salt), llama.cpp
-# tools/server/README.md (/completion: return_tokens), SGLang 0.5.23 /generate.
-_DIALECTS = {
-    "vllm": _Dialect(
-        path="/v1/completions",
-        prompts="prompt",
-        fixed={"max_tokens": 1, "return_token_ids": True, "ignore_eos": True},
-        inside="",
-        extra=("model", "cache_salt"),
-        rows="choices",
-        ids="token_ids",
-        noises=("philox", "murmur3/vllm"),
-    ),
-    "llamacpp": _Dialect(
-        path="/completion",
-        prompts="prompt",
-        # Its other samplers are on by default; what is left out of the list is off.
-        # An answer repeats its settings and its prompt unless it is told not to.
-        fixed={
+class _Vllm:
+    """A kind of server: how it is asked for one token after each of several prompts.
+
+    A salt of its own for each stream: nobody learns from the time of an answer what another
+    one has asked (vLLM, docs/design/prefix_caching, cache isolation).
+
+    Source: vLLM 0.32 entrypoints/openai (return_token_ids, cache_salt).
+    """
+
+    path = "/v1/completions"
+    ids = "token_ids"  # field of a row of the answer
+    seed = "seed"  # field of the question
+    noises: tuple[str, ...] = ("philox", "murmur3/vllm")  # its seeded sampling may have
+    # it hashes ranks where it sorts (races.py), so it is to sort always; without a seed its
+    # deterministic inference takes 42 for all
+    ranked = False
+
+    def body(self, prompts: _Ids, how: _Fields, model: str, salt: str) -> _Fields:
+        """Return a question; ``how`` says how tokens are chosen."""
+        fixed = {"max_tokens": 1, "return_token_ids": True, "ignore_eos": True}
+        return {"prompt": prompts, **fixed, **how, "model": model, "cache_salt": salt}
+
+    def rows(self, answer: Any) -> list[Any]:
+        """Return what an answer says, by prompts."""
+        return list(answer["choices"])
+
+
+class _LlamaCpp(_Vllm):
+    """llama.cpp's own server; source: tools/server/README.md (return_tokens)."""
+
+    path, ids = "/completion", "tokens"
+    noises: tuple[str, ...] = ()
+
+    def body(self, prompts: _Ids, how: _Fields, model: str, salt: str) -> _Fields:
+        fixed = {
             "n_predict": 1,
             "return_tokens": True,
             "cache_prompt": True,
+            # Its other samplers are on by default; what is left out of the list is off.
             "samplers": ["top_k", "top_p", "temperature"],
+            # An answer repeats its settings and its prompt unless it is told not to.
             "response_fields": ["index", "tokens"],
-        },
-        inside="",
-        extra=(),
-        rows="",
-        ids="tokens",
-    ),
-    "sglang": _Dialect(
-        path="/generate",
-        prompts="input_ids",
-        fixed={"max_new_tokens": 1, "ignore_eos": True},
-        inside="sampling_params",
-        extra=("cache_salt",),
-        rows="",
-        ids="output_ids",
-        noises=("murmur3/sglang",),
-    ),
-}
+        }
+        return {"prompt": prompts, **fixed, **how}
+
+    def rows(self, answer: Any) -> list[Any]:
+        return answer if isinstance(answer, list) else [answer]
 
 
-class AttachedTarget:
+class _SGLang(_LlamaCpp):
+    """SGLang; source: 0.5.23 /generate."""
+
+    path, ids, seed = "/generate", "output_ids", "sampling_seed"
+    noises, ranked = ("murmur3/sglang",), True
+
+    def body(self, prompts: _Ids, how: _Fields, model: str, salt: str) -> _Fields:
+        settings = {"max_new_tokens": 1, "ignore_eos": True, **how}
+        return {"input_ids": prompts, "sampling_params": settings, "cache_salt": salt}
+
+
+# By what a server calls itself (`owned_by` of /v1/models); all others are as vLLM.
+_KINDS = {"llamacpp": _LlamaCpp, "sglang": _SGLang}
+
+
+class AttachedTarget(OfCheckpoint):
     """A model on a server, and a stream backend for the verifier.
 
     Raises:
@@ -234,8 +226,7 @@ class AttachedTarget:
         slots: int = 16,  # streams at the same time
         context: int | None = None,  # most tokens of one; None takes what the server says
     ) -> None:
-        file = folder / "tokenizer.json"
-        if not file.is_file():
+        if not (folder / "tokenizer.json").is_file():
             raise ConfigError(
                 f"{folder} has no tokenizer.json",
                 hint="--target names the folder of the model's tokenizer and config; the "
@@ -245,7 +236,7 @@ class AttachedTarget:
         listed = engine.ask("/v1/models")
         card = _card(listed, model, engine.url)
         owner = str(card.get("owned_by", ""))
-        self._dialect = _DIALECTS.get(owner, _DIALECTS["vllm"])
+        self._kind = _KINDS.get(owner, _Vllm)()
         self._model = str(card.get("id", model))
         meta = card.get("meta") or {}  # of llama.cpp: a slot's own context, the model's
         known = (card.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train"))
@@ -257,16 +248,9 @@ class AttachedTarget:
             )
         self.context = min(int(c) for c in (context, named) if c is not None)
         config = _read(folder / "config.json")
-        self.id = f"engine:{self._model}"
-        self.name = self.version = Path(self._model).name
-        self.family = Family(
-            name=str(config.get("model_type", folder.name)),
-            backbone=None,
-            tokenizer=tokenizer_fingerprint(file),
-        )
-        words = load_tokenizer(file)
+        kind = str(config.get("model_type", folder.name))
+        words = self._describe("engine", self._model, kind, folder)
         self.vocab_size = words.vocab_size
-        self.bos_id = first_token(folder)
         said = _read(folder / "generation_config.json").get("eos_token_id")
         self.eos_ids = token_ids(config.get("eos_token_id") if said is None else said)
         self.slots = slots
@@ -274,7 +258,7 @@ class AttachedTarget:
         self._prompt = [int(i) for i in words.encode("The quick brown fox jumps over")]
         self._probe()
         # Seeds decide by a noise we know, our processor's or its own, or by none.
-        noise = next((name for name in self._dialect.noises if self._follows(name)), None)
+        noise = next((name for name in self._kind.noises if self._follows(name)), None)
         sampled: tuple[str, ...] = ("coupled",) if noise else ("match",)
         if noise and noise != "philox":  # devices may not know it
             self.noises, sampled = (noise,), ("coupled", "match")
@@ -292,7 +276,7 @@ class AttachedTarget:
             )
         params = order.params
         both = params.top_k and params.top_p < 1
-        if both and self._dialect is _DIALECTS["sglang"] and params.scheme == "coupled":
+        if both and self._kind.ranked and params.scheme == "coupled":
             raise ConfigError(
                 f"{self._engine.url} measures top_p before top_k, and we behind it",
                 hint="with coupled give one of them",
@@ -326,18 +310,17 @@ class AttachedTarget:
             BusyError: It has no room.
             ModelError: It refuses, or answers something else than it was asked for.
         """
-        dialect = self._dialect
-        how = self._how(params)
-        body = dialect.body(prompts, how, model=self._model, cache_salt=salt)
-        answer = self._engine.ask(dialect.path, body, given_up)
+        kind, how = self._kind, self._how(params)
+        body = kind.body([list(ids) for ids in prompts], how, self._model, salt)
+        answer = self._engine.ask(kind.path, body, given_up)
         try:
-            rows = dialect.said(answer)
+            rows = kind.rows(answer)
             order = [int(row.get("index", n)) for n, row in enumerate(rows)]
             if sorted(order) != list(range(len(prompts))):
                 raise ValueError(f"{len(rows)} answers to {len(prompts)} prompts")
             found = [0] * len(rows)
             for place, row in zip(order, rows):
-                found[place] = self._token(list(row[dialect.ids]))
+                found[place] = self._token(list(row[kind.ids]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ModelError(
@@ -355,20 +338,18 @@ class AttachedTarget:
         return token
 
     def _how(self, params: SamplingParams) -> dict[str, Any]:
-        sglang = self._dialect is _DIALECTS["sglang"]
+        kind = self._kind
         own = params.noise.startswith("murmur3")
         if params.scheme == "match" or params.scheme == "coupled" and own:
             how: dict[str, Any] = {
                 "temperature": params.temperature,
-                # SGLang hashes ranks where it sorts: have it sort always (races.py).
-                "top_k": params.top_k or (self.vocab_size if sglang else 0),
+                "top_k": params.top_k or (self.vocab_size if kind.ranked else 0),
                 "top_p": params.top_p,
             }
-            if params.scheme == "coupled" or sglang:
-                # Without a seed SGLang's deterministic inference takes 42 for all.
+            if params.scheme == "coupled" or kind.ranked:
                 seed = params.seed if params.scheme == "coupled" else secrets.randbits(64)
                 signed = seed - (seed >> 63 << 64)
-                how["sampling_seed" if sglang else "seed"] = signed
+                how[kind.seed] = signed
             return how
         how = {"temperature": 0}
         if params.scheme == "coupled":

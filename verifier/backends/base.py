@@ -105,6 +105,14 @@ class TargetBackend(Target, Protocol):
         """Give a slot back; its content is forgotten."""
         raise NotImplementedError
 
+    def share(self, source: int, slot: int, length: int) -> bool:
+        """Copy what ``length`` tokens of a slot have left into one that was just allocated.
+
+        Callable while the worker runs other tokens of ``source``, which keeps those. False
+        where that is not to be had; then the tokens have to be read.
+        """
+        raise NotImplementedError
+
     def forward(
         self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
     ) -> list[np.ndarray[Any, Any]]:
@@ -228,15 +236,26 @@ def up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-class SlotTable:
-    """Which slots are taken and how many of ``context`` tokens each one holds."""
+class SlotTarget:
+    """What the backends share: slots, and batches cut and joined as a form says.
+
+    It knows which slots are taken, and what each holds of ``context`` tokens. A backend
+    gives its engine in :meth:`run` and calls :meth:`settle`.
+    """
+
+    name: str
+    numerics = "close"
+    logit_error = 0.0
+    masked = False  # the engine takes a mask and places with each forward
+    form = Form()
+    # Exact ones, the cheapest first; the last two are exact by what they are.
+    forms: tuple[Form, ...] = (Form(16, 16, 512, alone=True), Form(1, 1, 512, alone=True))
 
     def __init__(self, slots: int, context: int, vocab_size: int) -> None:
         if slots < 1:
             raise ConfigError(f"{slots} slots cannot hold a session")
-        self.context = context
-        self.vocab_size = vocab_size
-        self.lengths: list[int] = [0] * slots
+        self.slots, self.context, self.vocab_size = slots, context, vocab_size
+        self.lengths: list[int] = [0] * slots  # tokens that each slot holds
         # The lowest free slot first, so that memory of the high ones stays untouched.
         self._free = list(range(slots - 1, -1, -1))
         # What the slots hold, for forms that compute some of it again.
@@ -244,12 +263,17 @@ class SlotTable:
         # Slots are taken on the event loop and checked on the worker thread.
         self._lock = threading.Lock()
 
+    @property
+    def leaves(self) -> bool:
+        """A leaf's sums stand in another order than those of the same token as a draft."""
+        return self.masked and self.numerics == "close"
+
     def allocate(self) -> int:
-        """Take the lowest free slot; a RefusedError where there is none."""
+        """Take the lowest free slot; see ``TargetBackend.allocate``."""
         with self._lock:
             if not self._free:
                 raise RefusedError(
-                    f"the target is busy: all {len(self.lengths)} slots hold a session",
+                    f"the target is busy: all {self.slots} slots hold a session",
                     hint="try again later, or start the verifier with more --slots",
                 )
             slot = self._free.pop()
@@ -259,100 +283,22 @@ class SlotTable:
     def release(self, slot: int) -> None:
         """Give ``slot`` back; a ValueError where it was not taken."""
         with self._lock:
-            if not 0 <= slot < len(self.lengths) or slot in self._free:
+            if not 0 <= slot < self.slots or slot in self._free:
                 raise ValueError(f"slot {slot} is not in use")
             self.lengths[slot] = 0
             self._free.append(slot)
             self._free.sort(reverse=True)
 
-    def check(self, batch: Sequence[SlotInput]) -> None:
-        """Refuse (ModelError) a batch beyond its sessions' own tokens.
-
-        An input is empty, overlong, leaves a gap, names a slot twice or an unknown token.
-        """
-        with self._lock:
-            free = frozenset(self._free)
-        seen = set()
-        for item in batch:
-            n = len(item)
-            if item.slot in seen:
-                raise ModelError(f"slot {item.slot} is twice in one forward")
-            seen.add(item.slot)
-            if not 0 <= item.slot < len(self.lengths) or item.slot in free:
-                raise ModelError(f"slot {item.slot} is not in use")
-            if n < 1 or not 0 <= item.rows <= n:
-                raise ModelError(f"cannot return {item.rows} rows for {n} tokens")
-            if not 0 <= item.start <= self.lengths[item.slot]:
-                raise ModelError(
-                    f"tokens start at position {item.start}, but the slot holds "
-                    f"{self.lengths[item.slot]}"
-                )
-            if item.start + n > self.context:
-                raise ModelError(
-                    f"{item.start} + {n} tokens exceed the context of {self.context}"
-                )
-            if item.tokens.min() < 0 or item.tokens.max() >= self.vocab_size:
-                raise ModelError(
-                    f"a token id is outside the vocabulary of {self.vocab_size}"
-                )
-
     def share(self, source: int, slot: int, length: int) -> bool:
-        """Record that ``slot`` holds the first tokens of ``source``, if that has them."""
-        if self.lengths[source] < length:
+        """Copy a slot's first tokens; see ``TargetBackend.share``."""
+        if self.lengths[source] < length or not self.copy(source, slot, length):
             return False
         self.tokens[slot, :length] = self.tokens[source, :length]
         self.lengths[slot] = length
         return True
 
-    def rewind(self, batch: Sequence[SlotInput]) -> None:
-        """Record that slots hold nothing from the first token of ``batch`` on."""
-        for item in batch:
-            self.lengths[item.slot] = min(self.lengths[item.slot], item.start)
-
-    def commit(self, batch: Sequence[SlotInput]) -> None:
-        """Record that ``batch`` is in the caches now."""
-        for item in batch:
-            end = self.lengths[item.slot] = item.start + item.kept
-            self.tokens[item.slot, item.start : end] = item.tokens[: item.kept]
-
-
-class SlotTarget:
-    """What the backends share: slots, batches cut and joined as a form says.
-
-    A backend sets ``table``, gives its engine in :meth:`run` and calls :meth:`settle`.
-    """
-
-    table: SlotTable
-    name: str
-    slots: int
-    vocab_size: int
-    context: int
-    numerics = "close"
-    logit_error = 0.0
-    masked = False  # the engine takes a mask and places with each forward
-    form = Form()
-    # Exact ones, the cheapest first; the last two are exact by what they are.
-    forms: tuple[Form, ...] = (Form(16, 16, 512, alone=True), Form(1, 1, 512, alone=True))
-
-    @property
-    def leaves(self) -> bool:
-        """A leaf's sums stand in another order than those of the same token as a draft."""
-        return self.masked and self.numerics == "close"
-
-    def allocate(self) -> int:
-        """Take a KV slot; see ``TargetBackend.allocate``."""
-        return self.table.allocate()
-
-    def release(self, slot: int) -> None:
-        """Give a slot back."""
-        self.table.release(slot)
-
-    def share(self, source: int, slot: int, length: int) -> bool:
-        """Copy what ``length`` tokens of a slot have left into one that was just allocated.
-
-        Callable while the worker runs other tokens of ``source``, which keeps those. False
-        where that is not to be had; then the tokens have to be read.
-        """
+    def copy(self, source: int, slot: int, length: int) -> bool:
+        """Copy the cache of a slot's first tokens; False where that is too much."""
         return False
 
     def run(self, frame: Frame, tell: ExitListener | None) -> list[np.ndarray[Any, Any]]:
@@ -370,12 +316,13 @@ class SlotTarget:
         self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
     ) -> list[np.ndarray[Any, Any]]:
         """Run a ragged batch; see ``TargetBackend.forward``."""
-        self.table.check(batch)
+        self._check(batch)
         if on_exit is not None:  # caches are written as it runs: it may be broken off
-            self.table.rewind(batch)
+            for item in batch:
+                self.lengths[item.slot] = min(self.lengths[item.slot], item.start)
         nothing = np.empty((0, self.vocab_size), np.float32)
         answers: list[list[Any]] = [[] for _ in batch]
-        for cuts in self.form.cut(batch, self.table.tokens):
+        for cuts in self.form.cut(batch, self.tokens):
             for group in self.together(cuts):
 
                 def tell(k: int, rows: list[np.ndarray[Any, Any]]) -> None:
@@ -390,8 +337,41 @@ class SlotTarget:
                 found = self.run(frame, None if on_exit is None else tell)
                 for (i, _), logits in zip(group, found):
                     answers[i].append(logits)
-        self.table.commit(batch)
+        for item in batch:
+            end = self.lengths[item.slot] = item.start + item.kept
+            self.tokens[item.slot, item.start : end] = item.tokens[: item.kept]
         return [rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in answers]
+
+    def _check(self, batch: Sequence[SlotInput]) -> None:
+        """Refuse (ModelError) a batch beyond its sessions' own tokens.
+
+        An input is empty, overlong, leaves a gap, names a slot twice or an unknown token.
+        """
+        with self._lock:
+            free = frozenset(self._free)
+        seen = set()
+        for item in batch:
+            n = len(item)
+            if item.slot in seen:
+                raise ModelError(f"slot {item.slot} is twice in one forward")
+            seen.add(item.slot)
+            if not 0 <= item.slot < self.slots or item.slot in free:
+                raise ModelError(f"slot {item.slot} is not in use")
+            if n < 1 or not 0 <= item.rows <= n:
+                raise ModelError(f"cannot return {item.rows} rows for {n} tokens")
+            if not 0 <= item.start <= self.lengths[item.slot]:
+                raise ModelError(
+                    f"tokens start at position {item.start}, but the slot holds "
+                    f"{self.lengths[item.slot]}"
+                )
+            if item.start + n > self.context:
+                raise ModelError(
+                    f"{item.start} + {n} tokens exceed the context of {self.context}"
+                )
+            if item.tokens.min() < 0 or item.tokens.max() >= self.vocab_size:
+                raise ModelError(
+                    f"a token id is outside the vocabulary of {self.vocab_size}"
+                )
 
     def settle(self, wanted: str | None, default: str) -> None:
         """Choose the form of forwards, and measure what it leaves open.
@@ -434,7 +414,7 @@ class SlotTarget:
             far = min(self.context - n, 2 * start + 3)
             begins = [start, far, 1][: len(slots)]
             for slot, begin in zip(slots, begins):
-                self.table.lengths[slot] = max(self.table.lengths[slot], begin)
+                self.lengths[slot] = max(self.lengths[slot], begin)
             (whole,) = self.forward([SlotInput(slots[0], start, ids, n)])
             at, parts = 0, []
             for k in (1, 2, 5, n):

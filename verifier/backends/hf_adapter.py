@@ -1,7 +1,8 @@
-"""LoRA adapters in PEFT's file format, merged into a model or beside it, without peft.
+"""Checkpoint folders: how their targets are called, and LoRA adapters in PEFT's format.
 
-Beside it, versions of a target share the tensors of one base: each costs its adapter's
-memory, and two narrow products more in every layer that it changes.
+An adapter is merged into a model or put beside it, without peft. Beside it, versions of a
+target share the tensors of one base: each costs its adapter's memory, and two narrow
+products more in every layer that it changes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.tensors import read_header
+from draftwire.tokenizer import Tokenizer, first_token
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -32,7 +35,21 @@ _UNKNOWN = (
 )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+class OfCheckpoint:
+    """What is known of a target by its name and the folder of its tokenizer."""
+
+    def _describe(self, engine: str, name: str, kind: str, folder: Path) -> Tokenizer:
+        """Note what a target of a ``kind`` of model is called; return its tokenizer."""
+        self.id = f"{engine}:{name}"
+        self.name = self.version = Path(name).name
+        self.tokenizer_path = folder / "tokenizer.json"
+        self.family = Family(kind, None, tokenizer_fingerprint(self.tokenizer_path))
+        self.bos_id = first_token(folder)
+        return load_tokenizer(self.tokenizer_path)
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """Return an adapter's configuration; a ModelError where it is damaged or of no LoRA."""
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -54,7 +71,7 @@ def adapter_base(folder: Path) -> Path | None:
     """
     if not (folder / _CONFIG).is_file():
         return None
-    named = str(_read(folder).get("base_model_name_or_path", ""))
+    named = str(read_adapter(folder).get("base_model_name_or_path", ""))
     for base in (folder / named, Path(named)):
         if named and (base / "config.json").is_file():
             return base
@@ -151,7 +168,7 @@ def _read_products(folder: Path, weights: Mapping[str, Any]) -> dict[str, tuple[
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = _read(folder)
+    config = read_adapter(folder)
     odd = [key for key in _UNKNOWN if config.get(key)]
     if config.get("bias", "none") != "none":
         odd.append("bias")

@@ -24,21 +24,20 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, IncompatibleError, ModelError, PackageError
-from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.packages import Exit
 from draftwire.packages.exits import EXITS_FILE, exits_of_header, torch_places
 from draftwire.tensors import TensorFile
-from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import (
     SHARED_BYTES,
     ExitListener,
     Form,
     Frame,
     SlotInput,
-    SlotTable,
     SlotTarget,
     up,
 )
 from draftwire.verifier.backends.hf_adapter import (
+    OfCheckpoint,
     base_of,
     merge_adapter,
     put_beside,
@@ -164,7 +163,7 @@ class HFExits:
         return hook
 
 
-class HFTarget(SlotTarget):
+class HFTarget(OfCheckpoint, SlotTarget):
     """A causal language model of transformers with KV slots.
 
     Raises:
@@ -220,18 +219,10 @@ class HFTarget(SlotTarget):
         tokenizer = next(
             (f for f in (folder, base) if (f / "tokenizer.json").is_file()), base
         )
-        self.tokenizer_path = tokenizer / "tokenizer.json"
-        words = load_tokenizer(self.tokenizer_path).vocab_size
-        self.id = f"hf:{folder.name}"
-        self.name = self.version = folder.name
-        self.family = Family(
-            name=str(config.model_type),
-            backbone=None,
-            tokenizer=tokenizer_fingerprint(self.tokenizer_path),
-        )
+        words = self._describe("hf", folder.name, str(config.model_type), tokenizer)
         # Rows that pad the embedding to a round size are no tokens.
-        self.vocab_size = min(int(config.vocab_size), words)
-        self.context = _context(config, context)
+        known = min(int(config.vocab_size), words.vocab_size)
+        super().__init__(slots, _context(config, context), known)
         self._window = getattr(config, "sliding_window", None)
         # Where layers have kinds, each looks its mask up by its own.
         self._kinds = _layer_kinds(config)
@@ -240,11 +231,8 @@ class HFTarget(SlotTarget):
             self._window = None
         # A leaf sees a place that is not the one before it, which a convolution cannot.
         self.masked = "conv" not in self._kinds
-        self.bos_id = first_token(tokenizer)
         sources = (config, getattr(self._model, "generation_config", None))
         self.eos_ids = token_ids(*(getattr(s, "eos_token_id", None) for s in sources))
-        self.slots = slots
-        self.table = SlotTable(slots, self.context, self.vocab_size)
         self._used = [0] * slots  # columns of a slot that hold anything
         default = "close" if self._model.dtype == torch.float32 else "exact"
         # The last column takes what pads a block.
@@ -258,11 +246,9 @@ class HFTarget(SlotTarget):
             self._exits = HFExits(self._model, folder / EXITS_FILE)
             self.exits = self._exits.exits
 
-    def share(self, source: int, slot: int, length: int) -> bool:
-        """Copy rows; see :meth:`SlotTarget.share`."""
+    def copy(self, source: int, slot: int, length: int) -> bool:
+        """Copy rows; see :meth:`SlotTarget.copy`."""
         if length * self._cache.column_bytes() > SHARED_BYTES:
-            return False
-        if not self.table.share(source, slot, length):
             return False
         with self._torch.inference_mode():
             if self._used[slot]:  # as in a forward

@@ -25,7 +25,8 @@ from typing import Any, Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
-from draftwire.transport.bits import varint
+from draftwire.errors import ProtocolError
+from draftwire.transport.bits import Reader, varint
 from draftwire.verifier.backends.base import Frame
 
 PLACES, MASK = "positions", "new_mask"
@@ -34,6 +35,8 @@ _GRAPH, _NODE, _INPUT = 7, 1, 11  # fields of a model and of a graph
 _FROM, _TO, _KIND, _ATTRIBUTE = 1, 2, 4, 5  # of a node
 _TURNED = b"\x0a\x06transB\x18\x01\xa0\x01\x02"  # an attribute: name, i = 1, type INT
 _INT64, _FLOAT = 7, 1
+_WORD = (1 << 64) - 1
+_FIXED = {1: 8, 5: 4}  # bytes of a number by how it is written
 
 
 def opened(model: bytes) -> tuple[bytes, int] | None:
@@ -64,7 +67,7 @@ def opened(model: bytes) -> tuple[bytes, int] | None:
     ]
     try:
         found = _rebuilt(model, change, lambda: inputs)
-    except (IndexError, ValueError):
+    except (ProtocolError, ValueError):
         return None  # damaged: the engine will say so
     return (found, group) if taken == 2 and group else None
 
@@ -152,31 +155,19 @@ def _gemm(inputs: list[str], output: str) -> bytes:
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Yield each field's number, itself whole, and its content if that has a length."""
-    at = 0
-    while at < len(data):
-        begin = at
-        tag, at = _read(data, at)
-        body = b""
+    reader = Reader(data)
+    while reader.left():
+        begin = reader.at
+        tag, body = reader.varint(_WORD, "tag"), b""
         if tag & 7 == 2:
-            size, at = _read(data, at)
-            body = data[at : at + size]
-            at += size
+            body = reader.take(reader.varint(_WORD, "length"))
         elif tag & 7 == 0:
-            _, at = _read(data, at)
+            reader.varint(_WORD, "value")
+        elif tag & 7 in _FIXED:
+            reader.take(_FIXED[tag & 7])
         else:
-            at += {1: 8, 5: 4}[tag & 7]
-        if at > len(data):
-            raise ValueError("cut short")
-        yield tag >> 3, data[begin:at], body
-
-
-def _read(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at, value, shift = at + 1, value | (byte & 0x7F) << shift, shift + 7
-        if byte < 0x80:
-            return value, at
+            raise ValueError("a field of no known kind")
+        yield tag >> 3, data[begin : reader.at], body
 
 
 def _message(number: int, body: bytes) -> bytes:

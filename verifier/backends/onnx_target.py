@@ -32,7 +32,6 @@ from draftwire.verifier.backends.base import (
     Form,
     Frame,
     SlotInput,
-    SlotTable,
     SlotTarget,
     up,
 )
@@ -139,14 +138,11 @@ class OnnxTarget(SlotTarget):
         self.name, self.version = package.name, package.version
         self.family = package.family
         self.tokenizer_path = package.tokenizer_path
-        self.vocab_size = package.vocab_size
-        self.context = context or package.context
+        super().__init__(slots, context or package.context, package.vocab_size)
         self.bos_id, self.eos_ids = package.bos_id, package.eos_ids
-        self.slots = slots
         shape = package.shape
         self._layers = shape.layers
         self._cache_shape = (shape.layers, shape.kv_heads, shape.head_dim)
-        self.table = SlotTable(slots, self.context, self.vocab_size)
         self._caches: dict[int, np.ndarray[Any, Any]] = {}  # of slots in use
         self._stage = np.zeros(0, np.float32)
         self._base = (store or WeightStore()).base(package)
@@ -186,13 +182,11 @@ class OnnxTarget(SlotTarget):
         super().release(slot)
         self._caches.pop(slot, None)
 
-    def share(self, source: int, slot: int, length: int) -> bool:
-        """Copy rows; see :meth:`SlotTarget.share`."""
+    def copy(self, source: int, slot: int, length: int) -> bool:
+        """Copy rows; see :meth:`SlotTarget.copy`."""
         there = self._caches.get(source)
         column = 4 * int(np.prod(self._cache_shape)) * 2
         if there is None or length * column > SHARED_BYTES:
-            return False
-        if not self.table.share(source, slot, length):
             return False
         self._room(slot, length)[:, :, :, :length] = there[:, :, :, :length]
         return True

@@ -40,7 +40,7 @@ from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.connection import Websocket
 from draftwire.verifier.serving.limits import QUEUED_FRAMES
-from draftwire.verifier.serving.service import VerifierService
+from draftwire.verifier.serving.service import Settings, VerifierService
 
 log = logging.getLogger("draftwire.gateway")
 
@@ -384,8 +384,15 @@ class Gateway(VerifierService):
 
     connection_class = Relay  # type: ignore[assignment]
 
-    def __init__(self, registry: Registry, *, fleet: Fleet, **options: Any) -> None:
-        super().__init__(registry, **options)
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings | None = None,
+        *,
+        fleet: Fleet,
+        **options: Any,
+    ) -> None:
+        super().__init__(registry, settings, **options)
         self.fleet = fleet
         self.spilled = 0  # streams that were opened elsewhere than at their session's home
         self.lost = 0  # connections to verifiers that ended under a device

@@ -261,7 +261,7 @@ async def _(mimic: Mimic) -> str:
     stream = await mimic.stream()
     await stream.serve(FEW)
     commit = await stream.verdict()
-    for _ in range(int(max(1.0, 1.5 * mimic.wait_s) / 0.25)):
+    for _ in range(6):  # for a second and a half, longer than a device bears silence
         await stream.say(Progress("judging", stream.session.epoch, len(stream.text), 1))
         try:
             _, message, _ = await stream.link.hear(0.25)

@@ -96,18 +96,17 @@ async def _kept(kit: Kit, forcing: bool) -> str:
     return f"{tokens} tokens, {forced} forced, {drafts} drafts"
 
 
-@ROWS.row("4.9", "a budget that ends inside a structure says length")
-async def _(kit: Kit) -> None:
-    async with kit.greeted("grammar") as peer:
-        grammar = GRAMMARS["a schema"]
-        compiled = await _compiled(kit, peer, grammar)
-        for forcing in (False, True):
-            request = kit.request(5, grammar=grammar.digest, forced=forcing)
-            rules = Rules(compiled, peer.welcome.vocab_size, (), forcing)
-            stream = await peer.open(request, 0, None, rules)
-            await (stream.fill(5) if len(stream.text) < 5 else stream.commit())
-            expect(len(stream.text) == 5, f"{len(stream.text)} tokens, not 5")
-            expect(stream.finish is Finish.LENGTH, "it does not say length")
+@ROWS.greeted("4.9", "a budget that ends inside a structure says length", "grammar")
+async def _(kit: Kit, peer: Peer) -> None:
+    grammar = GRAMMARS["a schema"]
+    compiled = await _compiled(kit, peer, grammar)
+    for forcing in (False, True):
+        request = kit.request(5, grammar=grammar.digest, forced=forcing)
+        rules = Rules(compiled, peer.welcome.vocab_size, (), forcing)
+        stream = await peer.open(request, 0, None, rules)
+        await (stream.fill(5) if len(stream.text) < 5 else stream.commit())
+        expect(len(stream.text) == 5, f"{len(stream.text)} tokens, not 5")
+        expect(stream.finish is Finish.LENGTH, "it does not say length")
 
 
 @ROWS.row("4.9", "grammars that are not known, cannot be used, or of another engine")

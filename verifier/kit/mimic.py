@@ -65,7 +65,6 @@ class Mimic(Kept):
     patience_s: float = 10.0  # for a device to say something
     port: int = 0  # 0 takes a free one
     grace_s: float = 1.0  # for a started device to end by itself, when its text is over
-    wait_s: float = 1.0  # the device's own patience with a verifier, where it is known
     refusal: int = 0  # HTTP status to answer the next upgrade with
     # when a device asked for an upgrade, in this row
     upgrades: list[float] = field(default_factory=list)

@@ -230,6 +230,10 @@ class Peer(End):
                 await stream.commit()  # all of it is forced
         return stream
 
+    async def known(self, request: Open, number: int = 0) -> Stream:
+        """Open a stream; what must come of it is known, or asked for before."""
+        return await self.open(request, number, await self.kit.want(request))
+
     async def resume(
         self, old: Stream, number: int = 0, position: int | None = None
     ) -> Stream:

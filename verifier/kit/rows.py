@@ -86,6 +86,24 @@ class Table(List[Row]):
 
         return enter
 
+    def greeted(
+        self, section: str, name: str, need: str = "", **changes: Any
+    ) -> Callable[[_Run], _Run]:
+        """Return a decorator that enters a function of the kit and a peer of it.
+
+        The peer has greeted, see :meth:`.peer.Kit.greeted`.
+        """
+
+        def enter(run: _Run) -> _Run:
+            async def row(kit: Any) -> str | None:
+                async with kit.greeted(need, **changes) as peer:
+                    return await run(kit, peer)
+
+            self.row(section, name)(row)
+            return run
+
+        return enter
+
 
 class Kept:
     """Rules that hold in every row; each has a row of its own. For dataclasses."""

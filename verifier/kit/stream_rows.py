@@ -40,23 +40,14 @@ def _streamed(
     """Return a decorator for rows about one greedy stream: peer, stream, its text."""
 
     def enter(run: _Run) -> _Run:
-        async def row(kit: Kit) -> None:
-            async with kit.greeted() as peer:
-                await run(peer, *await _known(peer, kit, count, **changes))
+        async def row(kit: Kit, peer: Peer) -> None:
+            stream = await peer.known(kit.request(count, **changes))
+            await run(peer, stream, stream.want)
 
-        ROWS.row(section, name)(row)
+        ROWS.greeted(section, name)(row)
         return run
 
     return enter
-
-
-async def _known(
-    peer: Peer, kit: Kit, count: int = N, **changes: Any
-) -> tuple[Stream, Any]:
-    """Open a greedy stream; return it with its text."""
-    request = kit.request(count, **changes)
-    want = await kit.want(request)
-    return await peer.open(request, 0, want), want
 
 
 def _wrong(token: int) -> int:
@@ -163,34 +154,31 @@ async def _unchanged(kit: Kit, need: str, part: int, changes: dict[str, Any]) ->
     return f"{stream.hints} of them"
 
 
-@ROWS.row("6", "seed, sample, temperature, top_k and top_p matter")
-async def _(kit: Kit) -> None:
+@ROWS.greeted("6", "seed, sample, temperature, top_k and top_p matter")
+async def _(kit: Kit, peer: Peer) -> None:
     texts: dict[tuple[int, ...], str] = {}
-    async with kit.greeted() as peer:
-        needs("coupled" in peer.welcome.schemes, "it does not offer scheme 'coupled'")
-        for noise in peer.welcome.noise:
-            for name, changes in (
-                ("as it is", {}),
-                ("seed", {"seed": 8}),
-                ("the seed's high half", {"seed": 7 + 2**32}),
-                ("sample", {"sample": 1}),
-                ("temperature", {"temperature": 4.0}),
-                ("top_k", {"top_k": 2}),
-                ("top_p", {"top_p": 0.2}),
-            ):
-                if name == "sample" and noise.startswith("murmur3"):
-                    continue
-                request = replace(
-                    kit.coupled(N // 2, temperature=1.3, noise=noise), **changes
-                )
-                want = await kit.want(request) if kit.known else None
-                stream = await peer.open(request, 0, want)
-                await stream.fill(N // 2)
-                text = tuple(stream.text)
-                expect(text not in texts, f"{name}, {noise}: as with {texts.get(text)}")
-                # Of a target that is sure of itself, top_k and top_p may agree.
-                if kit.known or name == "as it is":
-                    texts[text] = f"{name}, {noise}"
+    needs("coupled" in peer.welcome.schemes, "it does not offer scheme 'coupled'")
+    for noise in peer.welcome.noise:
+        for name, changes in (
+            ("as it is", {}),
+            ("seed", {"seed": 8}),
+            ("the seed's high half", {"seed": 7 + 2**32}),
+            ("sample", {"sample": 1}),
+            ("temperature", {"temperature": 4.0}),
+            ("top_k", {"top_k": 2}),
+            ("top_p", {"top_p": 0.2}),
+        ):
+            if name == "sample" and noise.startswith("murmur3"):
+                continue
+            request = replace(kit.coupled(N // 2, temperature=1.3, noise=noise), **changes)
+            want = await kit.want(request) if kit.known else None
+            stream = await peer.open(request, 0, want)
+            await stream.fill(N // 2)
+            text = tuple(stream.text)
+            expect(text not in texts, f"{name}, {noise}: as with {texts.get(text)}")
+            # Of a target that is sure of itself, top_k and top_p may agree.
+            if kit.known or name == "as it is":
+                texts[text] = f"{name}, {noise}"
 
 
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -203,98 +191,89 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
-@ROWS.row("3.4", "brief opens: what they leave out is as before, or asked for")
-async def _(kit: Kit) -> None:
-    async with kit.greeted("brief") as peer:
-        plain = kit.request(N // 2)
-        asked = [plain, plain, replace(plain, max_new_tokens=3), replace(plain, seed=9)]
-        if "coupled" in peer.welcome.schemes:
-            asked += [kit.coupled(N // 2), kit.coupled(N // 2, sample=3)]
-            other: tuple[dict[str, Any], ...] = ({"prompt": (1, 1)}, {"stop_ids": (0,)})
-            asked += [kit.coupled(N // 2, **changes) for changes in other]
-        for request in [*asked, plain]:
-            brief = replace(request, brief=True)
-            stream = await peer.open(brief, 0, await kit.want(request))
-            await stream.fill(request.max_new_tokens)
-            wrong = bytearray(peer.codec.encode(brief, 0))
-            expect(wrong[0] == 0x13, "the kit's own open is not brief")
-            wrong[1] ^= 1
-            await peer.send(bytes(wrong))
-            await peer.refused("prefix", 0)
-
-
-@ROWS.row("4.7", "ids that are named instead of sent")
-async def _(kit: Kit) -> str:
-    also = ("prefix", "brief")
-    async with kit.greeted(capabilities=also) as peer:
-        needs("prefix" in peer.welcome.capabilities, "it does not offer 'prefix'")
-        first = kit.request(min(4 * N, (peer.welcome.context - 8) // 2))
-        stream = await peer.open(first, 0, await kit.want(first))
-        await stream.fill(first.max_new_tokens)
-        known, more = (*first.prompt, *stream.text), (1, 0)
-        whole = replace(first, prompt=known + more)
-        want, digest = await kit.want(whole), TextHash(known).digest(16)
-        named = replace(whole, prompt=more, prefix=digest, prefix_length=len(known))
-        refused = 0
-        for request in (named, replace(named, brief=True)):
-            await peer.say(request)
-            answer = await peer.hear()
-            if isinstance(answer, Error) and answer.code == "prefix":
-                refused += 1  # it may have needed the room
-                continue
-            stream = Stream(peer, 0, whole, want, must_be(Opened, answer))
-            await stream.fill(whole.max_new_tokens)
-        await peer.say(replace(named, prefix=bytes(16)))
+@ROWS.greeted("3.4", "brief opens: what they leave out is as before, or asked for", "brief")
+async def _(kit: Kit, peer: Peer) -> None:
+    plain = kit.request(N // 2)
+    asked = [plain, plain, replace(plain, max_new_tokens=3), replace(plain, seed=9)]
+    if "coupled" in peer.welcome.schemes:
+        asked += [kit.coupled(N // 2), kit.coupled(N // 2, sample=3)]
+        other: tuple[dict[str, Any], ...] = ({"prompt": (1, 1)}, {"stop_ids": (0,)})
+        asked += [kit.coupled(N // 2, **changes) for changes in other]
+    for request in [*asked, plain]:
+        brief = replace(request, brief=True)
+        stream = await peer.open(brief, 0, await kit.want(request))
+        await stream.fill(request.max_new_tokens)
+        wrong = bytearray(peer.codec.encode(brief, 0))
+        expect(wrong[0] == 0x13, "the kit's own open is not brief")
+        wrong[1] ^= 1
+        await peer.send(bytes(wrong))
         await peer.refused("prefix", 0)
-        needs(refused < 2, "it holds no text of an ended stream")
-        return f"{len(known)} ids named, {2 - refused} times taken"
 
 
-@ROWS.row("6.1", "each processor matters")
-async def _(kit: Kit) -> None:
+@ROWS.greeted("4.7", "ids that are named instead of sent", capabilities=("prefix", "brief"))
+async def _(kit: Kit, peer: Peer) -> str:
+    needs("prefix" in peer.welcome.capabilities, "it does not offer 'prefix'")
+    first = kit.request(min(4 * N, (peer.welcome.context - 8) // 2))
+    stream = await peer.known(first)
+    await stream.fill(first.max_new_tokens)
+    known, more = (*first.prompt, *stream.text), (1, 0)
+    whole = replace(first, prompt=known + more)
+    want, digest = await kit.want(whole), TextHash(known).digest(16)
+    named = replace(whole, prompt=more, prefix=digest, prefix_length=len(known))
+    refused = 0
+    for request in (named, replace(named, brief=True)):
+        await peer.say(request)
+        answer = await peer.hear()
+        if isinstance(answer, Error) and answer.code == "prefix":
+            refused += 1  # it may have needed the room
+            continue
+        stream = Stream(peer, 0, whole, want, must_be(Opened, answer))
+        await stream.fill(whole.max_new_tokens)
+    await peer.say(replace(named, prefix=bytes(16)))
+    await peer.refused("prefix", 0)
+    needs(refused < 2, "it holds no text of an ended stream")
+    return f"{len(known)} ids named, {2 - refused} times taken"
+
+
+@ROWS.greeted("6.1", "each processor matters", "processors")
+async def _(kit: Kit, peer: Peer) -> None:
     texts: dict[tuple[int, ...], str] = {}
-    async with kit.greeted("processors") as peer:
-        needs(
-            kit.known and "coupled" in peer.welcome.schemes,
-            "only with scheme 'coupled' of the kit's target",
-        )
-        plain = kit.coupled(4 * N, temperature=1.3, top_k=6)
-        banned = {"bad_words": (((await kit.want(plain))[1],),)}
-        for name, changes in {"none": {}, **PROCESSORS, "bad_words": banned}.items():
-            request = replace(plain, **changes)
-            stream = await peer.open(request, 0, await kit.want(request))
-            await stream.fill(4 * N)
-            other = texts.setdefault(tuple(stream.text), name)
-            expect(other == name, f"{name}: as with {other}")
+    needs(
+        kit.known and "coupled" in peer.welcome.schemes,
+        "only with scheme 'coupled' of the kit's target",
+    )
+    plain = kit.coupled(4 * N, temperature=1.3, top_k=6)
+    banned = {"bad_words": (((await kit.want(plain))[1],),)}
+    for name, changes in {"none": {}, **PROCESSORS, "bad_words": banned}.items():
+        request = replace(plain, **changes)
+        stream = await peer.known(request)
+        await stream.fill(4 * N)
+        other = texts.setdefault(tuple(stream.text), name)
+        expect(other == name, f"{name}: as with {other}")
 
 
-@ROWS.row("9.2", "log-probabilities")
-async def _(kit: Kit) -> None:
-    async with kit.greeted("logprobs") as peer:
-        request = kit.request(N, logprobs=3)
-        want = await kit.want(kit.request(N))
-        stream = await peer.open(request, 0, want)
-        while not stream.finish:
-            at = len(stream.text)
-            drafts = [*want[at : at + 2], _wrong(want[min(at + 2, N - 1)])][: peer.block]
-            commit = await stream.judge(drafts)
-            for i, token in enumerate(stream.text[at:]):
-                pairs = commit.logprobs[3 * i : 3 * i + 3]
-                expect(len(pairs) == 3 and pairs[0][0] == token, f"{pairs} for {token}")
-                expect(
-                    pairs[0][1] == pairs[1][1] >= pairs[2][1], f"no greedy token: {pairs}"
-                )
-                if kit.known:
-                    ids = [*request.prompt, *stream.text[: at + i]]
-                    row = logits_after(ids, kit.hello.vocab_size).astype(float)
-                    row -= np.log(np.exp(row).sum())
-                    right = np.argsort(-row, kind="stable")[:2].tolist()
-                    expect(
-                        [i for i, _ in pairs[1:]] == right, f"not the likeliest: {pairs}"
-                    )
-                    close = all(abs(row[i] - x) < 2e-5 for i, x in pairs)
-                    expect(close, f"{pairs}; {row[right]} is right")
-            expect(len(commit.logprobs) == 3 * (len(stream.text) - at), "too many")
+@ROWS.greeted("9.2", "log-probabilities", "logprobs")
+async def _(kit: Kit, peer: Peer) -> None:
+    request = kit.request(N, logprobs=3)
+    want = await kit.want(kit.request(N))
+    stream = await peer.open(request, 0, want)
+    while not stream.finish:
+        at = len(stream.text)
+        drafts = [*want[at : at + 2], _wrong(want[min(at + 2, N - 1)])][: peer.block]
+        commit = await stream.judge(drafts)
+        for i, token in enumerate(stream.text[at:]):
+            pairs = commit.logprobs[3 * i : 3 * i + 3]
+            expect(len(pairs) == 3 and pairs[0][0] == token, f"{pairs} for {token}")
+            expect(pairs[0][1] == pairs[1][1] >= pairs[2][1], f"no greedy token: {pairs}")
+            if kit.known:
+                ids = [*request.prompt, *stream.text[: at + i]]
+                row = logits_after(ids, kit.hello.vocab_size).astype(float)
+                row -= np.log(np.exp(row).sum())
+                right = np.argsort(-row, kind="stable")[:2].tolist()
+                expect([i for i, _ in pairs[1:]] == right, f"not the likeliest: {pairs}")
+                close = all(abs(row[i] - x) < 2e-5 for i, x in pairs)
+                expect(close, f"{pairs}; {row[right]} is right")
+        expect(len(commit.logprobs) == 3 * (len(stream.text) - at), "too many")
 
 
 @ROWS.row("6.1", "no processors where they were not agreed on, or out of range")
@@ -330,21 +309,20 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
     expect(commit.token is not None, "no token where no drafts were judged")
 
 
-@ROWS.row("4.2", "pipelines up to max_waiting")
-async def _(kit: Kit) -> str:
-    async with kit.greeted() as peer:
-        room = min(peer.welcome.room, peer.welcome.context - 12, kit.long)
-        for bonus in (True, False):
-            stream, text = await _known(peer, kit, room + 4, bonus=bonus)
-            for wrong in (room, room // 2):
-                at = len(stream.text)
-                block = text[at : at + room]
-                block[wrong : wrong + 1] = [_wrong(t) for t in block[wrong : wrong + 1]]
-                size = min(5, peer.block)
-                for i in range(0, len(block), size):
-                    await stream.draft(block[i : i + size])
-                await stream.until(at + min(wrong, len(block)))
-            await stream.bye() if not stream.finish else None
+@ROWS.greeted("4.2", "pipelines up to max_waiting")
+async def _(kit: Kit, peer: Peer) -> str:
+    room = min(peer.welcome.room, peer.welcome.context - 12, kit.long)
+    for bonus in (True, False):
+        stream = await peer.known(kit.request(room + 4, bonus=bonus))
+        for wrong in (room, room // 2):
+            at = len(stream.text)
+            block = list((stream.want or ())[at : at + room])
+            block[wrong : wrong + 1] = [_wrong(t) for t in block[wrong : wrong + 1]]
+            size = min(5, peer.block)
+            for i in range(0, len(block), size):
+                await stream.draft(block[i : i + size])
+            await stream.until(at + min(wrong, len(block)))
+        await stream.bye() if not stream.finish else None
     return f"{room} drafts in flight"
 
 
@@ -445,85 +423,81 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
     await stream.until(24)
 
 
-@ROWS.row("4.2a", "no race with evidence")
-async def _(kit: Kit) -> None:
-    async with kit.greeted() as peer:
-        schemes = [scheme for scheme in EVIDENCE if scheme in peer.welcome.schemes]
-        needs(schemes, "it offers no scheme with evidence")
-        for scheme in schemes:
-            request = kit.coupled(N, scheme=scheme, top_k=8)
-            await peer.say(replace(request, objective="latency"))
-            await peer.refused("request", 0)
-            await peer.open(request)
-            await peer.say(Block(0, 0, (1,), evidence=b"xyz", race=True))
-            await peer.refused("request", 0)
+@ROWS.greeted("4.2a", "no race with evidence")
+async def _(kit: Kit, peer: Peer) -> None:
+    schemes = [scheme for scheme in EVIDENCE if scheme in peer.welcome.schemes]
+    needs(schemes, "it offers no scheme with evidence")
+    for scheme in schemes:
+        request = kit.coupled(N, scheme=scheme, top_k=8)
+        await peer.say(replace(request, objective="latency"))
+        await peer.refused("request", 0)
+        await peer.open(request)
+        await peer.say(Block(0, 0, (1,), evidence=b"xyz", race=True))
+        await peer.refused("request", 0)
 
 
 # ---- ends
 
 
-@ROWS.row("4.4", "length, context and stop ids")
-async def _(kit: Kit) -> None:
+@ROWS.greeted("4.4", "length, context and stop ids")
+async def _(kit: Kit, peer: Peer) -> None:
     text = await kit.want(kit.request(N))
     stop = text[N // 2]
     until = text[: text.index(stop) + 1]
-    async with kit.greeted() as peer:
-        context = peer.welcome.context
-        ends = [
-            ("max_new_tokens", kit.request(5), text[:5], Finish.LENGTH),
-            ("stop_ids", kit.request(N, stop_ids=(stop,)), until, Finish.STOP),
-        ]
-        if context <= _LONGEST_PROMPT:
-            full = kit.request(N, prompt=tuple(i % 2 for i in range(context - 5)))
-            ends.append(("the context", full, await kit.want(full, 5), Finish.LENGTH))
-        for what, request, want, finish in ends:
-            for drafts in ([], [*want, 0, 1, 0]):
-                stream = await peer.open(request, 0, want)
-                await stream.judge(drafts[: peer.block])
-                await stream.fill(len(want))
-                expect(stream.finish is finish, f"{what}: finish {int(stream.finish)}")
-                expect(stream.text == want, f"{what}: {len(stream.text)} of {len(want)}")
-                await stream.send(Block(0, len(want), ()))  # of a stream that has ended
+    context = peer.welcome.context
+    ends = [
+        ("max_new_tokens", kit.request(5), text[:5], Finish.LENGTH),
+        ("stop_ids", kit.request(N, stop_ids=(stop,)), until, Finish.STOP),
+    ]
+    if context <= _LONGEST_PROMPT:
+        full = kit.request(N, prompt=tuple(i % 2 for i in range(context - 5)))
+        ends.append(("the context", full, await kit.want(full, 5), Finish.LENGTH))
+    for what, request, want, finish in ends:
+        for drafts in ([], [*want, 0, 1, 0]):
+            stream = await peer.open(request, 0, want)
+            await stream.judge(drafts[: peer.block])
+            await stream.fill(len(want))
+            expect(stream.finish is finish, f"{what}: finish {int(stream.finish)}")
+            expect(stream.text == want, f"{what}: {len(stream.text)} of {len(want)}")
+            await stream.send(Block(0, len(want), ()))  # of a stream that has ended
 
 
-@ROWS.row("4.4", "bye is answered, and frees the number")
-async def _(kit: Kit) -> None:
-    async with kit.greeted() as peer:
-        for drafts in ((), (1, 1)[: peer.welcome.room]):
-            stream, _ = await _known(peer, kit)
-            await stream.fill(2)
-            await stream.draft(drafts, more=True)
-            answer = await stream.bye()
-            expect(answer.reason == "ended", f"reason {answer.reason!r}")
-            await stream.send(Block(0, 2, (1,)))  # was on its way
-        stream, _ = await _known(peer, kit)
-        await stream.fill(N)
-        await peer.silence(QUIET_S)
+@ROWS.greeted("4.4", "bye is answered, and frees the number")
+async def _(kit: Kit, peer: Peer) -> None:
+    for drafts in ((), (1, 1)[: peer.welcome.room]):
+        stream = await peer.known(kit.request(N))
+        await stream.fill(2)
+        await stream.draft(drafts, more=True)
+        answer = await stream.bye()
+        expect(answer.reason == "ended", f"reason {answer.reason!r}")
+        await stream.send(Block(0, 2, (1,)))  # was on its way
+    stream = await peer.known(kit.request(N))
+    await stream.fill(N)
+    await peer.silence(QUIET_S)
 
 
-@ROWS.row("4", "several streams at once")
-async def _(kit: Kit) -> str:
+@ROWS.greeted("4", "several streams at once")
+async def _(kit: Kit, peer: Peer) -> str:
     rng, streams = random.Random(23), []
-    async with kit.greeted() as peer:
-        needs(peer.welcome.streams > 1, "it carries one stream at a time")
-        for i in range(min(peer.welcome.streams, 6)):
-            prompt = tuple(1 & (i + 1) >> j for j in range(3, -1, -1))
-            request = kit.request(2 * N, prompt=prompt)
-            if i % 3 == 2 and "coupled" in peer.welcome.schemes:
-                request = kit.coupled(2 * N, prompt=prompt, seed=i)
-            number = i if i < 3 else 13 * i + 100
-            streams.append(await peer.open(request, number, await kit.want(request)))
-        going = list(streams)
-        while going:
-            for stream in rng.sample(going, len(going)):
-                at = len(stream.text)
-                block = list((stream.want or ())[at : at + rng.choice((0, 1, 3))])
-                if block and rng.random() < 0.3:
-                    block[-1] = _wrong(block[-1])
-                await stream.draft(block[: peer.welcome.room])
-            for stream in rng.sample(going, len(going)):
-                await stream.until(len(stream.text) + 1)
-            going = [stream for stream in going if not stream.finish]
+    needs(peer.welcome.streams > 1, "it carries one stream at a time")
+    for i in range(min(peer.welcome.streams, 6)):
+        prompt = tuple(1 & (i + 1) >> j for j in range(3, -1, -1))
+        request = kit.request(2 * N, prompt=prompt)
+        if i % 3 == 2 and "coupled" in peer.welcome.schemes:
+            request = kit.coupled(2 * N, prompt=prompt, seed=i)
+        number = i if i < 3 else 13 * i + 100
+        streams.append(await peer.known(request, number))
+    going = list(streams)
+    while going:
+        for stream in rng.sample(going, len(going)):
+            at = len(stream.text)
+            block = list((stream.want or ())[at : at + rng.choice((0, 1, 3))])
+            if block and rng.random() < 0.3:
+                block[-1] = _wrong(block[-1])
+            await stream.draft(block[: peer.welcome.room])
+        for stream in rng.sample(going, len(going)):
+            await stream.until(len(stream.text) + 1)
+        going = [stream for stream in going if not stream.finish]
     return f"{len(streams)} streams"
 
 
@@ -558,29 +532,28 @@ async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
             expect(answer == Progress("idle", 1, 3, 0), str(answer))
 
 
-@ROWS.row("4.5", "progress while it works")
-async def _(kit: Kit) -> str:
-    async with kit.greeted() as peer:
-        every_s = peer.welcome.progress_ms / 1e3
-        needs(every_s, "its welcome says that it sends none")
-        size = min(peer.welcome.context - 2, _LONGEST_PROMPT)
-        heard = dict.fromkeys(range(min(peer.welcome.streams, 6)), time.monotonic())
-        for number in heard:
-            prompt = tuple((i >> number) & 1 for i in range(size))
-            await peer.say(kit.request(1, prompt=prompt), number)
-            await peer.say(Block(0, 0, ()), number)
-        words, longest = 0, 0.0
-        while heard:
-            data = await asyncio.wait_for(peer.socket.recv(), kit.patience_s)
-            stream, message, _ = peer.codec.decode(data)
-            now = time.monotonic()
-            if isinstance(message, Progress):
-                words += 1
-                expect(message.work > 0, "progress without work while it reads")
-            longest = max(longest, *(now - then for then in heard.values()), 0.0)
-            heard[stream or 0] = now
-            if isinstance(message, (Commit, Error)):
-                heard.pop(stream or 0, None)
+@ROWS.greeted("4.5", "progress while it works")
+async def _(kit: Kit, peer: Peer) -> str:
+    every_s = peer.welcome.progress_ms / 1e3
+    needs(every_s, "its welcome says that it sends none")
+    size = min(peer.welcome.context - 2, _LONGEST_PROMPT)
+    heard = dict.fromkeys(range(min(peer.welcome.streams, 6)), time.monotonic())
+    for number in heard:
+        prompt = tuple((i >> number) & 1 for i in range(size))
+        await peer.say(kit.request(1, prompt=prompt), number)
+        await peer.say(Block(0, 0, ()), number)
+    words, longest = 0, 0.0
+    while heard:
+        data = await asyncio.wait_for(peer.socket.recv(), kit.patience_s)
+        stream, message, _ = peer.codec.decode(data)
+        now = time.monotonic()
+        if isinstance(message, Progress):
+            words += 1
+            expect(message.work > 0, "progress without work while it reads")
+        longest = max(longest, *(now - then for then in heard.values()), 0.0)
+        heard[stream or 0] = now
+        if isinstance(message, (Commit, Error)):
+            heard.pop(stream or 0, None)
     needs(words or longest >= 2 * every_s, f"nothing waited longer than {longest:.2f} s")
     silence = f"{longest:.2f} s of silence, {every_s:g} are promised"
     expect(longest < 1.5 * every_s + 0.5, silence)

@@ -21,7 +21,7 @@ from draftwire.packages.manifest import Family
 from draftwire.sampling import make_decider, shape_for
 from draftwire.sampling.grammar import Rules
 from draftwire.transport.messages import Hello, Open
-from draftwire.verifier.backends.base import ExitListener, Frame, SlotTable, SlotTarget
+from draftwire.verifier.backends.base import ExitListener, Frame, SlotTarget
 from draftwire.verifier.target_session import params_of
 
 NAME = "kit"
@@ -102,21 +102,20 @@ class KitTarget(SlotTarget):
     id = _fingerprint("target")
     name, version = NAME, "1"
     numerics, logit_error = "exact", 0.0
-    family, vocab_size = FAMILY, VOCAB
+    family = FAMILY
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     tokenizer_path = TOKENIZER
     exits: tuple[Exit, ...] = (Exit(layer=1, threshold=0.0, agreement=1.0),)
 
     def __init__(self, *, slots: int = 16, context: int | None = None) -> None:
-        self.slots, self.context = slots, min(context or CONTEXT, CONTEXT)
-        self.table = SlotTable(slots, self.context, VOCAB)
+        super().__init__(slots, min(context or CONTEXT, CONTEXT), VOCAB)
 
     def run(self, frame: Frame, tell: ExitListener | None) -> list[np.ndarray[Any, Any]]:
         """See :class:`~draftwire.verifier.backends.base.SlotTarget`."""
         answers = []
         for item in frame.items:
-            before = self.table.tokens[item.slot, max(0, item.start - 1) : item.start]
+            before = self.tokens[item.slot, max(0, item.start - 1) : item.start]
             ids = [*before.tolist(), *item.tokens.tolist()]
             ends = range(len(ids) - item.rows + 1, len(ids) + 1)
             rows = [logits_after(ids[max(0, end - 2) : end]) for end in ends]

@@ -111,11 +111,10 @@ async def _health(kit: Kit, token: str | None) -> dict[str, Any]:
         raise Failed("/healthz answers without JSON") from None
 
 
-@ROWS.row("1", "text frame")
-async def _(kit: Kit) -> None:
-    async with kit.greeted() as peer:
-        await peer.send("hello")
-        await peer.refused("protocol", close=1002)
+@ROWS.greeted("1", "text frame")
+async def _(kit: Kit, peer: Peer) -> None:
+    await peer.send("hello")
+    await peer.refused("protocol", close=1002)
 
 
 # ---- 2, 3 numbers and frames: each ends the connection
@@ -191,10 +190,9 @@ async def _(kit: Kit) -> None:
         await peer.refused("protocol", close=1002)
 
 
-@ROWS.row("4", "welcome")
-async def _(kit: Kit) -> str:
-    async with kit.greeted() as peer:
-        found = peer.welcome
+@ROWS.greeted("4", "welcome")
+async def _(kit: Kit, peer: Peer) -> str:
+    found = peer.welcome
     expect(found.tokenizer == kit.hello.tokenizer, "another tokenizer than the hello's")
     expect(found.vocab_size <= kit.hello.vocab_size, "a larger vocabulary than ours")
     expect(found.context >= 2, f"a context of {found.context}")
@@ -244,77 +242,72 @@ async def _refuses(kit: Kit, code: str, changes: dict[str, Any]) -> None:
 # ---- 5 errors of streams, 7 limits
 
 
-@ROWS.row("5", "error request")
-async def _(kit: Kit) -> None:
-    async with kit.greeted() as peer:
-        wrong: tuple[dict[str, Any], ...] = (
-            {"scheme": "no-such-scheme"},
-            {"prompt": (1,) * peer.welcome.context},
-            {"prompt": ()},
-            {"max_new_tokens": 0},
-            {"scheme": "greedy", "temperature": -1.0},
-            {"scheme": "greedy", "temperature": 1.0},
-            {"scheme": "coupled", "temperature": 0.0},
-            {"scheme": "coupled", "temperature": 101.0},
-            {"scheme": "coupled", "temperature": 1.0, "top_p": 0.0},
-            {"scheme": "coupled", "temperature": 1.0, "noise": "brown"},
-        )
-        await peer.refuses({str(c)[:80]: kit.request(N, **c) for c in wrong})
-        await peer.open(kit.request(N), 1)  # connection and number have stayed usable
+@ROWS.greeted("5", "error request")
+async def _(kit: Kit, peer: Peer) -> None:
+    wrong: tuple[dict[str, Any], ...] = (
+        {"scheme": "no-such-scheme"},
+        {"prompt": (1,) * peer.welcome.context},
+        {"prompt": ()},
+        {"max_new_tokens": 0},
+        {"scheme": "greedy", "temperature": -1.0},
+        {"scheme": "greedy", "temperature": 1.0},
+        {"scheme": "coupled", "temperature": 0.0},
+        {"scheme": "coupled", "temperature": 101.0},
+        {"scheme": "coupled", "temperature": 1.0, "top_p": 0.0},
+        {"scheme": "coupled", "temperature": 1.0, "noise": "brown"},
+    )
+    await peer.refuses({str(c)[:80]: kit.request(N, **c) for c in wrong})
+    await peer.open(kit.request(N), 1)  # connection and number have stayed usable
 
 
-@ROWS.row("7", "more streams than it says")
-async def _(kit: Kit) -> str:
-    async with kit.greeted() as peer:
-        most = peer.welcome.streams
-        needs(most <= min(64, MAX_STREAM), f"{most} streams are allowed")
-        for number in range(most):
-            await peer.say(kit.request(N), number)
-            answer = await peer.hear(number)
-            if isinstance(answer, Error):
-                expect(answer.code in ("busy", "limit"), f"error {answer.code!r}")
-                raise NotTested(f"it had no room for {number + 1} streams")
-        await peer.say(kit.request(N), most)
-        await peer.refused("limit", most)
+@ROWS.greeted("7", "more streams than it says")
+async def _(kit: Kit, peer: Peer) -> str:
+    most = peer.welcome.streams
+    needs(most <= min(64, MAX_STREAM), f"{most} streams are allowed")
+    for number in range(most):
+        await peer.say(kit.request(N), number)
+        answer = await peer.hear(number)
+        if isinstance(answer, Error):
+            expect(answer.code in ("busy", "limit"), f"error {answer.code!r}")
+            raise NotTested(f"it had no room for {number + 1} streams")
+    await peer.say(kit.request(N), most)
+    await peer.refused("limit", most)
     return f"{most} streams"
 
 
-@ROWS.row("7", "blocks above max_block")
-async def _(kit: Kit) -> None:
-    async with kit.greeted() as peer:
-        most = peer.welcome.max_block
-        needs(most < 255, "blocks of 255 are allowed")
-        stream = await peer.open(kit.request(N))
-        await stream.send(Block(0, 0, (0,) * (most + 1)))
-        await peer.refused("protocol limit", close=0)
+@ROWS.greeted("7", "blocks above max_block")
+async def _(kit: Kit, peer: Peer) -> None:
+    most = peer.welcome.max_block
+    needs(most < 255, "blocks of 255 are allowed")
+    stream = await peer.open(kit.request(N))
+    await stream.send(Block(0, 0, (0,) * (most + 1)))
+    await peer.refused("protocol limit", close=0)
 
 
-@ROWS.row("7", "more waiting drafts than max_waiting")
-async def _(kit: Kit) -> None:
-    async with kit.greeted() as peer:
-        most, base = peer.welcome.room, 0
-        stream = await peer.open(kit.request(most + 8))
-        while base <= most:  # one block in pieces: nothing of it is judged
-            count = min(peer.block, most + 1 - base)
-            await stream.send(Block(0, base, (0,) * count, more=True))
-            base += count
-        await peer.refused("protocol limit")
+@ROWS.greeted("7", "more waiting drafts than max_waiting")
+async def _(kit: Kit, peer: Peer) -> None:
+    most, base = peer.welcome.room, 0
+    stream = await peer.open(kit.request(most + 8))
+    while base <= most:  # one block in pieces: nothing of it is judged
+        count = min(peer.block, most + 1 - base)
+        await stream.send(Block(0, base, (0,) * count, more=True))
+        base += count
+    await peer.refused("protocol limit")
 
 
-@ROWS.row("7", "frame too long")
-async def _(kit: Kit) -> None:
-    async with kit.greeted() as peer:
-        await peer.send(bytes(MAX_FRAME + 1))
-        try:
-            answer = await asyncio.wait_for(peer.socket.recv(), kit.patience_s)
-        except ConnectionClosed as error:
-            code = error.rcvd.code if error.rcvd else 1009
-            expect(code in (1002, 1008, 1009), f"close code {code}")
-        except asyncio.TimeoutError:
-            raise Failed("it takes a frame above 8 MiB") from None
-        else:
-            found = peer.codec.decode(answer).message
-            expect(isinstance(found, Error) and found.fatal, "no fatal error")
+@ROWS.greeted("7", "frame too long")
+async def _(kit: Kit, peer: Peer) -> None:
+    await peer.send(bytes(MAX_FRAME + 1))
+    try:
+        answer = await asyncio.wait_for(peer.socket.recv(), kit.patience_s)
+    except ConnectionClosed as error:
+        code = error.rcvd.code if error.rcvd else 1009
+        expect(code in (1002, 1008, 1009), f"close code {code}")
+    except asyncio.TimeoutError:
+        raise Failed("it takes a frame above 8 MiB") from None
+    else:
+        found = peer.codec.decode(answer).message
+        expect(isinstance(found, Error) and found.fatal, "no fatal error")
 
 
 @ROWS.row("5", "error busy")

@@ -27,7 +27,7 @@ from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError, RefusedError
 from draftwire.io import writing
-from draftwire.verifier.serving.limits import Rate
+from draftwire.verifier.serving.limits import Rate, Refusal
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -37,12 +37,6 @@ FRAMES_PER_S = 4000.0
 WAITS_S = 60.0  # who asked so lately may still wait for a place
 _MIN_TOKEN = 16  # characters
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}")
-
-
-class LimitError(RefusedError):
-    """An account has used up what it allows."""
-
-    code = "limit"
 
 
 @dataclass(frozen=True)
@@ -88,9 +82,10 @@ class Usage:
         """
         allowed = self.account.sessions
         if allowed is not None and self.streams >= allowed:
-            raise LimitError(
+            raise Refusal(
+                "limit",
                 f"token {self.account.name!r} allows {allowed} streams at the same time",
-                hint="end one of them; one whose link is lost ends within a minute",
+                "end one of them; one whose link is lost ends within a minute",
             )
         if not self.may_have(slots, lambda usage: usage.streams_of[served], now):
             raise RefusedError(
@@ -125,7 +120,7 @@ class Usage:
             Seconds to wait before the next is read.
 
         Raises:
-            LimitError: That would be longer than :data:`AHEAD_S`.
+            Refusal: That would be longer than :data:`AHEAD_S`.
         """
         wait = 0.0
         words = ("blocks_per_s", "bytes_per_s")
@@ -134,10 +129,11 @@ class Usage:
                 continue
             seconds = rate.take(amount, now)
             if seconds > AHEAD_S:
-                raise LimitError(
+                raise Refusal(
+                    "limit",
                     f"token {self.account.name!r} has {word}={rate.rate:g}, and its "
                     f"devices are {seconds:.0f} s ahead of that",
-                    hint="send less, or raise it in the verifier's token file",
+                    "send less, or raise it in the verifier's token file",
                 )
             wait = max(wait, seconds)
         self.paused_s += wait

@@ -32,14 +32,14 @@ from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
     DRAINING,
     REVOKED,
-    FatalError,
     check_room,
     choose,
     error_of,
+    fatal,
     welcome_to,
 )
-from draftwire.verifier.serving.accounts import LimitError, Usage
-from draftwire.verifier.serving.limits import prompt_limit
+from draftwire.verifier.serving.accounts import Usage
+from draftwire.verifier.serving.limits import FatalError, Refusal, prompt_limit
 from draftwire.verifier.streams import Terms
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Connection(Websocket):
     def _greet(self, hello: Hello) -> Terms:
         service, account = self._service, self.usage.account
         if service.draining:
-            raise FatalError.of(DRAINING)
+            raise fatal(DRAINING)
         check_room(service.greeted, service.limits, self.usage)
         served = choose(hello, service.registry)
         welcome = welcome_to(hello, served, service.limits, account.context)
@@ -178,8 +178,8 @@ class Connection(Websocket):
         blocks = int(isinstance(frame.message, Block))
         try:
             wait = self.usage.pace(len(data), blocks, self.active_s)
-        except LimitError as error:
-            raise FatalError("limit", str(error), error.hint) from None
+        except Refusal as error:
+            raise FatalError(error.code, str(error), error.hint) from None
         if wait:  # what is not read slows the sender
             await asyncio.sleep(wait)
         return frame

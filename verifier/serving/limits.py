@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, RefusedError
 from draftwire.transport.codec import MAX_BLOCK, MAX_FRAME, MAX_STREAM
 
 QUEUED_FRAMES = 2  # a device that floods is slowed down by its own connection
+
+
+class Refusal(RefusedError):
+    """What a device asks for is not to be had; ``code`` is of PROTOCOL.md, section 5."""
+
+    fatal = False  # it ends the connection
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class FatalError(Refusal):
+    """Ends a connection with an error frame."""
+
+    fatal = True
 
 
 class Rate:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import resource
 from operator import attrgetter
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
 from draftwire import __version__
@@ -54,7 +53,7 @@ iteration_seconds_total counters.compute_s Time in them.
 iteration_batch_size - Blocks in a forward that verifies.
 iteration_requests_failed_total counters.failed Blocks and prompts that ended in an error.
 iteration_requests_cancelled_total counters.cancelled Those that nobody waited for any more.
-iteration_held_seconds_total - Time that forwards waited for drafts.
+iteration_held_seconds_total scheduler.held_s Time that forwards waited for drafts.
 lookup_num_tokens_total tally.found Looked-up tokens judged beside the drafts.
 lookup_num_right_tokens_total tally.found_right Looked-up tokens accepted.
 leaves_num_tokens_total tally.leaves Second choices of devices judged beside their drafts.
@@ -172,23 +171,18 @@ def _samples(service: VerifierService) -> _Sample:
 
 
 def _of_target(served: Served, service: VerifierService) -> _Sample:
-    backend, scheduler, tally = served.backend, served.scheduler, served.tally
-    counts = scheduler.counters
+    backend, tally, counts = served.backend, served.tally, served.counters
     of = {"model_name": backend.name, "model_version": backend.version}
     running = sum(usage.streams_of[served] for usage in service.accounts.all)
     yield "num_requests_running", running, of
     kept = service.kept
     busy = tally.slots - kept.slots(served) - kept.prefixes.slots(served)
     yield "kv_cache_usage_perc", busy / backend.slots, of
-    owner = SimpleNamespace(
-        backend=backend, scheduler=scheduler, tally=tally, counters=counts
-    )
-    yield from _of(_OF_TARGET, owner, of)
+    yield from _of(_OF_TARGET, served, of)
     sizes = Histogram(_BATCHES)
     for size, times in counts.batch_sizes.items():
         sizes.add(size, times)
     yield "iteration_batch_size", sizes, of
-    yield "iteration_held_seconds_total", getattr(scheduler, "held_s", 0.0), of
     yield "connection_bytes_limit", service.limits.session_bytes(backend.context), of
     for position, times in enumerate(tally.by_position):
         where = {**of, "position": str(position)}

@@ -9,7 +9,6 @@ import signal
 import ssl
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -23,16 +22,16 @@ from draftwire.verifier.gateway.fleet import Fleet
 from draftwire.verifier.gateway.relay import Gateway
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import Account, Accounts, read_accounts
-from draftwire.verifier.serving.limits import Limits
-from draftwire.verifier.serving.service import VerifierService, tls_context
+from draftwire.verifier.serving.service import Settings, VerifierService, tls_context
 
 log = logging.getLogger("draftwire.verifier")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """How to serve."""
 
+    port: int = 8765
     targets: tuple[Path, ...] = ()  # packages or checkpoint folders
     # folder whose ``*.target`` packages come and go while it runs
     targets_dir: Path | None = None
@@ -40,19 +39,11 @@ class Options:
     default: str = ""  # target of devices that ask for none; "" means the newest
     # makes backends of paths
     loader: Callable[[Path], TargetBackend | StreamBackend] = field(default_factory=Loader)
-    host: str = "127.0.0.1"  # address to listen on
-    port: int = 8765  # 0 takes a free one
     accounts: tuple[Account, ...] = ()  # who may connect; none for everyone
     token_file: Path | None = None  # holds them, in their place
     # certificate, key and the client authority (or None), or None for plain
     tls: tuple[Path, Path, Path | None] | None = None
-    insecure: bool = False  # allow plain connections off loopback
-    limits: Limits = field(default_factory=Limits)  # of each device
-    trusted: tuple[str, ...] = ()  # proxies whose ``X-Forwarded-For`` names devices in logs
     wire_log: Path | None = None  # file for wire events
-    origins: tuple[str, ...] = ()  # pages whose scripts may connect
-    names: tuple[str, ...] = ()  # further names that requests may be for
-    admin: tuple[str, int] | None = None  # address of health and metrics without a token
     batch_tokens: int = 512  # most tokens in one forward
     batch: int = 64  # most streams in one forward
     prefill_chunk: int = 128  # most tokens of one prompt in one forward
@@ -136,17 +127,15 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
     )
     path = options.wire_log
     wire_log = None if path is None else WireLog(path, "verifier")
-    make: Any = VerifierService
-    if options.fleet is not None:
-        make = partial(Gateway, fleet=options.fleet())
-    same = ("host", "port", "insecure", "limits", "trusted", "origins", "names", "admin")
-    service: VerifierService = make(
-        registry,
-        accounts=Accounts(options.read_accounts()),
-        tls=options.read_tls(),
-        wire_log=wire_log,
-        **{name: getattr(options, name) for name in same},
-    )
+    more: dict[str, Any] = {
+        "accounts": Accounts(options.read_accounts()),
+        "tls": options.read_tls(),
+        "wire_log": wire_log,
+    }
+    if options.fleet is None:
+        service = VerifierService(registry, options, **more)
+    else:
+        service = Gateway(registry, options, fleet=options.fleet(), **more)
     stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,6 +17,7 @@ import math
 import re
 import ssl
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Iterable, Sequence
@@ -81,6 +82,21 @@ class _Renewable(ssl.SSLContext):
         return self.current.wrap_bio(*args, **options)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Where a service listens, for whom, and what it allows."""
+
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 0  # 0 takes a free one
+    insecure: bool = False  # allow plain ``ws://`` off loopback
+    limits: Limits = field(default_factory=Limits)  # bounds for each device
+    trusted: tuple[str, ...] = ()  # proxies whose ``X-Forwarded-For`` names devices in logs
+    origins: tuple[str, ...] = ()  # pages whose scripts may connect, as browsers name them
+    # further names that requests may be for; see :meth:`VerifierService._misled`
+    names: tuple[str, ...] = ()
+    admin: tuple[str, int] | None = None  # address of health and metrics without a token
+
+
 class VerifierService:
     """Accepts devices and serves them.
 
@@ -93,27 +109,18 @@ class VerifierService:
     def __init__(
         self,
         registry: Registry,
+        settings: Settings | None = None,
         *,
-        host: str = "127.0.0.1",  # address to listen on
-        port: int = 0,  # 0 takes a free one
         # who may connect; without any everyone may, which is refused off loopback
         accounts: Accounts | None = None,
         # from :func:`tls_context`, or None for plain ``ws://``
         tls: ssl.SSLContext | None = None,
-        insecure: bool = False,  # allow plain ``ws://`` off loopback
-        limits: Limits | None = None,  # bounds for each device
-        # proxies whose ``X-Forwarded-For`` names devices in logs
-        trusted: Sequence[str] = (),
         wire_log: WireLog | None = None,  # where wire events are noted
-        # pages whose scripts may connect, as browsers name them
-        origins: Sequence[str] = (),
-        # further names that requests may be for; see :meth:`_is_ours`
-        names: Sequence[str] = (),
-        # address of health and metrics without a token
-        admin: tuple[str, int] | None = None,
     ) -> None:
+        settings = settings or Settings()
+        host = settings.host
         if not is_loopback(host):
-            if tls is None and not insecure:
+            if tls is None and not settings.insecure:
                 raise ConfigError(
                     f"plain ws:// on {host} would show tokens and text to the network",
                     hint="give --tls-cert and --tls-key, or --insecure behind a proxy "
@@ -126,25 +133,25 @@ class VerifierService:
                     "--token-file FILE",
                 )
         self.registry = registry
-        self.limits = limits or Limits()
+        self.limits = settings.limits
         self.connections: set[Connection] = set()  # those that are open
         self.kept = KeptStreams(self.limits)  # streams that can be resumed
         self.draining = False  # true once the service is going away
         self.bytes_in = 0
         self.bytes_out = 0
-        self._forwarded = Forwarded(trusted)
+        self._forwarded = Forwarded(settings.trusted)
         self.name_of = self._forwarded.name
         # who has not said hello yet
         self.lobby = Lobby(self.limits, self._forwarded.trusts)
         self._wire_log = wire_log
         # how often which word of PROTOCOL.md, section 5, was the answer
         self.refusals: Counter[str] = Counter()
-        self._host, self._port, self._tls = host, port, tls
-        self._admin = admin
-        self._origins = frozenset(origins)
-        self._names = frozenset(name.lower() for name in (host, *names))
+        self._host, self._port, self._tls = host, settings.port, tls
+        self._admin = settings.admin
+        self._origins = frozenset(settings.origins)
+        self._names = frozenset(name.lower() for name in (host, *settings.names))
         # The public name of another machine cannot be known; there must be tokens there.
-        self._any_name = not is_loopback(host) and not names
+        self._any_name = not is_loopback(host) and not settings.names
         self.accounts = accounts or Accounts()  # who may connect
         self._servers: list[Any] = []
         self._listening_tls: _Renewable | None = None

@@ -60,14 +60,16 @@ class Top:
         """Take in a page of :func:`read_page`, read at ``now`` (monotonic seconds)."""
         self._pages.append((now, page))
         if len(self._pages) > 1:
-            self._speeds.append(self._rate("generation_tokens_total"))
+            self._speeds.append(self._rate("generation_tokens_total") or 0.0)
 
     def _value(self, name: str, **labels: str) -> float:
         """Return the sum of a metric's samples that have these labels."""
         return _sum(self._pages[-1][1], name, labels)
 
-    def _rate(self, name: str, **labels: str) -> float:
-        """Return a counter's growth a second; 0 where it began anew."""
+    def _rate(self, name: str, **labels: str) -> float | None:
+        """Return a counter's growth a second; 0 where it began anew, None at first."""
+        if len(self._pages) < 2:
+            return None
         (before, old), (now, new) = self._pages[0], self._pages[-1]
         seconds = now - before
         grown = _sum(new, name, labels) - _sum(old, name, labels)
@@ -75,12 +77,7 @@ class Top:
 
     def document(self) -> dict[str, Any]:
         """Return what is shown, for a program; a rate is null before the second page."""
-        first = len(self._pages) < 2
-
-        def rate(name: str, **labels: str) -> float | None:
-            return None if first else self._rate(name, **labels)
-
-        targets = []
+        rate, targets = self._rate, []
         for key in sorted(self._pages[-1][1].get("num_requests_running", ())):
             of = dict(key)
             drafted = rate("spec_decode_num_draft_tokens_total", **of)
@@ -136,7 +133,7 @@ class Top:
             "accounts": accounts,
         }
 
-    def _positions(self, of: Mapping[str, str], drafts: float | None) -> list[float]:
+    def _positions(self, of: Mapping[str, str], drafts: float | None) -> list[float | None]:
         """Return which share of drafts had a token accepted at each place."""
         if not drafts:
             return []
@@ -146,15 +143,13 @@ class Top:
             if of.items() <= dict(key).items()
         }
         rates = [self._rate(_PER_POS, position=str(i), **of) for i in sorted(places)]
-        return [rate / drafts for rate in rates]
+        return [_share(rate, drafts) for rate in rates]
 
     def _median(self, name: str, of: Mapping[str, str]) -> float | None:
         """Return the bucket that holds the median since the page before, in seconds."""
-        if len(self._pages) < 2:
-            return None
         bounds = {dict(key)["le"] for key in self._pages[-1][1].get(f"{name}_bucket", ())}
         rates = sorted(
-            (float(le), self._rate(f"{name}_bucket", le=le, **of)) for le in bounds
+            (float(le), self._rate(f"{name}_bucket", le=le, **of) or 0.0) for le in bounds
         )
         if not rates or not rates[-1][1]:
             return None

@@ -13,7 +13,6 @@ import asyncio
 import json
 import logging
 import os
-import queue
 import tempfile
 import threading
 import time
@@ -23,13 +22,18 @@ from typing import Any, Callable, Coroutine, Sequence
 
 import numpy as np
 
-from draftwire.clock import Clock, LoopClock, Timer
+from draftwire.clock import Clock, LoopClock
 from draftwire.errors import ConfigError, DraftwireError, IncompatibleError, ModelError
-from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.packages import Exit
 from draftwire.sampling import SamplingParams
 from draftwire.tensors import write_tensors
-from draftwire.tokenizer import first_token
-from draftwire.verifier.backends.hf_adapter import adapter_base, base_of, token_ids
+from draftwire.verifier.backends.hf_adapter import (
+    OfCheckpoint,
+    adapter_base,
+    base_of,
+    read_adapter,
+    token_ids,
+)
 from draftwire.verifier.backends.streaming import (
     OnEnd,
     OnStep,
@@ -44,6 +48,7 @@ log = logging.getLogger("draftwire.verifier")
 
 _HERE = "draftwire.verifier.backends.vllm"
 _MOST = 8  # drafts of a stream that one step judges
+_PROBE_S = 300.0  # for a text of the probe
 _TRIES = (1.0, 3.0, 10.0)  # pauses before an engine that died is started again
 # Before vLLM is imported: no network, no telemetry, and rows that are no numbers counted.
 _ENVIRONMENT = {
@@ -84,9 +89,8 @@ def rank_of(folder: Path) -> int:
         ModelError: Its configuration is damaged.
     """
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        rank = int(config["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rank = int(read_adapter(folder)["r"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the adapter {folder} cannot be read: {error}") from error
     return max(8, 1 << (rank - 1).bit_length())
 
@@ -185,10 +189,9 @@ class VllmEngine:
         self._pulse: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[Any]] = set()  # of the engine that runs
         self._loop = asyncio.new_event_loop()
+        self.clock = LoopClock(self._loop)  # of its thread
         self._up = asyncio.Event()
-        self._thread = threading.Thread(
-            target=LoopClock(self._loop).run, name="draftwire-vllm"
-        )
+        self._thread = threading.Thread(target=self.clock.run, name="draftwire-vllm")
         self._thread.start()
         try:
             self.config = self._do(self._start())
@@ -530,7 +533,7 @@ class _Run(Run):
             self.engine._runs.discard(self)
 
 
-class VllmTarget:
+class VllmTarget(OfCheckpoint):
     """A checkpoint, or an adapter on it, as a target; see ``StreamBackend``.
 
     Args:
@@ -559,27 +562,19 @@ class VllmTarget:
         self.engine, self._adapter = engine, path if named else None
         engine.users += 1
         try:
-            self._describe(path, named or path)
+            self._look_at(path, named or path)
             probe(self)
         except BaseException:
             self.close()
             raise
 
-    def _describe(self, path: Path, base: Path) -> None:
+    def _look_at(self, path: Path, base: Path) -> None:
         config = self.engine.config.hf_text_config
         words = path if (path / "tokenizer.json").is_file() else base
-        self.id = f"vllm:{path.name}"
-        self.name = self.version = path.name
-        self.family = Family(
-            name=str(config.model_type),
-            backbone=None,
-            tokenizer=tokenizer_fingerprint(words / "tokenizer.json"),
-        )
-        known = load_tokenizer(words / "tokenizer.json").vocab_size
-        self.vocab_size = min(int(config.vocab_size), known)
+        known = self._describe("vllm", path.name, str(config.model_type), words)
+        self.vocab_size = min(int(config.vocab_size), known.vocab_size)
         self.context = self.engine.context
         self.slots = int(self.engine._settings["max_num_seqs"])
-        self.bos_id = first_token(words)
         self.eos_ids = token_ids(getattr(config, "eos_token_id", None))
 
     def open(
@@ -616,27 +611,6 @@ def _told(params: SamplingParams) -> dict[str, Any]:
 # ---- is it what we know?
 
 
-class _Waiting:
-    """A clock for one who waits: what is posted happens in :meth:`until`."""
-
-    def __init__(self) -> None:
-        self._posted: queue.Queue[tuple[Callable[..., None], Any]] = queue.Queue()
-
-    def now(self) -> float:
-        return 0.0
-
-    def call_at(self, when: float, what: Callable[..., None], *args: Any) -> Timer:
-        raise NotImplementedError
-
-    def post(self, what: Callable[..., None], *args: Any) -> None:
-        self._posted.put((what, args))
-
-    def until(self, over: Callable[[], bool]) -> None:
-        while not over():
-            what, args = self._posted.get(timeout=300)
-            what(*args)
-
-
 def _text_of(
     target: VllmTarget,
     prompt: Sequence[int],
@@ -645,13 +619,22 @@ def _text_of(
     drafts: Sequence[int] = (),
 ) -> list[Step]:
     """Return the steps in which the engine writes ``count`` tokens."""
-    clock, steps = _Waiting(), list[Step]()
-    ends: list[DraftwireError] = []
+    steps, ends, over = list[Step](), list[DraftwireError](), threading.Event()
+
+    def stepped(step: Step) -> None:
+        steps.append(step)
+        if sum(len(s.tokens) for s in steps) >= count:
+            over.set()
+
+    def ended(error: DraftwireError, again: bool) -> None:
+        ends.append(error)
+        over.set()
+
     end = len(prompt) + count
     order = Order(tuple(prompt), end, (), params, target.vocab_size)
-    run = target.open(order, clock, steps.append, lambda e, again: ends.append(e), True)
+    run = target.open(order, target.engine.clock, stepped, ended, True)
     run.push(Push(1, len(prompt), tuple(drafts), 0, end))
-    clock.until(lambda: bool(ends) or sum(len(s.tokens) for s in steps) >= count)
+    over.wait(_PROBE_S)
     run.close()
     if ends:
         raise ends[0]
