@@ -51,6 +51,20 @@ MUTANTS = (
         "tests/laws/test_histories.py::test_histories",
     ),
     Mutant(
+        "an exit is believed whatever the draft says",
+        "runtime/edge/preemption.py",
+        "doubted = denies and (odds < 1 or self._wire.whole)",
+        "doubted = denies and self._wire.whole",
+        "tests/runtime/test_trust.py",
+    ),
+    Mutant(
+        "a hint does not end a hush",
+        "runtime/driver.py",
+        "isinstance(message, (Commit, Provisional))",
+        "isinstance(message, Commit)",
+        "tests/runtime/test_rest.py",
+    ),
+    Mutant(
         "patience asks nobody for credit",
         "verifier/patience.py",
         "    end_s = min(now_s + forward_s, *(stream.due_s for stream in streams))\n",
@@ -74,8 +88,9 @@ MUTANTS = (
     Mutant(
         "a new order waits for the old one's end",
         "runtime/drafter.py",
-        "        self._take_orders()\n        model,",
-        "        if not self._left:\n            self._take_orders()\n        model,",
+        "        if self._inbox:\n            self._take_orders()",
+        "        if not any(lane.left for lane in self._lanes):\n"
+        "            self._take_orders()",
         "tests/runtime/test_link.py -k overtake",
     ),
     Mutant(
@@ -125,8 +140,8 @@ MUTANTS = (
     Mutant(
         "a proposal of the stream before counts",
         "runtime/drafter.py",
-        "            elif word.stream == self.stream:",
-        "            else:",
+        "            elif word.stream == self.stream and self._lanes:",
+        "            elif self._lanes:",
         "tests/runtime/test_link.py -k another_stream",
     ),
     Mutant(

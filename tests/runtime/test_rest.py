@@ -9,6 +9,7 @@ import pytest
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate
+from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.rest import Hush, Rest
 
 
@@ -98,3 +99,20 @@ def test_where_it_pays_in_simulation(monkeypatch):
     monkeypatch.setattr(Hush, "until_s", lambda self, now_s, step_s, ahead: now_s)
     loud = simulate(replace(plan, scheme=scheme_named("ours-no-exits")))
     assert quiet.ms_per_token < 0.99 * loud.ms_per_token
+
+
+def test_what_an_exit_says_ends_a_hush(monkeypatch):
+    """It may be the very news that the board waits for."""
+    profile = find("agx-a100-llama").replaced(
+        "assumed", "a test", link__rtt_ms=10.0, text__acceptance=0.6, draft__at_once=8
+    )
+    hushed, provisional = [], EdgeSession._provisional
+
+    def seen(self, message):
+        hushed.append(self.hushed)
+        return provisional(self, message)
+
+    monkeypatch.setattr(EdgeSession, "_provisional", seen)
+    monkeypatch.setattr(Hush, "until_s", lambda self, now_s, step_s, ahead: now_s + 1.0)
+    simulate(Plan(profile, scheme_named("ours"), streams=1, tokens=200))
+    assert hushed and not any(hushed)
