@@ -101,13 +101,11 @@ def _job(prompt: Sequence[int], text: Sequence[int], width: int) -> Job:
 
 
 class _Verifier(SimVerifier):
-    """A verifier whose exits speak at even distances, and whose links can be cut."""
+    """A verifier whose links can be cut."""
 
     def __init__(self, clock: VirtualClock, backend: TargetBackend, chunk: int) -> None:
-        count = len(backend.exits)
-        fractions = [(k + 1) / (count + 1) for k in range(count)]
         cost = ForwardCost(0.02, free=1 << 30)
-        super().__init__(clock, backend, cost, chunk=chunk, fractions=fractions)
+        super().__init__(clock, backend, cost, chunk=chunk)
         self.dialogues: list[Dialogue] = []
 
     def attach(self, peer: Peer) -> Dialogue:

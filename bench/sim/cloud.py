@@ -194,8 +194,6 @@ class SimVerifier:
         helps: What it does beside judging drafts, see :class:`~.schemes.Scheme`; a draft
             beside the target plays the backend's texts.
         draft_s: Of a forward of that.
-        fractions: When each exit of a real model speaks, as a share of its forward;
-            without them it has none here.
 
     Attributes:
         backend: The target.
@@ -212,11 +210,13 @@ class SimVerifier:
         chunk: int = 128,
         helps: Collection[str] = (),
         draft_s: float = 0.0,
-        fractions: Sequence[float] = (),
     ) -> None:
         self.backend = backend
         if isinstance(backend, TextBackend):
             fractions = [fact.fraction for fact in backend.facts]
+        else:  # of a real model, at even distances
+            count = len(backend.exits)
+            fractions = [(k + 1) / (count + 1) for k in range(count)]
         self._exits = bool(fractions)
         if executor is None:
             assert cost is not None

@@ -126,7 +126,8 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     """Return what people compare, for one outcome; units are in the names."""
     plan, found = outcome.plan, outcome.row
     ahead = plan.scheme.mode.preempt_text.split(",")
-    if not plan.profile.exits or plan.job is not None:
+    exits = plan.profile.exits if plan.backend is None else plan.backend.exits
+    if not exits:
         ahead = [word for word in ahead if word != "exits"]
     waits = [s.first_s - s.began_s for s in outcome.streams if s.first_s is not None]
     ms, wasted = found["ms_per_token"], sum(s.counts.wasted for s in outcome.streams)
