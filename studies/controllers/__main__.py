@@ -16,7 +16,7 @@ from studies.controllers.tables import Settings, bench_controllers, render
 FLAGS = """
 --traces DIR             folder of channel traces, t_s,mbit_s (default: none)
 --profile NAME =agx-a100-qwen  timings
---rtt-ms MS:float =80
+--rtt-ms MS:number =80
 --acceptance LUCK =0.8   as in bench simulate
 --modes M,M:words =race,pipeline,ahead,wait  what streams do while verdicts are out
 --tokens N:int =300      of a stream
