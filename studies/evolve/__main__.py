@@ -39,8 +39,8 @@ FLAGS = """
 --rank N:int             of LoRA
 --prompts N:int          for each target and text
 --count N:int            tokens that follow a prompt
---long X:positive         times the compute, one independent draft
---retrain X:positive      share of it, for re-trained drafts
+--long X:positive        times the compute, one independent draft
+--retrain X:positive     share of it, for re-trained drafts
 --results FILE           train nothing, show the results in FILE (results.json of a work
                          folder)
 --markdown FILE          write tables and a picture between the marks of FILE

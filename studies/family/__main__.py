@@ -18,7 +18,7 @@ FLAGS = """
 --corpus DIR !           the folder with the corpus files that models/cards name
 --work DIR !             the folder for checkpoints; run again with it to go on
 --out DIR !              where packages go
---steps FACTOR:positive =1 train so many times longer than published
+--steps FACTOR:positive =1  train so many times longer than published
 --workers N              cores to train on (default: all)
 --replace                put packages in the place of older ones
 --parallel               train the parallel draft of the packages in models/ instead

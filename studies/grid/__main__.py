@@ -22,7 +22,7 @@ FLAGS = """
 --link SPEC              with --profile: another link than its own
 --k N|best >block        with --profile: tokens of a block
 --acceptance LUCK        with --profile: of the texts
---repeats SHARE:share =0 of the grid's texts
+--repeats SHARE:share =0  of the grid's texts
 --at-once N:int =1       tokens of a forward of the grid's drafts
 --boards NAME,NAME       profiles of the grid
 --jobs N:int =1          processes for the grid
