@@ -183,7 +183,7 @@ def test_a_broken_law_is_an_error_exit(profile, capsys, monkeypatch):
         (["--k", "best"], "known beforehand"),
         (["--target", "v9"], "there is no target 'v9'"),
         (["--method", "pigeon"], "no method 'pigeon'"),
-        (["--temperature", "-1"], "temperature is -1"),
+        (["--temperature", "-1"], "temperature: '-1' is not a number, 0 to"),
     ],
 )
 def test_wrong_input_is_one_sentence(words, sentence, capsys, monkeypatch, tmp_path):
