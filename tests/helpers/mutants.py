@@ -58,6 +58,13 @@ MUTANTS = (
         "tests/runtime/test_trust.py",
     ),
     Mutant(
+        "a race fills two forwards with what hardly any text reaches",
+        "verifier/target_session.py",
+        "most = _SPAN if not self.racing else max(1, self.widest - 1)",
+        "most = _SPAN",
+        "tests/verifier/test_patience.py -k fits_one_forward",
+    ),
+    Mutant(
         "a hint does not end a hush",
         "runtime/driver.py",
         "isinstance(message, (Commit, Provisional))",
