@@ -154,6 +154,7 @@ class StreamRun:
     holds: int = 0  # how often it was told that there is no room
     hush: Hush = field(default_factory=Hush)
     quiet: Timer | None = None  # the board waits for news
+    step_s: float = 0.0  # of the draft's last forward
     held: Timer | None = None  # it will ask again
     busy: BusyError | None = None  # why
     asked: bool = False  # the verifier knows of it, by its present number
@@ -318,21 +319,25 @@ class Driver:
         def event() -> Sequence[Action]:
             run.spec.account.proposal()
             run.decisions.drafted(step, seconds)
-            if run.spec.mode.hush:
-                self._hush(run, seconds)
-            drafted = run.machine.drafted
+            machine = run.machine
+            machine.more = step.masks if step.fed else machine.more - 1
+            if step.fed:
+                run.step_s = seconds
+            if run.spec.mode.hush and machine.more <= 0:
+                self._hush(run)
+            drafted = machine.drafted
             return [a for d in step.drafts for a in drafted(d.branch, d.proposal, d.lane)]
 
         self._do(run, event, quiet=True)
         if run.impatient:
             self._check_guessed(run)
 
-    def _hush(self, run: StreamRun, step_s: float) -> None:
+    def _hush(self, run: StreamRun) -> None:
         machine, now = run.machine, self._clock.now()
         if run.quiet is not None:
             run.quiet.cancel()
             run.quiet = None
-        until = run.hush.until_s(now, step_s, machine.ahead + 1)
+        until = run.hush.until_s(now, run.step_s, machine.ahead + 1)
         machine.hushed = until > now
         if machine.hushed:
             run.quiet = self._clock.call_at(until, self._speak, run)
@@ -501,7 +506,8 @@ class Driver:
 
     def _verdict(self, run: StreamRun, message: Message, stream: int) -> None:
         link, spec, decisions = self.link, run.spec, run.decisions
-        before = run.machine.counts.tokens
+        before, right = run.machine.counts.tokens, run.machine.counts.right
+        branch, sent = run.machine.out
         now = self._clock.now()
 
         def learn() -> Sequence[Action]:
@@ -518,8 +524,10 @@ class Driver:
         run.machine.hushed &= not isinstance(message, (Commit, Provisional))
         self._do(run, lambda: run.machine.message(message))
         if isinstance(message, Commit) and spec.mode.hush:
-            counts, due_s = run.machine.counts, message.queue_s + message.compute_s
-            run.hush.verdict(now, due_s, counts.judged, counts.right)
+            counts, took_s = run.machine.counts, message.queue_s + message.compute_s
+            stands = run.machine.out[0] == branch
+            right, ready = counts.right - right, sent > counts.tokens - before
+            run.hush.verdict(now, took_s, right, stands, ready)
         spoke = run.machine.counts.tokens > before
         if spoke:
             run.faulted, run.pause_s = False, _FIRST_PAUSE_S

@@ -26,7 +26,7 @@ import numpy as np
 
 from draftwire.verifier.rows import Share
 
-_SLACK = 1.5  # drafts may be late by half of the hold
+_SLACK = 1.5  # drafts may be late by half of the hold, or as late as of late
 _LEAST = 0.05  # tokens that a hold must gain, for forecasts are none too sure
 _TABLES = 64  # that are kept: some 100 KB each
 _ROWS, _MOST = 8, 47  # batches that a forward counts, and 7 drafts; the most drafts
@@ -35,8 +35,8 @@ _ROWS, _MOST = 8, 47  # batches that a forward counts, and 7 drafts; the most dr
 _BEHIND, _AHEAD = 12, 1.6
 _UNIT = 4  # parts of a step that it tells apart
 _COLUMNS = 40  # and the most of them
-_MEMORY = 0.9
 _STEPS = 15  # blocks whose median tells the pace
+_BACKS = 7  # likewise, of those that begin anew
 _PRIOR = 6.0  # drafts that the first guess at the acceptance weighs
 
 
@@ -197,6 +197,7 @@ class Outlook(NamedTuple):
     batch: float  # so many at a time
     due_s: float  # the forward must have begun by then
     leaf: float = 0.0  # share of wrong drafts where one more token comes
+    late_s: float = 0.0  # they may well come so much later
 
     def key(self, forward_s: float) -> Key:
         """Return whose table says what to do, where a forward takes ``forward_s``."""
@@ -244,7 +245,10 @@ def hold_until(
             total += float(worth[k]) - rate * (when_s - came_s)
         if total > best + (_LEAST if at_s == now_s else 1e-6):
             best, at_s = total, when_s
-    return now_s if at_s <= now_s else min(now_s + _SLACK * (at_s - now_s), end_s)
+    if at_s <= now_s:
+        return now_s
+    late_s = max((_SLACK - 1) * (at_s - now_s), *(s.late_s for s in known))
+    return min(at_s + late_s, end_s)
 
 
 class Pace:
@@ -254,10 +258,12 @@ class Pace:
         self.right = Share(0.7, _PRIOR)  # of the drafts
         self.back_s = math.nan  # see :class:`Outlook`, as the others
         self.step_s, self.batch = math.nan, 1.0
+        self.spread_s = 0.0  # from ``back_s`` to the longest, of late
         # What it drafts besides, and what it had prepared, are no measure of its pace: so
         # medians.
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._batches: deque[int] = deque(maxlen=_STEPS)
+        self._backs: deque[float] = deque(maxlen=_BACKS)
 
     def went_on(self, seconds: float) -> None:
         """Drafts came that long after those before them."""
@@ -266,9 +272,9 @@ class Pace:
 
     def came_back(self, seconds: float) -> None:
         """Drafts came that long after the news that they begin anew behind."""
-        old = self.back_s
-        new = seconds if math.isnan(old) else _MEMORY * old + (1 - _MEMORY) * seconds
-        self.back_s = new
+        self._backs.append(seconds)
+        self.back_s = median(self._backs)
+        self.spread_s = max(self._backs) - self.back_s
 
     def brought(self, count: int) -> None:
         """So many drafts came at once."""
@@ -336,7 +342,8 @@ class Arrivals:
         if math.isnan(back_s + step_s) or now_s > next_s + 0.5 * step_s:
             next_s = math.inf  # the device pauses, or nothing is known
         right = pace.right.value
-        return Outlook(right, ready, next_s, step_s, back_s, pace.batch, due_s, leaf)
+        rest = pace.batch, due_s, leaf, step_s + pace.spread_s
+        return Outlook(right, ready, next_s, step_s, back_s, *rest)
 
     def _next_s(self, length: int) -> float:
         """Return when the first draft beyond ``length`` comes next."""

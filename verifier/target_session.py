@@ -441,7 +441,8 @@ class TargetSession:
         if not asked:
             return None
         # What has come meanwhile is judged together.
-        most = _SPAN if not self.racing else max(1, self.widest - 1)
+        unread = len(self._tokens) - self.cached
+        most = _SPAN if not self.racing else max(1, self.widest - unread)
         if self._lookup is not None:
             most = min(most, self._lookup.reach(branch.waiting(partial=self.racing)))
         taken = branch.take(partial=self.racing, most=most)

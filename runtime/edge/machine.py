@@ -201,6 +201,7 @@ class EdgeSession:
         self.state = IDLE
         self.has_engine = True
         self.hushed = False  # the board shall wait for news
+        self.more = 0  # drafts that the draft's last forward still has
         self.opened: Opened | None = None
         self.finish: str | None = None
         self.counts = Counts()
@@ -247,6 +248,11 @@ class EdgeSession:
     def ahead(self) -> int:
         """Drafts beyond the text."""
         return len(self._lines.main)
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """The branch that the verifier has, and how many of its ids are not judged."""
+        return self._wire.epoch, len(self._wire.tokens)
 
     @property
     def unverified(self) -> tuple[int, ...]:
@@ -865,6 +871,9 @@ class EdgeSession:
         wanted = hand.quota is not None and not hand.ready
         races = self._racing and "outcomes" in self._mode.preempt
         if len(self._drafters) == 1 and self._in_flight and (races or not wanted):
+            drafter = self._drafter
+            if self.more > 0 and drafter.wanted and drafter.line in self._lines.others:
+                return drafter.line, drafter.wanted  # its forward says more of it
             limit, above = self._last_limit, 0.0
             if wanted:  # a race goes on, unless its next draft is hardly of use
                 limit, above = _DEEP, _LIKELIER * main.chance

@@ -52,6 +52,7 @@ class Rest:
 
 
 _WORTH = 0.2  # chance of being of use, below which a step is not begun
+_NEVER = 0.01  # likewise, long before the next news
 _LATE = 0.5  # of a forward: news that are so late are not waited for
 _PRIOR = (4.0, 3.0)  # drafts judged and right, before any were
 
@@ -62,23 +63,31 @@ class Hush:
     def __init__(self) -> None:
         self._judged, self._right = _PRIOR
         self._news_s = self._forward_s = 0.0
-        self._accepted = self._drafted = 0
+        # What a verdict took of late: by whether drafts were there when the one before it
+        # came. A patient verifier waits for them, so that news come later where none are.
+        self._took_s: dict[bool, float] = {}
+        self._ready = True
 
-    def verdict(self, now_s: float, forward_s: float, judged: int, accepted: int) -> None:
-        """Note a verdict, when the next is due, and how many drafts were judged so far, and
-        right."""
-        fresh, right = judged - self._drafted, accepted - self._accepted
-        self._drafted, self._accepted = judged, accepted
+    def verdict(
+        self, now_s: float, took_s: float, right: int, stands: bool, ready: bool
+    ) -> None:
+        """Note a verdict, what it took, and that so many drafts were right.
+
+        ``stands``: the branch does, and others of it are out, where ``ready``.
+        """
+        fresh, ready = right + (not stands), stands and ready
         fade = 0.98**fresh
         self._judged = fade * self._judged + fresh
         self._right = fade * self._right + right
-        self._news_s, self._forward_s = now_s + forward_s, forward_s
+        self._took_s[self._ready], self._ready = took_s, ready
+        self._forward_s = self._took_s.get(ready, took_s)
+        self._news_s = now_s + self._forward_s
 
     def until_s(self, now_s: float, step_s: float, ahead: int) -> float:
         """Return until when no step (of ``step_s``) is worth beginning ``ahead`` drafts
         beyond the text; ``now_s``: one is."""
         end_s = self._news_s + _LATE * self._forward_s
-        if now_s + step_s <= self._news_s + 1e-9 or now_s >= end_s:
-            return now_s
-        chance = min(self._right / max(self._judged, 1e-9), 1.0)
-        return now_s if chance**ahead >= _WORTH else end_s
+        chance = min(self._right / max(self._judged, 1e-9), 1.0) ** ahead
+        soon = now_s + step_s > self._news_s + 1e-9
+        void = chance < (_WORTH if soon else _NEVER)
+        return end_s if void and now_s < end_s else now_s

@@ -6,6 +6,7 @@ from __future__ import annotations
 # exit speaks where the draft errs, and what is hard for the one is hard for the other.
 _PRIOR = (0.5, 1.0)
 _LEAST = 0.02  # of a probability
+_MEMORY = 0.995  # of what a verdict said, a verdict later: targets are replaced
 
 
 class Trust:
@@ -18,7 +19,7 @@ class Trust:
     """
 
     def __init__(self) -> None:
-        self._exits, self._drafts = _PRIOR
+        self._exits = self._drafts = 0.0  # beyond the prior
 
     @staticmethod
     def doubt(confidence: float | None) -> float:
@@ -29,9 +30,9 @@ class Trust:
 
     def odds(self, doubt: float) -> float:
         """Return the odds of an exit that contradicts a draft of such ``doubt``."""
-        return doubt * self._exits / self._drafts
+        return doubt * (_PRIOR[0] + self._exits) / (_PRIOR[1] + self._drafts)
 
     def judged(self, doubt: float, exit_right: bool, draft_right: bool) -> None:
         """Note what a verdict said of a contradiction."""
-        self._exits += exit_right
-        self._drafts += doubt * draft_right
+        self._exits = _MEMORY * self._exits + exit_right
+        self._drafts = _MEMORY * self._drafts + doubt * draft_right

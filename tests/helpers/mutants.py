@@ -60,9 +60,30 @@ MUTANTS = (
     Mutant(
         "a race fills two forwards with what hardly any text reaches",
         "verifier/target_session.py",
-        "most = _SPAN if not self.racing else max(1, self.widest - 1)",
+        "most = _SPAN if not self.racing else max(1, self.widest - unread)",
         "most = _SPAN",
         "tests/verifier/test_patience.py -k fits_one_forward",
+    ),
+    Mutant(
+        "what a leaf leaves to be read again does not count",
+        "verifier/target_session.py",
+        "max(1, self.widest - unread)",
+        "max(1, self.widest - 1)",
+        "tests/verifier/test_patience.py -k fits_one_forward",
+    ),
+    Mutant(
+        "a board leaves a forward of many tokens for another outcome",
+        "runtime/edge/machine.py",
+        "if self.more > 0 and drafter.wanted",
+        "if self.more < 0 and drafter.wanted",
+        "tests/runtime/test_rest.py -k heard_out",
+    ),
+    Mutant(
+        "a hush does not know that a forward was held back",
+        "runtime/edge/rest.py",
+        "self._took_s.get(ready, took_s)",
+        "took_s",
+        "tests/runtime/test_rest.py -k foreseen",
     ),
     Mutant(
         "a hint does not end a hush",

@@ -9,6 +9,7 @@ import pytest
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate
+from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.rest import Hush, Rest
 
@@ -68,23 +69,48 @@ def test_a_slow_board_rests_and_the_report_says_so(step_ms, idle):
     assert (stream.counts.proposed < 0.6 * eager.counts.proposed) is idle
 
 
-def known(judged=40, right=24):
+def known(right=0, wrong=0):
+    """Return what is known at 1.0 s, when the next news are due at 1.1 s."""
     hush = Hush()
-    hush.verdict(1.0, 0.1, judged, right)
+    for _ in range(wrong):
+        hush.verdict(1.0, 0.1, 0, False, False)
+    hush._took_s.clear()
+    hush.verdict(1.0, 0.1, right, True, True)
     return hush
 
 
 def test_it_waits_for_news_that_are_due_before_a_step_ends():
-    hush = known()
-    assert hush.until_s(1.01, 0.02, 9) == 1.01, "it ends before them"
-    assert hush.until_s(1.09, 0.02, 9) == pytest.approx(1.15)
+    hush = known(24, 16)
+    assert hush.until_s(1.01, 0.02, 8) == 1.01, "it ends before them"
+    assert hush.until_s(1.09, 0.02, 8) == pytest.approx(1.15)
     assert hush.until_s(1.09, 0.02, 1) == 1.09, "that may well be of use"
-    assert hush.until_s(1.2, 0.02, 9) == 1.2, "news that are late are not waited for"
+    assert hush.until_s(1.2, 0.02, 8) == 1.2, "news that are late are not waited for"
+
+
+def test_a_draft_that_is_hardly_ever_of_use_is_not_made_however_far_the_news_are():
+    hush = known(24, 16)
+    assert hush.until_s(1.01, 0.02, 20) == pytest.approx(1.15)
+    assert hush.until_s(1.2, 0.02, 20) == 1.2
 
 
 def test_a_draft_that_is_mostly_right_goes_on():
-    assert known(400, 395).until_s(1.09, 0.02, 9) == 1.09
-    assert known(40, 0).until_s(1.09, 0.02, 1) > 1.09
+    assert known(395, 5).until_s(1.09, 0.02, 9) == 1.09
+    assert known(0, 40).until_s(1.09, 0.02, 1) > 1.09
+
+
+def test_news_are_foreseen_by_whether_the_verifier_has_drafts_or_waits_for_them():
+    """A patient one holds its forward, 60 ms here, where the branch has broken."""
+
+    hush, now_s = known(24, 16), 1.0
+    for held, stands in ((False, False), (True, True), (False, False)):
+        now_s += 0.16 if held else 0.1
+        hush.verdict(now_s, 0.16 if held else 0.1, 0, stands, stands)
+    ahead = 5  # of use with a chance between the two limits
+    assert hush.until_s(now_s + 0.08, 0.03, ahead) == now_s + 0.08, "it is held again"
+    assert hush.until_s(now_s + 0.14, 0.03, ahead) > now_s + 0.14
+    now_s += 0.16
+    hush.verdict(now_s, 0.16, 0, True, True)
+    assert hush.until_s(now_s + 0.08, 0.03, ahead) > now_s + 0.08
 
 
 def test_where_it_pays_in_simulation(monkeypatch):
@@ -116,3 +142,22 @@ def test_what_an_exit_says_ends_a_hush(monkeypatch):
     monkeypatch.setattr(Hush, "until_s", lambda self, now_s, step_s, ahead: now_s + 1.0)
     simulate(Plan(profile, scheme_named("ours"), streams=1, tokens=200))
     assert hushed and not any(hushed)
+
+
+def test_what_a_forward_says_is_heard_out(monkeypatch):
+    """Eight tokens come of one forward of the draft: to leave it is to waste the rest, and
+    a hush in their midst cuts the block that they make."""
+    profile = find("agx-a100-qwen").replaced(
+        "assumed", "a test", text__acceptance=0.8, draft__at_once=8
+    )
+    steps, step = [], Drafter.step
+
+    def seen(self):
+        found = step(self)
+        steps.extend([found] if found is not None and found.drafts else [])
+        return found
+
+    monkeypatch.setattr(Drafter, "step", seen)
+    simulate(Plan(profile, scheme_named("ours-no-exits"), streams=1, tokens=400))
+    said = sum(1 + found.masks for found in steps if found.fed)
+    assert len(steps) > 0.9 * said, "news alone cut a forward short"

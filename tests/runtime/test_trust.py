@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from statistics import median
 
 import pytest
 
@@ -13,18 +14,31 @@ from draftwire.bench.sim.simulate import Plan, simulate
 from draftwire.runtime.pacing.trust import Trust
 
 
-@pytest.mark.parametrize("agreement", [0.3, 0.6, 0.9])
-def test_what_an_exit_is_worth_is_learned_however_sure_the_draft_is(agreement):
-    """By Bayes: of contradictions, the draft is right in ``p (1 - e)`` and the exit in
-    ``(1 - p) e``, where the one is right with ``p`` and the other with ``e``."""
-    dice, trust = random.Random(7), Trust()
-    for _ in range(4000):
+def contradicted(trust, agreement, times, seed=7):
+    """Yield the odds, level doubt given, after each contradiction by such an exit."""
+    dice = random.Random(seed)
+    while times:
         p = dice.choice([0.5, 0.8, 0.95])
         draft, exit = dice.random() < p, dice.random() < agreement
         if draft is not exit:
             trust.judged(trust.doubt(p), exit, draft)
-    expected = agreement / (1 - agreement)
-    assert trust.odds(1.0) == pytest.approx(expected, rel=0.15)
+            times -= 1
+            yield trust.odds(1.0)
+
+
+@pytest.mark.parametrize("agreement", [0.3, 0.6, 0.9])
+def test_what_an_exit_is_worth_is_learned_however_sure_the_draft_is(agreement):
+    """By Bayes: of contradictions, the draft is right in ``p (1 - e)`` and the exit in
+    ``(1 - p) e``, where the one is right with ``p`` and the other with ``e``."""
+    odds = list(contradicted(Trust(), agreement, 20_000))[1000:]
+    assert median(odds) == pytest.approx(agreement / (1 - agreement), rel=0.15)
+
+
+def test_what_an_exit_has_earned_fades():
+    """The target may be replaced under a session, and its exits with it."""
+    trust = Trust()
+    assert list(contradicted(trust, 0.9, 5000))[-1] > 4
+    assert list(contradicted(trust, 0.1, 1000))[-1] < 0.5
 
 
 def test_a_new_exit_is_believed_against_a_draft_that_doubts_itself():

@@ -15,6 +15,7 @@ from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.clock import VirtualClock
+from draftwire.runtime.edge.rest import Hush
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.executor import VirtualExecutor
 from draftwire.verifier.patience import Arrivals, Outlook, Table, Tables
@@ -135,6 +136,14 @@ def test_it_waits_on_credit_alone():
     assert hold_until(1.0, [outlook(), neighbour], 0.14) == 1.0, "its neighbour has none"
 
 
+def test_it_waits_no_longer_than_they_are_ever_late():
+    """A little more patience costs little, and a forward without them costs a forward."""
+    assert hold_until(1.0, [outlook()], 0.14) == pytest.approx(1.06), "1.04, and half of it"
+    assert hold_until(1.0, [outlook(late_s=0.05)], 0.14) == pytest.approx(1.09)
+    assert hold_until(1.0, [outlook(late_s=0.05, due_s=1.05)], 0.14) == 1.05
+    assert hold_until(1.0, [outlook(late_s=9.0)], 0.14) == pytest.approx(1.14)
+
+
 def test_a_batch_weighs_everybody():
     alone = hold_until(1.0, [outlook()], 0.14)
     rich = outlook(ready=14, next_s=math.inf)
@@ -172,15 +181,34 @@ def test_an_exit_that_foretold_a_rejection_was_the_news():
     assert seen.outlook(1.4, 9, 0, 2.0).next_s == pytest.approx(1.446)
 
 
-def test_a_race_judges_what_fits_one_forward():
-    """Drafts so far ahead that they would take a second forward wait for the next."""
+@pytest.mark.parametrize("scheme, rate", [("race", 0.9), ("ours", 0.6)])
+def test_a_race_judges_what_fits_one_forward(scheme, rate, monkeypatch):
+    """Drafts so far ahead that they would take a second forward wait for the next; behind a
+    second choice that was right two ids of the text are to be read."""
     profile = find("agx-a100-llama@5.4").replaced(
-        "assumed", "a test", link__rtt_ms=10.0, text__acceptance=0.9, draft__at_once=8,
+        "assumed", "a test", link__rtt_ms=10.0, text__acceptance=rate, draft__at_once=8,
         **FREE,
     )  # fmt: skip
-    plan = Plan(profile, scheme_named("race"), streams=1, tokens=400)
+    monkeypatch.setattr(Hush, "until_s", lambda self, now_s, step_s, ahead: now_s)
+    plan = Plan(profile, scheme_named(scheme), streams=1, tokens=400)
     counts = simulate(plan).streams[0].counts
     assert counts.forwards == counts.rounds
+
+
+def test_how_soon_a_device_begins_anew_is_what_it_mostly_takes():
+    """What it had prepared is there at once, what waits for its draft later: the forward
+    waits for either."""
+    seen, now_s = Arrivals(), 1.0
+    for epoch, back_s in enumerate((0.072, 0.034, 0.034, 0.01, 0.034)):
+        seen.commit(now_s, 5 * epoch + 5, epoch)
+        seen.block(now_s + back_s, epoch, 5 * epoch + 5, 4, epoch)
+        seen.block(now_s + back_s + 0.02, epoch, 5 * epoch + 9, 1, epoch)
+        now_s += 0.2
+    seen.commit(now_s, 40, 9)
+    found = seen.outlook(now_s, 40, 0, 9.0)
+    assert found.back_s == pytest.approx(0.034)
+    assert found.next_s == pytest.approx(now_s + 0.034)
+    assert found.late_s == pytest.approx(0.02 + 0.072 - 0.034), "and a step at work"
 
 
 def test_what_a_device_drafts_besides_is_no_measure_of_its_pace():
