@@ -104,8 +104,8 @@ class _Verifier(SimVerifier):
     """A verifier whose links can be cut."""
 
     def __init__(self, clock: VirtualClock, backend: TargetBackend, chunk: int) -> None:
-        cost = ForwardCost(0.02, free=1 << 30)
-        super().__init__(clock, backend, cost, chunk=chunk)
+        cost = ForwardCost(0.02, free=1 << 30, most=chunk)
+        super().__init__(clock, backend, cost)
         self.dialogues: list[Dialogue] = []
 
     def attach(self, peer: Peer) -> Dialogue:

@@ -43,6 +43,7 @@ class ForwardCost:
     token_s: float = 0.0  # each token beyond
     session_s: float = 0.0  # each session beyond the first
     read_s: float = 0.0  # each prompt token that is read
+    most: int = 128  # tokens of one session
 
     @classmethod
     def of(cls, profile: Profile) -> ForwardCost:
@@ -53,6 +54,7 @@ class ForwardCost:
             profile.seconds("cloud.forward_ms_per_token"),
             profile.seconds("cloud.forward_ms_per_session"),
             profile.seconds("cloud.read_ms_per_token"),
+            int(profile["cloud.most_tokens"]),
         )
 
     @classmethod
@@ -190,7 +192,6 @@ class SimVerifier:
         backend: The target.
         cost: Of its forwards.
         executor: Runs the forwards in place of one that takes `cost`.
-        chunk: Most tokens of one prompt in one forward.
         helps: What it does beside judging drafts, see :class:`~.schemes.Scheme`; a draft
             beside the target plays the backend's texts.
         draft_s: Of a forward of that.
@@ -207,7 +208,6 @@ class SimVerifier:
         backend: TargetBackend,
         cost: ForwardCost | None = None,
         executor: Executor | None = None,
-        chunk: int = 128,
         helps: Collection[str] = (),
         draft_s: float = 0.0,
     ) -> None:
@@ -222,8 +222,9 @@ class SimVerifier:
             assert cost is not None
             executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
             executor.draft_s = draft_s
+        most = ForwardCost.most if cost is None else cost.most
         patient = "patience" in helps
-        scheduler = Scheduler(backend, executor, clock, chunk=chunk, patience=patient)
+        scheduler = Scheduler(backend, executor, clock, chunk=most, patience=patient)
         self.served = Served(backend, scheduler, frozenset())
         self.kept = KeptStreams(helping(helps, _LIMITS), clock.now)
         if "draft" in helps:

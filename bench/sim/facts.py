@@ -37,6 +37,7 @@ _KEYS: Mapping[str, tuple[float | None, float, float]] = {
     "draft.read_ms_per_token": (0.0, 0, 1e5),
     "cloud.forward_ms": (None, 1e-6, 1e5),
     "cloud.free_tokens": (17, 1, 1e4),
+    "cloud.most_tokens": (128, 2, 1e4),
     "cloud.forward_ms_per_token": (0.0, 0, 1e5),
     "cloud.forward_ms_per_session": (0.0, 0, 1e5),
     "cloud.read_ms_per_token": (0.0, 0, 1e5),

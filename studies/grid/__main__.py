@@ -21,9 +21,10 @@ FLAGS = """
 --scheme S,S >schemes    as in draftwire bench simulate
 --link SPEC              with --profile: another link than its own
 --k N|best >block        with --profile: tokens of a block
---acceptance LUCK        with --profile: of the texts
+--acceptance LUCK        with --profile: of the texts; else numbers for the grid's
 --repeats SHARE:share =0  of the grid's texts
 --at-once N:int =1       tokens of a forward of the grid's drafts
+--rows N:int =128        tokens that a forward of its targets takes
 --boards NAME,NAME       profiles of the grid
 --jobs N:int =1          processes for the grid
 --objective WHAT         latency, cost or energy (default: latency)
@@ -39,20 +40,22 @@ def study(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     streams, tokens = (1, 500) if args.profile is None else (4, 400)
     args.streams = streams if args.streams is None else args.streams
     args.tokens = tokens if args.tokens is None else args.tokens
-    if min(args.streams, args.tokens, args.jobs) < 1 or not 1 <= args.at_once <= 32:
-        what = f"{args.streams} streams of {args.tokens} tokens, {args.at_once} at once"
-        raise ConfigError(what, hint="1 or more; at once 1 to 32")
+    counts = args.streams, args.tokens, args.jobs, args.rows - 1
+    if min(counts) < 1 or not 1 <= args.at_once <= 32:
+        what = f"{args.streams} streams of {args.tokens} tokens, {args.at_once} at once, "
+        what += f"{args.rows} rows"
+        raise ConfigError(what, hint="1 or more; rows 2 or more; at once 1 to 32")
     asked = fields_of(Question, args).items()
     question = Question(**{name: value for name, value in asked if value is not None})
     if args.profile is None:
-        if args.link or args.block or args.acceptance:
+        if args.link or args.block:
             raise ConfigError(
-                "the grid has links, block lengths and acceptances of its own",
-                hint="name a --profile, or leave --link, --k and --acceptance out",
+                "the grid has links and block lengths of its own",
+                hint="name a --profile, or leave --link and --k out",
             )
-        document = reference_grid(
-            question, say, at_once=args.at_once, jobs=args.jobs, boards=args.boards
-        )
+        names = "at_once", "rows", "jobs", "boards"
+        how = {name: getattr(args, name) for name in names}
+        document = reference_grid(question, say, **how)
     else:
         document = one_profile(question, say)
     if args.plot is not None:

@@ -66,7 +66,7 @@ def clairvoyant_s(
     forward_s: Callable[[int], float],
     up_s: float,
     down_s: float,
-    most: int = 64,
+    most: int = 128,
     server_s: float = math.inf,
     at_once: int = 1,
 ) -> float:

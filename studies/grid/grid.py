@@ -39,8 +39,11 @@ class Cell(NamedTuple):
     rate: float  # acceptance, each position for itself
 
 
-def cell_of(profile: Profile, rtt_ms: float, rate: float, at_once: int = 1) -> Profile:
-    """Return the profile with another round trip, acceptance, and tokens of a forward.
+def cell_of(
+    profile: Profile, rtt_ms: float, rate: float, at_once: int = 1, rows: int = 128
+) -> Profile:
+    """Return the profile with another round trip, acceptance, and tokens of a forward: of
+    the draft ``at_once``, of the target at most ``rows``.
 
     Reading is free, and the link has no rate: only times count here, as in the reference.
     """
@@ -51,6 +54,7 @@ def cell_of(profile: Profile, rtt_ms: float, rate: float, at_once: int = 1) -> P
         text__acceptance=rate,
         draft__at_once=at_once,
         draft__lanes=LANES,
+        cloud__most_tokens=rows,
         cloud__read_ms_per_token=0.0,
         draft__read_ms_per_token=0.0,
         link__up_mbit_s=math.inf,
@@ -87,6 +91,7 @@ def bound_ms(plan: Plan, *, choices: int = 1, server: bool = False) -> float:
             down_s=down_s,
             server_s=cloud_step_s(profile) if server else math.inf,
             at_once=int(profile["draft.at_once"]),
+            most=cost.most,
         )
         tokens += len(right)
     return 1e3 * total / tokens
@@ -100,6 +105,7 @@ def grid(
     rtts_ms: Iterable[float] = RTTS_MS,
     rates: Iterable[float] = RATES,
     at_once: int = 1,
+    rows: int = 128,
     objective: str = "latency",
     repeats: float = 0.0,
     jobs: int = 1,
@@ -114,6 +120,7 @@ def grid(
         rtts_ms: Likewise.
         rates: Likewise.
         at_once: Tokens that a forward of the draft says.
+        rows: Tokens that one of the target takes, at most.
         objective: What the block length is chosen by.
         repeats: Share of the texts that repeats what stands before it.
         jobs: Processes.
@@ -122,18 +129,18 @@ def grid(
     Returns:
         One row a cell: milliseconds a token by scheme, and the bounds.
     """
-    run = partial(_run, plan, schemes, at_once, objective, repeats)
+    run = partial(_run, plan, schemes, (at_once, rows), objective, repeats)
     cells = [Cell(*words) for words in product(boards, rtts_ms, rates)]
-    rows = []
+    found = []
     with contextlib.ExitStack() as stack:
         each: Iterable[dict[str, Any]] = map(run, cells)
         if jobs > 1:
             each = stack.enter_context(multiprocessing.Pool(jobs)).imap(run, cells)
         for row in each:
-            rows.append(row)
+            found.append(row)
             where = f"RTT {row['rtt_ms']:g} ms, acceptance {row['acceptance']:g}"
             say(f"{row['profile']}, {where}: done")
-    return rows
+    return found
 
 
 _beside: dict[tuple[str, str, float], tuple[float, int | None]] = {}
@@ -142,13 +149,13 @@ _beside: dict[tuple[str, str, float], tuple[float, int | None]] = {}
 def _run(
     plan: Plan,
     schemes: Sequence[Scheme],
-    at_once: int,
+    forwards: tuple[int, int],
     objective: str,
     repeats: float,
     at: Cell,
 ) -> dict[str, Any]:
     """Return the row of a cell."""
-    profile = cell_of(find(at.board), at.rtt_ms, at.rate, at_once)
+    profile = cell_of(find(at.board), at.rtt_ms, at.rate, *forwards)
     dice = {"repeats": repeats, "second_right": SECOND_RIGHT}
     source = synthetic_of(profile, plan.seed, **dice)
     cell = replace(plan, profile=profile, link=None, source=source)

@@ -75,6 +75,19 @@ def test_the_grid_compares_and_judges(at_once):
     assert not judge([{**row, "ms_per_token": {"race": 20.0}}])
 
 
+def test_forwards_of_few_tokens_bound_schemes_and_bound_alike():
+    """A board far ahead of its target: what a forward takes in is the limit."""
+    found = {}
+    for rows in (4, 128):
+        profile = cell_of(find("agx-a100-llama@5.4"), 10, 0.95, 8, rows)
+        one = plan(profile, "race", tokens=200)
+        stream = simulate(one).streams[0]
+        took = (stream.last_s - stream.began_s) * 1e3 / 200
+        found[rows] = took, bound_ms(one)
+        assert took >= bound_ms(one) and stream.counts.rounds >= 200 / rows
+    assert all(few > 1.5 * many for few, many in zip(found[4], found[128]))
+
+
 def test_tokens_at_once_make_a_slow_board_quick():
     """One forward says eight tokens: what it takes a token is an eighth."""
     slow, quick = (
@@ -112,6 +125,8 @@ def test_the_command_refuses_what_the_grid_decides_itself(capsys):
         (["--objective", "beauty", "--profile", "go2"], "objective"),
         (["--objective", "beauty"], "objective"),
         (["--at-once", "64"], "at once 1 to 32"),
+        (["--rows", "1"], "1 rows"),
+        (["--acceptance", "0.6,1.2"], "no acceptances"),
         (["--loud"], "--help"),
     ):
         assert main(words) == 2, words
