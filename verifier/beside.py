@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Callable, Generator, List, Protocol, Sequence
 
@@ -56,11 +57,9 @@ class Model(Protocol):
 class Shares:
     """How often drafts were right: in all, and by how sure the draft was of them."""
 
-    def __init__(self, old: Shares | None = None) -> None:
+    def __init__(self) -> None:
         # What is thought too good is soon known.
         guesses = [0.85, *(((i + 0.5) / _BINS) ** 0.8 for i in range(_BINS))]
-        if old is not None:  # another stream begins with them
-            guesses = [share.value for share in (old.all, *old.by)]
         shares = [Share(guess, _PRIOR, _MEMORY) for guess in guesses]
         self.all: Share = shares[0]
         self.by: list[Share] = shares[1:]
@@ -182,7 +181,7 @@ class Beside(Lookup):
         self._worth = 0  # drafts of the device that the present forward is worth
         self._judged: list[int] = []  # that go into it
         self._gave = False  # what was found last is of the model's
-        self._shares = Shares(drafts.shares)
+        self._shares = deepcopy(drafts.shares)
         self._tokens = self._seconds = 0.0  # of late
         self._cycle_s = (0.0, 0.0)  # of the present forward, and of a draft
         self._over = self._at_work = False

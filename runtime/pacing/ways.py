@@ -2,28 +2,36 @@
 
 ``objective="auto"`` asks two things. :class:`Ceiling` keeps the target's forwards for each
 token of text under what the user bears, by the text so far. :class:`Ways` compares what a
-token takes: by the clock where a way was tried, else by a model of it. What trials cost is
-bounded: a way that was left is not tried anew before thirty times as much text has come
-as that trial took, and twice as much each time that it turned out slower.
+token takes: by the clock where a way was tried, and by a model of it. What the clock says
+of few tokens may be bad luck: a way is tried, again and again, for as long as it may yet
+be faster than the fastest, and its trials take a share of the time that is bounded.
 """
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["ALONE", "RACE", "WAIT", "Ceiling", "Clock", "Ways", "race_gain"]
 
 ALONE, RACE, WAIT = "streaming alone", "a race with drafts", "waiting for blocks"
-_LEAD = 0.94  # of what a token takes now: the least lead that is worth a trial
+# Of what a token takes now: the least lead that is worth a trial. A race mostly beats
+# waiting.
+_LEAD = {ALONE: 0.94, RACE: 0.94, WAIT: 0.85}
 _SURE = 0.99  # likewise, of a way that the clock knows
 _BARE = 0.9  # of a race's forward: what it may take on its own, at best
-_BACK = 0.8  # likewise, of one that lost against another lately: pauses tremble
-_RARE = 0.85  # likewise for waiting, which a race mostly beats
 _STALL = 4.0  # times the usual pause between verdicts
 _READ = 1.25  # of the target's own time, with all that is around it
-_FIRST, _TRIAL = 8, 24  # tokens of text after which the clock is believed
-_REGRET = 30  # tokens that a slower trial is paid back with, for each of its own
-_MOST = 16_384
-_PRIOR = 12.0  # tokens that a model counts, beside those of the clock
+_FIRST = 8  # tokens of text after which the clock is believed
+_SHARE = 0.04  # of the time, for trials
+_TRIAL, _MOST = 16.0, 48.0  # tokens of it when one begins; and at most, as at first
+_LONG = 720  # tokens after which no model is believed of streaming alone
+_PRIOR = 12.0  # tokens that a model counts, beside those of the clock; it fades as they do
+_DOUBT = 2.0  # standard errors of the clock by which a way may yet be faster
+# Verdicts by which luck may have been better or worse than the clock saw.
+_LUCK = {ALONE: 0.2, RACE: 1.5, WAIT: 1.0}
 _KEPT = 0.99  # of the clock at each verdict
+_HALF = 50  # tokens in which half of another clock fades, for each that it has seen
+_NEWS = 0.1  # of a clock, when link or text have changed
 _AHEAD = 4.0  # tokens of credit with which a race is taken up again
 
 
@@ -67,19 +75,34 @@ def race_gain(acceptance: float, draft_s: float, forward_s: float, rtt_s: float)
 
 
 class Clock:
-    """Seconds, tokens and verdicts of one way, of late."""
+    """Seconds and tokens of one way, of late, and how they vary."""
 
-    def __init__(self) -> None:
+    def __init__(self, prior: float) -> None:
+        self.prior = prior
         self.seconds = self.tokens = self.verdicts = 0.0
+        self._squares: tuple[float, ...] = (0.0, 0.0, 0.0)  # of seconds, both, tokens
         self.seen = 0
 
     def learn(self, seconds: float, tokens: int) -> None:
         if self.seen >= _FIRST:  # a lost packet strikes every way alike
             seconds = min(seconds, _STALL * self.verdict_s)
-        self.seconds = self.seconds * _KEPT + seconds
-        self.tokens = self.tokens * _KEPT + tokens
-        self.verdicts = self.verdicts * _KEPT + 1
+        self.fade(_KEPT)
+        self.seconds += seconds
+        self.tokens += tokens
+        self.verdicts += 1
+        new = seconds * seconds, seconds * tokens, float(tokens * tokens)
+        self._squares = tuple(map(sum, zip(self._squares, new)))
         self.seen += tokens
+
+    def fade(self, kept: float) -> None:
+        """Let what is known count ``kept`` of what it did, while it is anything."""
+        if self.tokens * kept < 0.1:
+            return
+        self.prior *= kept
+        self.seconds *= kept
+        self.tokens *= kept
+        self.verdicts *= kept
+        self._squares = tuple(kept * square for square in self._squares)
 
     @property
     def token_s(self) -> float:
@@ -88,6 +111,12 @@ class Clock:
     @property
     def verdict_s(self) -> float:
         return self.seconds / self.verdicts
+
+    @property
+    def spread(self) -> float:
+        """The squared seconds by which verdicts came sooner or later than ``token_s``."""
+        a, b, c = self._squares
+        return max(0.0, a + self.token_s * (self.token_s * c - 2 * b))
 
 
 class Ways:
@@ -101,13 +130,15 @@ class Ways:
     def __init__(self) -> None:
         self.now = RACE
         self.why = ""
-        self._clocks = {way: Clock() for way in (ALONE, RACE, WAIT)}
-        self._rests = dict.fromkeys(self._clocks, 0)  # tokens of text until a new trial
-        self._fails = dict.fromkeys(self._clocks, 0)
-        self._lost: set[str] = set()
-        self._old: set[str] = set()  # of which nobody knows any more
+        self._best = RACE  # of those that the clock knows
+        self._clocks = {
+            ALONE: Clock(0.0),  # no model knows it as well as a few tokens do
+            RACE: Clock(_PRIOR),
+            WAIT: Clock(_PRIOR),
+        }
         self._gain, self._wait_s, self._forward_s = 0.0, 1.0, 1.0
-        self._tried = False
+        self._tries = False  # ``now`` is a trial
+        self._credit = _MOST  # for trials, in tokens of the best way
         self._since = 0  # tokens on this way
         self._settles_s = -1.0  # what comes until then was begun on another way
         self._last_s: float | None = None
@@ -123,15 +154,18 @@ class Ways:
     def passed(self, t_s: float, tokens: int) -> None:
         """Text has come."""
         last_s, self._last_s = self._last_s, t_s
-        for way, left in self._rests.items():
-            if 0 < left <= tokens:
-                self._clocks[way] = Clock()  # what was found then may have passed
-                self._old.add(way)
-                self._lost.discard(way)
-            self._rests[way] = max(0, left - tokens)
-        if last_s is not None and tokens and last_s >= self._settles_s:
+        for way, clock in self._clocks.items():
+            if way is not self.now:
+                clock.fade(0.5 ** (tokens / (_HALF * max(clock.seen, _FIRST))))
+        if last_s is None or not tokens:
+            return
+        if last_s >= self._settles_s:
             self._since += tokens
             self._clocks[self.now].learn(t_s - last_s, tokens)
+        if self._tries:
+            self._credit -= (t_s - last_s) / self.token_s(self._best)
+        else:
+            self._credit = min(self._credit + _SHARE * tokens, _MOST)
 
     def step_s(self) -> float:
         """Return the seconds between two forwards of a target that does not wait."""
@@ -146,7 +180,17 @@ class Ways:
         if way is ALONE:
             return alone_s
         model_s = self._wait_s if way is WAIT else alone_s * (1.0 - self._gain)
-        return (clock.seconds + _PRIOR * model_s) / (clock.tokens + _PRIOR)
+        seconds = clock.seconds + clock.prior * model_s
+        return seconds / (clock.tokens + clock.prior)
+
+    def _hope_s(self, way: str) -> float:
+        """Return what a token may yet turn out to take on ``way``."""
+        clock, token_s = self._clocks[way], self.token_s(way)
+        if clock.seen < _FIRST:
+            long = way is ALONE and self._since >= _LONG
+            return 0.0 if long else token_s
+        spread = clock.spread + (_LUCK[way] * clock.verdict_s) ** 2
+        return token_s - _DOUBT * math.sqrt(spread) / (clock.tokens + clock.prior)
 
     def choose(self, t_s: float, delay_s: float, *, race: bool, wait: bool) -> str:
         """Return the way to take from now on.
@@ -157,51 +201,43 @@ class Ways:
             race: The target may decode on, with drafts or alone.
             wait: It may wait for blocks.
         """
-        may = {ALONE: race, RACE: race, WAIT: wait}
-        here = self.now
-        others = [way for way in may if may[way] and way is not here]
-        if not may[here]:
-            return self._take(min(others, key=self.token_s), t_s, delay_s)
-        if self._since < (_TRIAL if self._tried and here is not ALONE else _FIRST):
+        may = [ALONE, RACE] * race + [WAIT] * wait
+        here, token_s = self.now, self.token_s
+        if here in may and self._since < _FIRST:
             return here
-        here_s = self.token_s(here)
-        for way in sorted(others, key=self.token_s):
-            seen = self._clocks[way].seen >= _FIRST
-            lead = _SURE if seen else _RARE if way is WAIT else _LEAD
-            if seen and way in self._lost and self._rests[way]:
-                lead = _BACK
-            elif way is ALONE and not seen and self._since >= _REGRET * _TRIAL:
-                lead = float("inf")  # no model knows it as well as a few tokens do
-            elif way is RACE and not seen and way in self._old:
-                lead = 1.01  # nor this: how fast the draft is was measured long ago
-            if self.token_s(way) > lead * here_s or (self._rests[way] and not seen):
-                continue
-            trial = min(self._since, 2 * _TRIAL) * 2 ** self._fails[here]
-            self._rests[here] = min(_REGRET * trial, _MOST)
-            self._fails[here] += seen
-            if seen:
-                self._lost.add(here)
-            self.why = (
-                f"{way} instead of {here}: {self.token_s(way) * 1e3:.1f} ms a token, "
-                f"not {here_s * 1e3:.1f}"
-            )
-            return self._take(way, t_s, delay_s)
-        return here
+        known = [way for way in may if self._clocks[way].seen >= _FIRST]
+        first = min(known or may, key=token_s)
+        if self._best not in may:
+            best = first
+        elif token_s(first) < _SURE * token_s(self._best):
+            best = self._best = first
+        else:
+            best = self._best
+        hopes = {way: self._hope_s(way) for way in may if way is not best}
+        worth = [way for way in hopes if hopes[way] < _LEAD[way] * token_s(best)]
+        if here is not best:
+            if here not in worth or self._credit <= 0.0:
+                self._take(best, t_s, delay_s)
+            return self.now
+        self._tries = False
+        if worth:  # the least known first; a first trial needs no credit
+            way = min(worth, key=lambda way: (self._clocks[way].tokens, hopes[way]))
+            if self._credit >= _TRIAL or not self._clocks[way].seen:
+                self._take(way, t_s, delay_s)
+                self._tries = True
+        return self.now
 
     def news(self) -> None:
         """Link or text have changed: what the clock says of other ways is old."""
-        for way in self._clocks:
+        for way, clock in self._clocks.items():
             if way not in (self.now, ALONE):
-                self._clocks[way] = Clock()
-                self._fails[way] = 0
-                self._rests[way] = min(self._rests[way], _REGRET * _TRIAL)
+                clock.fade(_NEWS)
+                clock.seen = min(clock.seen, _FIRST)
 
-    def _take(self, way: str, t_s: float, delay_s: float) -> str:
-        if way is not self.now:
-            self._tried = True
-            self._old.discard(way)
-            self._lost.discard(way)
-            self.now, self._since = way, 0
-            self._clocks[way] = Clock()  # of its own time, not of long ago
-            self._settles_s = t_s + delay_s
-        return way
+    def _take(self, way: str, t_s: float, delay_s: float) -> None:
+        self.why = (
+            f"{way} instead of {self.now}: {self.token_s(way) * 1e3:.1f} ms a token, "
+            f"not {self.token_s(self.now) * 1e3:.1f}"
+        )
+        self.now, self._since, self._tries = way, 0, False
+        self._settles_s = t_s + delay_s

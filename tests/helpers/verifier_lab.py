@@ -208,7 +208,7 @@ async def greeted(service, **options):
 
 
 def run(test):
-    return asyncio.run(asyncio.wait_for(test(), 30))
+    return asyncio.run(asyncio.wait_for(test(), 300))
 
 
 def shown(token):

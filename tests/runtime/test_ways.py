@@ -4,6 +4,10 @@ import random
 
 import pytest
 
+from draftwire.bench.sim import texts
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.schemes import scheme_named
+from draftwire.bench.sim.simulate import Plan, simulate
 from draftwire.runtime.pacing.ways import ALONE, RACE, WAIT, Ceiling, Ways, race_gain
 
 
@@ -16,12 +20,13 @@ class Text:
         self.may = {"race": race, "wait": wait}
         self.t_s, self.spent = 0.0, dict.fromkeys((ALONE, RACE, WAIT), 0.0)
         self.rng = random.Random(1)
+        self.hits = 1, 2  # tokens of a race's verdict
 
     def write(self, tokens):
         ways, count = self.ways, 0
         while count < tokens:
             way = ways.choose(self.t_s, 0.05, **self.may)
-            new = {ALONE: 1, RACE: self.rng.choice((1, 2)), WAIT: 4}[way]
+            new = {ALONE: 1, RACE: self.rng.choice(self.hits), WAIT: 4}[way]
             took = new * self.takes[way] * self.rng.uniform(0.9, 1.1)
             self.t_s += took
             self.spent[way] += took
@@ -64,6 +69,24 @@ def test_a_way_that_becomes_fast_is_found_again():
     assert text.write(2500).ways.now == RACE
 
 
+@pytest.mark.parametrize("begin", [1.0, 1.02, 1.1])
+@pytest.mark.parametrize("gain", [0.0, 0.02, 0.15])
+def test_an_unlucky_trial_is_not_believed_for_long(gain, begin):
+    """A race is fastest, and begins with twenty tokens of drafts that are wrong."""
+    takes = {ALONE: 0.025, RACE: begin * 0.025, WAIT: 0.05}
+    text = Text(Ways(), takes, gain=gain, wait_s=0.05)
+    text.hits = (1,)
+    while text.ways.now == RACE and text.spent[RACE] < 20 * takes[RACE]:
+        text.write(1)
+    takes[RACE], text.hits = 0.85 * 0.025, (1, 2)
+    text.ways.begin()
+    text.write(150)
+    began_s, spent_s = text.t_s, text.spent[RACE]
+    text.write(450)
+    assert text.ways.now == RACE
+    assert (text.spent[RACE] - spent_s) / (text.t_s - began_s) > 0.9
+
+
 def test_only_what_is_allowed_is_taken():
     takes = {ALONE: 0.003, RACE: 0.002, WAIT: 0.01}
     text = Text(Ways(), takes, race=False).write(100)
@@ -94,3 +117,40 @@ def test_what_a_race_should_gain():
     near = race_gain(0.8, 0.024, 0.145, 0.01)
     assert 0.5 < near < 0.8
     assert race_gain(0.8, 0.024, 0.145, 0.2) < near
+
+
+@pytest.mark.parametrize("profile,rtt_ms,acceptance", [
+    ("nano-a100", 80.0, 0.8), ("agx-a100-llama", 80.0, 0.6),
+])  # fmt: skip
+def test_a_text_that_begins_with_wrong_drafts_is_raced(
+    profile, rtt_ms, acceptance, monkeypatch
+):
+    """In the simulator: it took up to 1.3 times as long as a race once."""
+    chain = texts._chain
+
+    def unlucky(*how):
+        right = chain(*how)
+        right[:30] = False
+        return right
+
+    monkeypatch.setattr(texts, "_chain", unlucky)
+    facts = find(profile).replaced(
+        "assumed", "a test", link__rtt_ms=rtt_ms, text__acceptance=acceptance
+    )
+    took = {
+        name: simulate(Plan(facts, scheme_named(name), streams=1, tokens=400)).ms_per_token
+        for name in ("cloud", "race", "auto")
+    }
+    assert took["race"] < took["cloud"]
+    assert took["auto"] < 1.03 * took["race"]
+
+
+def test_what_is_not_allowed_costs_no_trial_and_is_not_forgotten():
+    takes = {ALONE: 0.003, RACE: 0.002, WAIT: 0.01}
+    text = Text(Ways(), takes, wait_s=0.01, gain=0.3).write(300)
+    text.may = {"race": False, "wait": True}
+    for _ in range(3000):
+        text.ways.news()
+    assert text.write(3000).ways.now == WAIT
+    text.may["race"] = True
+    assert text.write(40).ways.now == RACE

@@ -155,6 +155,23 @@ def test_it_drafts_for_as_long_as_it_is_sure_enough():
     assert np.mean(lengths[100:]) < 4.5
 
 
+def test_a_stream_begins_with_all_that_earlier_ones_have_learned():
+    """A first few wrong drafts say little beside hundreds that were right."""
+    one, _ = beside((1,))
+    for _ in range(40):
+        make(one, (), 8, step_s=0.0001)
+        made = one.find([])
+        one.extend([*made, (made[-1] + 1) % V])
+    one.close()
+    other = Beside((1,), 4, one.drafts)
+    for _ in range(5):
+        make(other, (), 8, step_s=0.0001)
+        other.extend([(other.find([])[0] + 3) % V])
+    assert make(other, (), 8, step_s=0.0001)[0] == 8
+    other.close()
+    assert one.drafts.shares.mean < one._shares.mean, "and it learns, too"
+
+
 def test_what_a_draft_takes_is_timed_without_its_loading_and_may_change():
     one, model = beside()
     one.drafts.context = 1 << 20

@@ -89,7 +89,7 @@ def results_of(
 
 
 def test_our_verifier_conforms():
-    found, results = results_of()
+    found, results = results_of(patience_s=60.0)  # a busy machine is no fault of its
     assert found["fails"] == set(), [r for r in results if r.result == "fails"]
     assert found["not tested"] == NEVER
     assert len(set(NAMES)) == len(NAMES) > 60
@@ -97,7 +97,8 @@ def test_our_verifier_conforms():
 
 
 def test_one_token_a_block_conforms():
-    found, results = results_of(limits=Limits(block=1, progress_s=0.2), long=40)
+    limits = Limits(block=1, progress_s=0.2)
+    found, results = results_of(limits=limits, long=40, patience_s=60.0)
     assert found["fails"] == set(), [r for r in results if r.result == "fails"]
 
 
