@@ -245,17 +245,18 @@ class Installer:
     def uninstall(self, *, keep_config: bool) -> None:
         """Remove everything that was installed, the service's state included."""
         disk, layout = self.disk, self.layout
-        if not disk.exists(layout.versions):
+        ours = [layout.versions, layout.config, layout.token, layout.key, layout.record]
+        if not any(map(disk.exists, ours)):
             raise InstallError(f"there is no installation at {layout.prefix}", USAGE)
         if self.system:
             self.service.stop()
         with self._locked():
             paths = self._recorded() if self.system else []
             paths += [layout.current, layout.previous, layout.prefix + "/bin/draftwire"]
-            paths += [layout.script, layout.record, layout.versions]
-            if not keep_config:
-                paths += [layout.config, layout.token, layout.key]
+            paths += [layout.script, layout.versions]
+            if not keep_config:  # the record last: who is cut off asks once more
                 paths += STATE_FOLDERS if self.system else ()
+                paths += ours[1:]
             for path in paths:
                 disk.remove(path)
         disk.remove(layout.lock)
