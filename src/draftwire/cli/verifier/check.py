@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import shlex
@@ -15,7 +14,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from draftwire.cli import _common
+from draftwire.cli import INTERRUPTED, _common
 from draftwire.cli._ask import Verifier, gone
 from draftwire.errors import ConfigError, TransportError
 from draftwire.io import run_async
@@ -92,12 +91,17 @@ def _say_row(args: argparse.Namespace) -> Callable[[Result], None]:
     return lambda result: tell(f"{result.section} {result.name}")
 
 
-def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> int:
-    """Print the rows of a conformance kit and what they mean; return the exit code."""
+def _show_rows(
+    args: argparse.Namespace, whom: str, results: list[Result], *, whole: bool = True
+) -> int:
+    """Print the rows of a conformance kit (``whole``: nobody has cut it off) and what they
+    mean; return the exit code."""
     _common.progress(args)("")
     kinds = ("conforms", "fails", "not tested")
     counts = {kind: sum(r.result == kind for r in results) for kind in kinds}
-    good = counts["conforms"] > 0 and not counts["fails"]
+    good = whole and counts["conforms"] > 0 and not counts["fails"]
+    cut_off = not whole and not counts["fails"]
+    what = "conforms" if good else "may conform" if cut_off else "does not conform"
     document = {
         "schema": SCHEMA,
         "url": whom,
@@ -113,10 +117,12 @@ def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> in
                 line = f"{r.section:<4} {r.name:<{width}}  {r.result:<10}  "
                 print((line + clean(r.detail)).rstrip())
         print(
-            f"{whom} {'conforms' if good else 'does not conform'} to draftwire.v2: "
+            f"{whom} {what} to draftwire.v2: "
             f"{counts['conforms']} rows conform, {counts['fails']} fail, "
-            f"{counts['not tested']} not tested"
+            f"{counts['not tested']} not tested{'' if whole else ', then interrupted'}"
         )
+    if not whole:
+        return INTERRUPTED
     return 0 if good else TransportError.exit_code
 
 
@@ -224,6 +230,7 @@ def _mimic(args: argparse.Namespace) -> int:
             stdout=sys.stderr if args.verbose else quiet,
             stderr=quiet,
             env={**os.environ, "DRAFTWIRE_VERIFIER": url},
+            start_new_session=True,  # Ctrl-C is ours: it is no fault of the device's
         )
         try:
             await process.wait()
@@ -239,12 +246,15 @@ def _mimic(args: argparse.Namespace) -> int:
                 print(f"listening on {mimic.url}", file=sys.stderr, flush=True)
             await try_device(mimic, tell, args.only)
 
+    whole = True
     try:
-        with contextlib.suppress(KeyboardInterrupt):  # what was seen is shown
-            run_async(run())
+        run_async(run())
+    except KeyboardInterrupt:  # what was seen is shown
+        whole = False
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot run {shlex.join(args.command) or 'a mimic'}: {error}",
             hint="give the device's command behind --, or another --port",
         ) from error
-    return _show_rows(args, shlex.join(args.command) or "the device", results)
+    whom = shlex.join(args.command) or "the device"
+    return _show_rows(args, whom, results, whole=whole)
