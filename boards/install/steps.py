@@ -276,7 +276,7 @@ class Installer:
     def _record(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.disk.read(self.layout.record) or b"{}"))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return {}
 
     def _write_record(self, places: list[str]) -> None:
@@ -304,7 +304,7 @@ class Installer:
         try:
             manifest = json.loads(self.disk.read(folder + "/manifest.json").decode("utf-8"))
             files = dict(manifest["files"])
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise InstallError("nothing sound is installed here", BUNDLE) from exc
         wrong = 0
         for name, entry in sorted(files.items()):

@@ -311,7 +311,7 @@ def _read_lock(path: Path) -> list[Resolved] | None:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
         found = [Resolved(**entry) for entry in raw]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     # A name from a file becomes a path: only a wheel's own name may.
     return found if all(re.match(r"[\w.+-]+\.whl\Z", w.filename) for w in found) else None

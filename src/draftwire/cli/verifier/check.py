@@ -63,7 +63,7 @@ def _health(args: argparse.Namespace, verifier: Verifier) -> int:
         if "targets" in health:  # who shows no token is not told
             targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
             line += f": {', '.join(targets)}; {health['sessions']} devices"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         message = f"what answers at {args.url} is no draftwire verifier"
         raise TransportError(message) from error
     if _common.give_json(args, {"schema": HEALTH_SCHEMA, **health}):
