@@ -13,6 +13,7 @@ import time
 import pytest
 
 import draftwire
+from draftwire.cli import main
 from draftwire.errors import BusyError, ProtocolError
 from draftwire.io import environment
 from draftwire.runtime import driver as driver_module
@@ -304,3 +305,11 @@ def test_who_ends_the_kit_ends_its_device_and_blames_it_for_nothing(number, tmp_
         assert "may conform" in out and "0 fail" in out and "then interrupted" in out
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    "command", ["/no/such", "nosuchcommand", "tests", DRAFT + "/draft.json"]
+)
+def test_a_device_that_cannot_be_run_is_no_row_that_waits(command, capsys):
+    assert main(["verifier", "check", "--device", "--", command, "{url}"]) == 2
+    assert f"cannot run {command}" in capsys.readouterr().err

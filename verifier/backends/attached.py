@@ -427,7 +427,7 @@ class AttachedLoader:
         if self.engine_key is not None:
             try:
                 key = self.engine_key.read_text("utf-8").strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"cannot read {self.engine_key}: {error}") from error
         engine = Engine(self.engine, key=key, timeout_s=self.engine_timeout_s)
         return AttachedTarget(

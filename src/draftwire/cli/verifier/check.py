@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,9 @@ def _mimic(args: argparse.Namespace) -> int:
     if not any(args.only in row.name for row in EXERCISES):
         hint = "leave --only out: the table has all names"
         raise ConfigError(f"no row has {args.only!r} in its name", hint=hint)
+    if args.command and shutil.which(args.command[0]) is None:
+        hint = "give the device's command behind --"
+        raise ConfigError(f"cannot run {shlex.join(args.command)}", hint=hint)
     results: list[Result] = []
     told = _say_row(args)
 
