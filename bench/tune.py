@@ -137,7 +137,7 @@ def read_times(path: Path, package: DraftPackage, board: Profile | None) -> dict
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ConfigError(f"{path} cannot be read as JSON: {exc}") from exc
     known = isinstance(found, dict)
     kind = [found.get(key) for key in ("schema", "bench")] if known else []

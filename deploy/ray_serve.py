@@ -45,6 +45,7 @@ __all__ = ["Verifier", "app"]
 
 # Ray calls it experimental; the version is pinned in the extra `ray`.
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_SEE = "see deploy/ray_serve.py"
 _PASSED = ("authorization", "origin", "x-forwarded-for", SESSION_HEADER.lower())
 api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -202,7 +203,8 @@ def app(args: dict[str, str]) -> Any:
             ``threads``, ``slots``, ``backend``, ``device``, ``dtype``, ``sessions``.
 
     Raises:
-        ConfigError: A key is unknown, or there is neither a token file nor ``open``.
+        ConfigError: A key is unknown, no number where one is due, or there is neither a
+            token file nor ``open``.
     """
     left = dict(args)
     targets = [name for name in left.pop("target", "").split(",") if name]
@@ -215,17 +217,23 @@ def app(args: dict[str, str]) -> Any:
             "without a token anyone who reaches Ray's proxy could use these verifiers",
             hint="token_file=FILE (draftwire verifier token --out FILE), or open=yes",
         )
-    options: dict[str, Any] = {"num_replicas": int(left.pop("replicas", "2"))}
-    resources = {k: float(left.pop(k)) for k in ("num_cpus", "num_gpus") if k in left}
-    sessions = int(left.pop("sessions", "64"))
+
+    def number(key: str, kind: type = int, default: str = "") -> Any:
+        text = str(left.pop(key, default))
+        try:
+            return kind(text)
+        except ValueError as exc:
+            raise ConfigError(f"{key}={text} is no number", hint=_SEE) from exc
+
+    options: dict[str, Any] = {"num_replicas": number("replicas", default="2")}
+    resources = {k: number(k, float) for k in ("num_cpus", "num_gpus") if k in left}
+    sessions = number("sessions", default="64")
     options.update(max_ongoing_requests=sessions, ray_actor_options=resources)
     loader: dict[str, Any] = {
         k: left.pop(k) for k in ("backend", "device", "dtype") if k in left
     }
-    loader.update({k: int(left.pop(k)) for k in ("threads", "slots") if k in left})
+    loader.update({k: number(k) for k in ("threads", "slots") if k in left})
     if left:
-        raise ConfigError(
-            f"unknown: {', '.join(sorted(left))}", hint="see deploy/ray_serve.py"
-        )
+        raise ConfigError(f"unknown: {', '.join(sorted(left))}", hint=_SEE)
     deployment = Verifier.options(**options)  # type: ignore[attr-defined]
     return deployment.bind(targets, token_file, loader, {"connections": sessions})

@@ -114,6 +114,7 @@ def export_onnx(
     with writing(out), contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_in(out.parent))
         folder = checkpoint_folder(model_dir, scratch)
+        pieces.text_files(folder)  # what is wrong with a template is said first
         try:
             if draft and graph == "concat":
                 raise UnknownArchitecture("the concat graph is written by Optimum")

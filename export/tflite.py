@@ -95,13 +95,14 @@ def export_tflite(
                 raise ConfigError(
                     "--checkpoint goes with a draft package, not with another"
                 )
-            made = _load(checkpoint_folder(source, scratch), context, against)
+            folder = checkpoint_folder(source, scratch)
+            files = pieces.text_files(folder)
+            made = _load(folder, context, against)
             made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
             weights, probe = _origin(made, against)
             named: dict[str, Any] = {"name": name or place.stem, "family_name": family_name}
             fields = pieces.package_fields(made, anchor_layers=anchor_layers, **named)
             pieces.name_masks(made, fields)
-            files = pieces.text_files(made.folder)
         else:
             if any((name, family_name, context, anchor_layers)):
                 raise ConfigError(

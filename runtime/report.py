@@ -277,7 +277,7 @@ def load_reports(
             document = json.loads(path.read_text(encoding="utf-8"))
         except OSError as exc:
             raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
-        except ValueError as exc:  # also: not UTF-8
+        except (ValueError, RecursionError) as exc:  # also: not UTF-8
             raise ConfigError(
                 f"{path} is not JSON: {exc}", hint="was the run interrupted?"
             ) from exc

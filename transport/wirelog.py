@@ -285,7 +285,13 @@ def read_wire_log(path: Path) -> Iterator[Event]:
                         run = runs.setdefault(str(found["run"]), len(runs) + 1)
                         continue
                     event = _event(run, role, found)
-                except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    AttributeError,
+                    RecursionError,
+                ) as exc:
                     if run and not line.endswith(b"}\n"):
                         continue  # torn
                     raise ConfigError(

@@ -233,6 +233,8 @@ def read_members(path: Path) -> Iterator[tuple[str, int, Any]]:
     except FileNotFoundError as exc:
         raise InstallError(f"there is no bundle at {path}", USAGE) from exc
     except (OSError, EOFError, zlib.error) as exc:
+        if getattr(exc, "errno", None):  # not gzip's own: a folder, no right to read it
+            raise
         said = f"{path} cannot be read as a bundle: {exc}"
         raise InstallError(said, BUNDLE, AGAIN) from exc
 

@@ -61,8 +61,6 @@ class Disk:
             return self.real(path).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return b""
-        except OSError as exc:
-            raise _trouble(exc, path) from exc
 
     def link_target(self, path: str) -> str:
         """Return what the link at ``path`` says, or ""."""
@@ -161,7 +159,7 @@ class Disk:
         try:
             act()
         except OSError as exc:
-            raise _trouble(exc, path) from exc
+            raise trouble_of(exc, path) from exc
 
 
 def _put(place: str, data: bytes, mode: int, *, sync: bool) -> None:
@@ -174,7 +172,8 @@ def _put(place: str, data: bytes, mode: int, *, sync: bool) -> None:
     os.chmod(place, mode)
 
 
-def _trouble(exc: OSError, path: str) -> InstallError:
+def trouble_of(exc: OSError, path: str = "") -> InstallError:
+    """Say what the system refuses; without a ``path`` it may have been read."""
     hints = {
         errno.ENOSPC: "make room: `df -h` shows what is full",
         errno.EDQUOT: "make room: the quota is used up",
@@ -182,5 +181,6 @@ def _trouble(exc: OSError, path: str) -> InstallError:
         errno.EACCES: "run it as root, or give --prefix DIR --no-system",
         errno.EPERM: "run it as root, or give --prefix DIR --no-system",
     }
-    said = f"{path} cannot be written: {exc.strerror or exc}"
+    why = exc.strerror or exc
+    said = f"{path} cannot be written: {why}" if path else f"{exc.filename}: {why}"
     return InstallError(said, BOARD, hints.get(exc.errno or 0, ""))

@@ -7,7 +7,7 @@ import re
 from typing import Any, Mapping, NamedTuple
 
 from draftwire.boards.install.disk import Disk
-from draftwire.boards.install.trouble import BOARD, InstallError
+from draftwire.boards.install.trouble import BOARD, USAGE, InstallError
 
 # e_machine of an ELF header -> what `uname -m` says.
 _MACHINES = {62: "x86_64", 183: "aarch64", 40: "armv7l", 3: "i686", 243: "riscv64"}
@@ -23,6 +23,7 @@ class Facts(NamedTuple):
     arch: str  # what that Python is built for, or ""
     glibc: str  # version of the C library, or ""
     pythons: tuple[str, ...]  # versions found, for the message
+    named: str = ""  # where it was said to be
 
 
 def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
@@ -33,7 +34,7 @@ def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
         if real.is_file():
             return Facts(path, elf_machine(disk, path), glibc_of(disk), ())
     arch = elf_machine(disk, "/bin/sh")
-    return Facts("", arch, glibc_of(disk), tuple(pythons_of(disk)))
+    return Facts("", arch, glibc_of(disk), tuple(pythons_of(disk)), named or "")
 
 
 def need_fitting(facts: Facts, manifest: Mapping[str, Any]) -> None:
@@ -52,6 +53,8 @@ def need_fitting(facts: Facts, manifest: Mapping[str, Any]) -> None:
             else "no bundle is made for that; pip install 'draftwire[board]' may do",
         )
     if not facts.python:
+        if facts.named:
+            raise InstallError(f"there is no Python at {facts.named}", USAGE)
         said = f"the bundle is for Python {python}, found here: "
         said += ", ".join(facts.pythons) or "none"
         hint = f"{again}; or name one that is elsewhere: --python PATH"

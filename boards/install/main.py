@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Sequence
 
 from draftwire.boards.install.archive import check_bundle, read_key
-from draftwire.boards.install.disk import Disk
+from draftwire.boards.install.disk import Disk, trouble_of
 from draftwire.boards.install.layout import DEFAULT_PREFIX, Layout
 from draftwire.boards.install.service import Service
 from draftwire.boards.install.steps import Installer
@@ -23,19 +23,23 @@ _USAGE = """\
   install.sh status | verify       what is installed; compare it with its manifest
   install.sh uninstall             remove everything
 """
+_VERBS = ("install", "check", "rollback", "status", "verify", "uninstall")
 
 
 def run(words: Sequence[str] | None = None) -> int:
     """Run the installer; return its exit code."""
-    given = list(sys.argv[1:] if words is None else words)
-    verbs = ("install", "check", "rollback", "status", "verify", "uninstall")
-    if given and given[0] not in verbs and not given[0].startswith("-"):
-        given.insert(0, "install")
-    args = _parser(verbs).parse_args(given)
+    parser = _parser()
+    args = parser.parse_intermixed_args(words)
+    left = args.words
+    args.verb = left.pop(0) if left and left[0] in _VERBS else "install"
+    args.bundle = Path(left.pop(0)) if left and args.verb in _VERBS[:2] else None
+    if left:
+        parser.error(f"{left[0]} is one word too many")
     mask = os.umask(0o022)  # the service's user must be able to read what root installs
     try:
         return _act(args)
-    except InstallError as exc:
+    except (InstallError, OSError) as found:
+        exc = found if isinstance(found, InstallError) else trouble_of(found)
         print(f"install.sh: error: {exc}", file=sys.stderr)
         if exc.hint:
             print(f"hint: {exc.hint}", file=sys.stderr)
@@ -47,15 +51,15 @@ def run(words: Sequence[str] | None = None) -> int:
         os.umask(mask)
 
 
-def _parser(verbs: Sequence[str]) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="install.sh",
         usage="install.sh [VERB] [BUNDLE] [options]\n\n" + _USAGE,
         description="Installs a draftwire bundle; no network, no pip, no wheels needed.",
     )
     add = parser.add_argument
-    add("verb", choices=verbs, metavar="VERB", help="one of " + ", ".join(verbs))
-    add("bundle", nargs="?", type=Path, metavar="BUNDLE", help="bundle.tar.gz")
+    said = f"{', '.join(_VERBS)} (default: install), and bundle.tar.gz"
+    add("words", nargs="*", metavar="WORD", help=said)
     add("--key", metavar="KEY", help="the maker's public key (ed25519:...) or its file")
     add("--replace-key", action="store_true", help="trust --key from now on")
     add("--allow-unsigned", action="store_true", help="take a bundle without signature")
@@ -91,7 +95,7 @@ def _act(args: argparse.Namespace) -> int:
     root = Path(os.path.abspath(args.rootfs)) if args.rootfs else Path("/")
     if not root.is_dir() or (args.rootfs and not (root / "etc").is_dir()):
         raise InstallError(f"{root} is no root file system: it has no etc", USAGE)
-    if args.verb in ("install", "check") and args.bundle is None:
+    if args.verb in _VERBS[:2] and args.bundle is None:
         raise InstallError("name a BUNDLE", USAGE, "install.sh --help")
     key = read_key(args.key) if args.key else None
     disk = Disk(root, dry=args.dry_run, say=say)

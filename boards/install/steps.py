@@ -245,17 +245,18 @@ class Installer:
     def uninstall(self, *, keep_config: bool) -> None:
         """Remove everything that was installed, the service's state included."""
         disk, layout = self.disk, self.layout
-        if not disk.exists(layout.versions):
+        ours = [layout.versions, layout.config, layout.token, layout.key, layout.record]
+        if not any(map(disk.exists, ours)):
             raise InstallError(f"there is no installation at {layout.prefix}", USAGE)
         if self.system:
             self.service.stop()
         with self._locked():
             paths = self._recorded() if self.system else []
             paths += [layout.current, layout.previous, layout.prefix + "/bin/draftwire"]
-            paths += [layout.script, layout.record, layout.versions]
-            if not keep_config:
-                paths += [layout.config, layout.token, layout.key]
+            paths += [layout.script, layout.versions]
+            if not keep_config:  # the record last: who is cut off asks once more
                 paths += STATE_FOLDERS if self.system else ()
+                paths += ours[1:]
             for path in paths:
                 disk.remove(path)
         disk.remove(layout.lock)
@@ -275,7 +276,7 @@ class Installer:
     def _record(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.disk.read(self.layout.record) or b"{}"))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return {}
 
     def _write_record(self, places: list[str]) -> None:
@@ -303,7 +304,7 @@ class Installer:
         try:
             manifest = json.loads(self.disk.read(folder + "/manifest.json").decode("utf-8"))
             files = dict(manifest["files"])
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise InstallError("nothing sound is installed here", BUNDLE) from exc
         wrong = 0
         for name, entry in sorted(files.items()):

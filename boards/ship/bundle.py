@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zipfile
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ _FOLDER = Path(__file__).resolve().parents[1] / "install"
 _TEMPLATES = "draftwire.service journald@draftwire.conf 60-draftwire.rules handover.sh"
 _BLOCK = 512
 _MODULE_MIB = 320  # Python, numpy and an engine, loaded
-_GROUPS = "a group that every system has, such as video or dialout"
+_GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,30}\Z")  # as systemd takes it
+_MOST_MIB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,17 @@ class Content:
     memory_mib: int = 0  # most memory of the service; 0 takes one from the draft's size
     settings: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not _GROUP.match(self.group):
+            hint = "a group that every system has, such as video or dialout"
+            raise ConfigError(f"{self.group!r} is no group", hint=hint)
+        if not 0 <= self.memory_mib <= _MOST_MIB:
+            hint = f"--memory-mib takes 0 (by the draft's size) to {_MOST_MIB}"
+            raise ConfigError(f"{self.memory_mib} MiB is no memory limit", hint=hint)
+
 
 def bundle_files(content: Content) -> dict[str, bytes]:
     """Return the bundle's files by name, manifest and signature aside."""
-    if not content.group.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"{content.group!r} is no group", hint=_GROUPS)
     name, wheel = own_wheel()
     files = {"install.sh": installer_script(), f"wheels/{name}": wheel}
     for path in content.wheels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Mapping, Sequence
 
@@ -48,4 +49,6 @@ def choose_userland(
     found = min(fitting, key=lambda u: version_tuple(u.glibc))
     if glibc is None:
         return found
+    if not re.match(r"2\.\d{1,3}\Z", glibc):
+        raise ConfigError(f"{glibc!r} is no version of glibc", hint="such as 2.35")
     return Userland(f"{found.name}, glibc {glibc}", python, glibc, found.glibcxx)

@@ -22,7 +22,15 @@ from typing import Any, Mapping, Sequence
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import BoardError, ConfigError
-from draftwire.io import cache_folder, read_toml, scratch_in, write_text
+from draftwire.io import (
+    cache_folder,
+    did_you_mean,
+    list_of,
+    read_toml,
+    scratch_in,
+    write_text,
+    writing,
+)
 
 PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
@@ -57,6 +65,16 @@ class Resolved:
 def default_cache() -> Path:
     """Return the folder where wheels are kept: ``$XDG_CACHE_HOME/draftwire/wheels``."""
     return cache_folder() / "wheels"
+
+
+def known_wheel(name: str) -> str:
+    """Return the name that one of our wheels has (ConfigError: none has it)."""
+    found = name.lower().replace("_", "-")
+    known = {known for pins in read_toml(PINS)["python"].values() for known in pins}
+    if found not in known:
+        hint = did_you_mean(found, known, f"there are {list_of(sorted(known))}")
+        raise ConfigError(f"no bundle holds {name}", hint=hint)
+    return found
 
 
 def wanted_wheels(
@@ -131,6 +149,8 @@ def resolve_wheels(
     kept = _read_lock(place)
     if kept is not None:
         return kept
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="draftwire-") as scratch:
         report = Path(scratch) / "report.json"
         words = ["install", "--dry-run", "--ignore-installed", f"--report={report}"]
@@ -151,7 +171,6 @@ def resolve_wheels(
         meta = item["metadata"]
         found.append(Resolved(meta["name"], meta["version"], name, digest))
     found.sort(key=lambda wheel: wheel.name.lower())
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(place, json.dumps([asdict(wheel) for wheel in found], indent=1))
     return found
 
@@ -292,7 +311,7 @@ def _read_lock(path: Path) -> list[Resolved] | None:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
         found = [Resolved(**entry) for entry in raw]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     # A name from a file becomes a path: only a wheel's own name may.
     return found if all(re.match(r"[\w.+-]+\.whl\Z", w.filename) for w in found) else None

@@ -40,7 +40,7 @@ from draftwire.energy.sources.jetson import (
 )
 from draftwire.errors import ConfigError
 
-DUMP_START = re.compile(rb"(\w+)_A\s+current\(\d+\)=")
+DUMP_START = re.compile(rb"\b(\w+)_A\s+current\(\d+\)=")
 MISSING = np.iinfo(np.int32).min
 NO_STAMP = np.iinfo(np.int64).min
 

@@ -278,7 +278,7 @@ def _json_table(first: str, lines: Iterator[str]) -> _Table:
         before, brace, rest = line.partition("{")
         try:
             found = dict(flat(json.loads(brace + rest)))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         if before.strip():  # a stamp or a topic before the object
             found.setdefault("timestamp", before.strip().split(" /")[0])

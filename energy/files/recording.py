@@ -215,7 +215,7 @@ def read_recording(path: Path) -> Recording:
                     recording.take(line)
                 else:
                     recording = _header(path, dict(line))
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
                 bad += 1
     if recording is None:
         raise ConfigError(f"{path} is not a recording of draftwire energy")

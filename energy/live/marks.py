@@ -97,7 +97,13 @@ class MarkListener:
                     phase = {"phase": str(value["phase"])} if "phase" in value else {}
                     tokens = {str(k): int(v) for k, v in value.get("tokens", {}).items()}
                     line = {"t": int(value["t"]), **phase, "tokens": tokens}
-                except (ValueError, TypeError, KeyError, AttributeError):
+                except (
+                    ValueError,
+                    TypeError,
+                    KeyError,
+                    AttributeError,
+                    RecursionError,
+                ):
                     self.bad_lines += 1
                     continue
                 with self._lock:

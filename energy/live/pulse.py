@@ -249,7 +249,7 @@ def _kept() -> tuple[Path, dict[str, Any]]:
     path = Path(base) / "draftwire" / "sensors.json"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         value = None
     return path, value if isinstance(value, dict) else {}
 

@@ -255,10 +255,10 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
     try:
         value = json.loads(text)
         reports = value if isinstance(value, list) else [value]
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             reports = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ConfigError(f"{path} is not JSON: {exc}") from exc
     for number, report in enumerate(reports or [None], 1):
         if not isinstance(report, dict) or report.get("schema") != REPORT:

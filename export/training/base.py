@@ -26,6 +26,7 @@ from draftwire.export.sources.tokens import copy_tokenizer
 from draftwire.export.sources.weights import checkpoint_tensors
 from draftwire.packages import TargetPackage, load_draft, load_target
 from draftwire.packages.exits import torch_stack
+from draftwire.template import template_files
 from draftwire.tensors import target_weights
 
 # What says how prompts are made belongs to the model that reads them.
@@ -59,13 +60,15 @@ def is_package(path: Path) -> bool:
 def read_base(path: str | Path) -> Base:
     """Read a base model in float32: a Hugging Face directory, or a target package (merged).
 
-    A ConfigError where there is nothing of the kind, a ModelError where it is damaged or of
+    A ConfigError where there is nothing of the kind, or its chat template, which what is
+    made of it will carry, is none; a ModelError where it is damaged or of
     a shape not known here.
     """
     path = Path(path)
     if is_package(path):
         package = load_target(path)
         whole = package.base or package
+        template_files(whole.path)
         shape = read_architecture(path.name, config_of(package), context=package.context)
         model, tokenizer = model_of(package), whole.path / "tokenizer.json"
         known = package.name, package.bos_id, tuple(package.eos_ids)
@@ -76,6 +79,7 @@ def read_base(path: str | Path) -> Base:
             hint="give a Hugging Face directory or a NAME.target",
         )
     found = load_checkpoint(path)
+    template_files(path)
     model = load_model(path)
     for name, weight in model.named_parameters():
         require_finite(f"{path.name}: {name} holds values", torch.isfinite(weight).all())

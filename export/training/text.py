@@ -209,7 +209,7 @@ def asked_before(work: Path) -> dict[str, Any]:
     """Return what a training that was begun in ``work`` was asked for; {} for none."""
     try:
         return dict(json.loads((work / "asked.json").read_text()))
-    except (OSError, TypeError, ValueError):
+    except (OSError, TypeError, ValueError, RecursionError):
         return {}
 
 

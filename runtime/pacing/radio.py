@@ -38,7 +38,9 @@ def parse_mmcli(text: str) -> dict[str, Any]:
         modem says nothing.
     """
     for technology, key in _LEVELS:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # "--" of no signal
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, RecursionError
+        ):  # "--" of no signal
             level = float(json.loads(text)["modem"]["signal"][technology][key])
             return {"signal_dbm": level, "technology": technology}
     return {}

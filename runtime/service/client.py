@@ -133,7 +133,7 @@ class ServiceClient:
     def _json(data: bytes) -> dict[str, Any]:
         try:
             found = json.loads(data.decode("utf-8"))
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise TransportError(f"no service of ours says {data[:40]!r}") from exc
         return found if isinstance(found, dict) else {}
 

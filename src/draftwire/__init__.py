@@ -6,6 +6,7 @@ Importing it costs nothing; the packages behind it are imported when they are us
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from draftwire import errors
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from draftwire.packages import DraftPackage
     from draftwire.runtime.accounting import EnergyChoice
     from draftwire.runtime.session import Chunk, Session, Stream, Token
+
+# onnxruntime's wheels from 1.31 on keep an id in ~/.cache and send what they were used for.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Chunk", "Session", "Stream", "Token", "__version__", "aio", "connect"]

@@ -17,6 +17,9 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
         signal.signal(signal.SIGALRM, _interrupted)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, _ended)
     try:
         from draftwire.cli import main as run
 
@@ -41,6 +44,12 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     if waits or not _imports(frame):
         raise KeyboardInterrupt
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+
+
+def _ended(number: int, frame: FrameType | None) -> None:
+    """Unwind, which ends our children and removes what is half made; again: end at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -71,7 +71,8 @@ def scratch_in(folder: Path) -> Iterator[Path]:
     """
     import shutil  # where something large is made
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(_SCRATCH + 12 * "[0-9a-f]"):
         with _locked(left, wait=False) as ours:
             if ours:
@@ -79,7 +80,8 @@ def scratch_in(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as held:
         while True:
             scratch = folder / f"{_SCRATCH}{os.urandom(6).hex()}"
-            scratch.mkdir()
+            with writing(folder):
+                scratch.mkdir()
             held.enter_context(_locked(scratch, wait=True))
             if scratch.is_dir():  # nobody took it for left behind meanwhile
                 break

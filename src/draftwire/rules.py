@@ -180,13 +180,13 @@ BIASES = Rule(
 
 def schema(value: object) -> str:
     """A JSON schema: its text, made of an object where that is given."""
-    if isinstance(value, str):
-        value = {"type": "object"} if value == "object" else json.loads(value)
-    if not isinstance(value, (Mapping, bool)):
-        raise ValueError
-    whole = dict(value) if isinstance(value, Mapping) else value
     compact = (",", ":")
     try:
+        if isinstance(value, str):
+            value = {"type": "object"} if value == "object" else json.loads(value)
+        if not isinstance(value, (Mapping, bool)):
+            raise ValueError
+        whole = dict(value) if isinstance(value, Mapping) else value
         found = json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=compact)
     except RecursionError:
         raise ValueError from None

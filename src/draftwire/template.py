@@ -247,12 +247,15 @@ class Template:
 
 def template_files(folder: Path) -> dict[str, bytes]:
     """Return what a package carries of a checkpoint's chat template, by file name; a
-    ConfigError where jinja2 is there and cannot read it."""
+    ConfigError where it is no text, or jinja2 is there and cannot read it."""
     template = Template.of(folder)
     if template.text is None:
         return {}
-    for text in (template.text, template._tool_text) if _has_jinja() else ():
-        _compile(text or "")
+    for text in (template.text, template._tool_text or ""):
+        if not is_text(text):
+            raise ConfigError("the chat template is no Unicode text")
+        if _has_jinja():
+            _compile(text)
     files = {TEMPLATE: template.text.encode()}
     if template._tool_text is not None:
         files[TOOL_TEMPLATE] = template._tool_text.encode()
@@ -372,7 +375,7 @@ def _compile(text: str) -> Any:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return environment.from_string(text)
-    except jinja2.TemplateError as exc:
+    except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError) as exc:
         raise ConfigError(
             f"the chat template is no jinja2 template: {exc}",
             hint="its line counts from the top of chat_template.jinja; export it mended",

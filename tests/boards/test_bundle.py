@@ -28,6 +28,7 @@ from draftwire.boards.ship.bundle import bundle_files, write_bundle
 from draftwire.boards.ship.own_wheel import own_wheel
 from draftwire.cli import main
 from draftwire.errors import ConfigError, OutputError
+from draftwire.io import scratch_in
 
 
 @pytest.fixture(scope="module")
@@ -398,12 +399,32 @@ def test_the_command_makes_what_the_installer_takes(tmp_path, capsys):
         (["--board", "orin-nono"], "no board profile 'orin-nono'"),
         (["--python", "3.6"], "not known to come with Python 3.6"),
         (["--require", "numpy>=1"], "is not NAME==VERSION"),
+        (["--without", "onxruntime"], "no bundle holds onxruntime"),
+        (["--glibc", "abc"], "no version of glibc"),
+        (["--glibc", "2"], "no version of glibc"),
+        (["--group", "vidéo", "--dry-run"], "is no group"),
+        (["--group", "a b", "--dry-run"], "is no group"),
+        (["--memory-mib", "-5", "--dry-run"], "no memory limit"),
+        (["--memory-mib", "9" * 30], "no memory limit"),
+        (["--new-key", "k", "--show-key", "k"], "one each"),
         (["--draft", str(tmp_path)], "no draft package"),
         (["--verifier", "tower:8765"], "is not a verifier's address"),
         (["--wheel", str(tmp_path / "x-1-cp38-cp38-linux_armv7l.whl")], "does not fit"),
     ):
         assert main([*words, "--unsigned", *wrong]) in (2, 3, 5)
         assert complaint in capsys.readouterr().err
+
+
+def test_a_cache_that_is_no_folder_is_a_sentence(tmp_path, capsys):
+    """Before anything is fetched."""
+    file = tmp_path / "file"
+    file.touch()
+    words = ["boards", "bundle", "--board", "generic-x86", "--python", "3.11", "--unsigned"]
+    words += ["--draft", str(bundles.TINY), "--dry-run", "--cache", str(file)]
+    assert main(words) == 2
+    assert f"cannot write {file}: File exists" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot write"), scratch_in(file):
+        pass
 
 
 def test_the_installer_command(tmp_path, capsys):

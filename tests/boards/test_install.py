@@ -364,3 +364,76 @@ def test_systemd_accepts_the_unit(tmp_path):
         pytest.skip(f"systemd-analyze cannot work here: {said.stderr[:200]}")
     lines = (said.stdout + said.stderr).splitlines()
     assert not [line for line in lines if "draftwire.service" in line], lines
+
+
+def test_words_may_come_in_any_order_and_none_too_many(pair, tmp_path, capsys):
+    prefix = tmp_path / "opt"
+    first, *rest = words(pair[0], prefix)[1:]
+    assert run([*rest, first]) == 0  # --key KEY ... BUNDLE
+    assert works(prefix) == "one"
+    capsys.readouterr()
+    assert run(["check", "--key", key_argument(), first]) == 0
+    assert '"schema"' in capsys.readouterr().out
+    for odd in (["verify", first], ["check", first, first], [first, "check"]):
+        with pytest.raises(SystemExit) as ended:  # not a bundle that nobody looks at
+            run([*odd, "--prefix", str(prefix)])
+        assert ended.value.code == 2
+        assert "one word too many" in capsys.readouterr().err
+
+
+def test_what_is_kept_can_be_removed_later(pair, tmp_path, capsys):
+    prefix = tmp_path / "opt"
+    before = tree(tmp_path)
+    assert run(words(pair[0], prefix)) == 0
+    (prefix / "etc" / "token").write_text("secret\n")
+    assert run(["uninstall", "--keep-config", "--prefix", str(prefix), "-q"]) == 0
+    assert (prefix / "etc" / "token").read_text() == "secret\n"
+    # That nothing outside the prefix is ours is still known: no other's state is removed.
+    assert json.loads((prefix / "installed.json").read_text())["prefix_only"]
+    assert run(["uninstall", "--prefix", str(prefix), "-q"]) == 0
+    assert tree(tmp_path) == before
+    assert run(["uninstall", "--prefix", str(prefix), "-q"]) == 2
+    assert "no installation" in capsys.readouterr().err
+
+
+def test_a_removal_that_is_cut_off_is_finished_by_the_next(pair, tmp_path):
+    first = tmp_path / "first"
+    assert run(words(pair[0], first)) == 0
+    whole = set(tree(first))
+    for number in itertools.count():
+        prefix = tmp_path / f"opt{number}"
+        shutil.copytree(first, prefix, symlinks=True)
+        code = forked(["uninstall", "--prefix", str(prefix), "-q"], die_at(number))
+        if code == 0:
+            break
+        left = set(tree(prefix)) & whole - {".lock"}
+        if any((prefix / name).is_file() for name in left):
+            assert (prefix / "installed.json").exists()
+            assert run(["uninstall", "--prefix", str(prefix), "-q"]) == 0
+            assert not prefix.exists()
+    assert number > 5
+
+
+def test_what_the_system_refuses_is_a_sentence(pair, tmp_path, capsys, monkeypatch):
+    """No right to read a bundle, a folder in its place, a lock that cannot be taken."""
+    prefix = tmp_path / "opt"
+    assert run(words(pair[0], prefix)) == 0
+    assert run(words(tmp_path, prefix)) == 3
+    said = capsys.readouterr().err
+    assert "Is a directory" in said and "copy" not in said
+    missing = str(tmp_path / "nopython")
+    assert run([w if w != sys.executable else missing for w in words(pair[1], prefix)]) == 2
+    assert f"there is no Python at {missing}" in capsys.readouterr().err
+
+    def refuse(name, *more, **named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+
+    monkeypatch.setattr("gzip.open", refuse)
+    assert run(words(pair[1], prefix)) == 3
+    said = capsys.readouterr().err
+    assert "one.tar" not in said and "Permission denied" in said and "root" in said
+    monkeypatch.setattr("builtins.open", refuse)
+    assert run(["uninstall", "--prefix", str(prefix)]) == 3
+    monkeypatch.undo()
+    assert ".lock: Permission denied" in capsys.readouterr().err
+    assert works(prefix) == "one"

@@ -155,13 +155,18 @@ def test_every_command_is_one_of_ours_and_the_pieces_meet():
     for name in ("verifier", "gateway"):
         pod = named["Deployment", name]["template"]["spec"]
         (container,) = pod["containers"]
-        program, *words = container["args"]
+        # `args` alone would go behind the entry point of our image.
+        program, *words = container["command"]
         assert program == "draftwire"
-        args = parsed[name] = parse(words)
+        args = parsed[name] = parse([*words, *container["args"]])
         ports = {port["containerPort"] for port in container["ports"]}
         assert ports == {args.port, args.admin[1]}
         mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
         assert str(Path(args.token_file).parent) in mounted
+        assert all(str(path.parent) in mounted for path in getattr(args, "targets", ()))
+        assert {m["name"] for m in container["volumeMounts"]} == {
+            volume["name"] for volume in pod["volumes"]
+        }
         for probe in ("readinessProbe", "startupProbe"):
             if probe in container:
                 assert container[probe]["httpGet"] == {"path": "/healthz", "port": "admin"}

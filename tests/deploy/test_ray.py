@@ -174,6 +174,9 @@ def test_settings_that_make_no_sense_are_refused():
         ({}, "no target"),
         ({"target": "a"}, "without a token"),
         ({"target": "a", "open": "yes", "speed": "9"}, "unknown: speed"),
+        ({"target": "a", "open": "yes", "replicas": "many"}, "replicas=many is no number"),
+        ({"target": "a", "open": "yes", "threads": ""}, "threads= is no number"),
+        ({"target": "a", "open": "yes", "num_gpus": "one"}, "num_gpus=one is no number"),
     ):
         with pytest.raises(ConfigError, match=what):
             app(args)

@@ -10,11 +10,12 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from draftwire.energy.files.logs import import_tegrastats, parse_window
+from draftwire.energy.files.logs import DUMP_START, import_tegrastats, parse_window
 from draftwire.energy.rails import load_tables
 from draftwire.energy.reports.rows import load_rows
 from draftwire.energy.sources.counters import PmicSource, parse_adc
@@ -457,3 +458,11 @@ def test_rails_by_hand_that_hang_below_each_other_are_told():
 def test_a_log_that_is_not_there():
     with pytest.raises(ConfigError, match="cannot read"):
         import_tegrastats("/nowhere/at/all.log", TABLES)
+
+
+def test_a_long_word_is_looked_at_once():
+    """It took the square of its length, of a file of any kind that holds one line."""
+    began = time.process_time()
+    assert not DUMP_START.search(b"x" * 100_000)
+    assert time.process_time() - began < 5  # processor time; it was a minute
+    assert DUMP_START.search(b"a EXT5V_A current(0)=1")[1] == b"EXT5V"

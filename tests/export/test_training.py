@@ -468,3 +468,43 @@ def test_an_evolved_target_is_not_evolved_again(v1, text):
         evolve_target(
             out, v1.parent / "v5.target", [text], version="v5", settings=EVOLVED, say=quiet
         )
+
+
+@pytest.mark.parametrize(
+    ("words", "work"),
+    [
+        (["package", "--precision", "fp32"], "onnx.load_checkpoint"),
+        (["package", "--role", "target"], "onnx.load_checkpoint"),
+        (["package", "--engine", "litert"], "tflite.load_checkpoint"),
+        (["draft"], "training.base.load_model"),
+    ],
+)
+def test_a_broken_template_is_refused_before_the_work(
+    words, work, model_copy, tmp_path, text, capsys, monkeypatch
+):
+    """The draft of a training would carry it, and be refused after hours."""
+
+    def begun(*args, **named):
+        raise AssertionError("the work has begun")
+
+    folder = model_copy("llama")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    monkeypatch.setattr(f"draftwire.export.{work}", begun)
+    out = tmp_path / ("a.target" if "target" in words else "a.draft")
+    data = ["--data", str(text)] if words == ["draft"] else []
+    assert main(["export", *words, str(folder), "--out", str(out), *data]) == 2
+    assert "the chat template is no jinja2 template" in capsys.readouterr().err
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_base_that_is_a_package_has_its_template_looked_at_too(
+    model_copy, tmp_path, text, capsys, monkeypatch
+):
+    folder = model_copy("llama")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    monkeypatch.setattr("draftwire.template._has_jinja", lambda: False)  # as it was made
+    target = export_onnx(folder, tmp_path / "v1.target", role="target", against="numpy")
+    monkeypatch.undo()
+    monkeypatch.setattr("draftwire.export.training.base.model_of", None)
+    assert main(command("draft", target, text, tmp_path / "d.draft")) == 2
+    assert "the chat template is no jinja2 template" in capsys.readouterr().err

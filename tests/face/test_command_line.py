@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -302,3 +303,52 @@ def test_each_flag_says_what_it_takes_and_does():
         if not action.help or re.search(r"[() ]", str(action.metavar or ""))
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report"],
+        ["energy", "report"],
+        ["energy", "report", "--import"],
+        ["generate", "Once", "--verifier", "ws://127.0.0.1:1", "--schema"],
+        ["generate", "Once", "--verifier", "ws://127.0.0.1:1", "--energy", "replay:"],
+        ["chat", "--verifier", "ws://127.0.0.1:1", "--tools"],
+        ["bench", "device", "--tune", str(ROOT / "tests/fixtures/tiny.draft"), "--times"],
+        ["bench", "simulate", "--replay"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_nested_without_end_is_no_bug_of_ours(words, tmp_path, capsys):
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    *words, last = words
+    words += [last + str(deep)] if last.endswith(":") else [last, str(deep)]
+    assert main(words) == 2
+    assert "bug" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["boards", "detect", "--root"],
+        ["boards", "detect", "--profile-dir"],
+        ["bench", "simulate", "--replay"],
+        ["verifier", "token", "--append", "--out"],
+        ["generate", "Once", "--verifier", "ws://127.0.0.1:1", "--draft"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_no_file_can_have_is_no_bug_of_ours(words, capsys):
+    assert main([*words, "x" * 5000]) == 2
+    said = capsys.readouterr().err
+    assert "File name too long" in said and len(said) < 500
+
+
+def test_a_medium_that_fails_is_no_bug_of_ours(tmp_path, capsys, monkeypatch):
+    def fails(*args, **named):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("draftwire.cli.report.run", fails)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "the system: Input/output error" in capsys.readouterr().err

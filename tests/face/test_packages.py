@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from places import FIXTURES
 
 from draftwire.errors import ConfigError, OutputError, PackageError
 from draftwire.io import environment, scratch_in
@@ -311,3 +312,30 @@ def test_nothing_is_overwritten_unasked(tmp_path, draft):
     (tmp_path / "mine").mkdir()
     with pytest.raises(ConfigError, match="already"):
         write_package(tmp_path / "mine", "draft", FIELDS, changed, replace=True)
+
+
+@pytest.mark.parametrize("said", [None, "true"])
+def test_an_engine_keeps_no_books_on_its_user(tmp_path, said):
+    """No id and no queue of events in the home folder, and nothing on stderr."""
+    code = """if True:
+        import sys
+        from draftwire.packages import load_draft
+        from draftwire.runtime.engines.draft_model import DraftModel
+        DraftModel.load(load_draft(sys.argv[1]), engine="onnxruntime")
+        import os
+        print(os.environ["ORT_DISABLE_TELEMETRY"])
+    """
+    where = {k: str(tmp_path) for k in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    given = environment(**where, **({"ORT_DISABLE_TELEMETRY": said} if said else {}))
+    if said is None:
+        given.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(FIXTURES / "tiny.draft")],
+        capture_output=True,
+        text=True,
+        env=given,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{said or 1}\n"), done.stderr
+    if said is None:
+        assert done.stderr == ""
+        assert not list(tmp_path.rglob("*onnxruntime*"))

@@ -170,6 +170,7 @@ def test_a_goal_that_cannot_be_done_aborts_with_a_sentence(graph, verifier):
 
 def test_without_a_link_the_draft_answers_and_the_words_are_marked(graph):
     node = graph.start(verifier="ws://127.0.0.1:9", offline="draft")
+    wait(node._opening)  # which counts against a deadline
     handle, future = response_server(node).send(prompt=PROMPT, max_tokens=8, deadline=1.5)
     result = wait(future)
     assert handle.state == "succeeded" and result.response.unverified > 0
@@ -215,3 +216,105 @@ def test_a_session_that_does_not_open_is_said_where_it_is_looked_for(graph):
     status = node.published[-1][1].status[0]
     assert status.level == 2 and "/no/such.draft" in status.message
     assert response_server(node).send(prompt=PROMPT) is None
+
+
+def test_a_goal_says_what_it_wants_of_time_and_chance(graph, verifier):
+    """A deadline that is over is none that is missing; a seed may be negative."""
+    node = online(graph, verifier)
+    server = response_server(node)
+    for deadline in (-0.1, math.nan):
+        handle, future = server.send(prompt=PROMPT, max_tokens=400, deadline=deadline)
+        assert "deadline" in wait(future).response.error and handle.state == "aborted"
+    chat, message = node.servers["~/generate_chat_completions"], graph.known["ChatMessage"]
+    words = {"messages": [message(role="user", content="go")]}
+    assert "max_new_tokens" in wait(chat.send(**words, max_tokens=-1)[1]).response.error
+    how = graph.known["SamplingConfig"](temp=0.8, seed=-1, seeded=True)
+    found = wait(server.send(prompt=PROMPT, max_tokens=8, sampling_config=how)[1]).response
+    options = {"max_new_tokens": 8, "temperature": 0.8, "seed": 2**64 - 1}
+    assert found.text == plain_text(verifier, **options)
+
+
+def test_whatever_goes_wrong_ends_the_goal_and_is_said(graph, verifier, monkeypatch):
+    node = online(graph, verifier)
+    chat = node.servers["~/generate_chat_completions"]
+    handle, future = chat.send(tools="[" * 100_000)
+    assert "no JSON" in wait(future).response.error and handle.state == "aborted"
+    monkeypatch.setattr(wait(node._opening), "generate", lambda *a, **b: 1 / 0)
+    handle, future = response_server(node).send(prompt=PROMPT)
+    assert "zero" in wait(future).response.error and handle.state == "aborted"
+    assert node._running == {} and node._cancelled == set()
+
+
+def test_the_wait_for_the_session_counts_against_the_deadline(graph, verifier, monkeypatch):
+    import draftwire
+
+    connect, free, given = draftwire.connect, threading.Event(), []
+
+    def late(*args, **named):
+        assert free.wait(60)
+        session = connect(*args, **named)
+        generate = session.generate
+
+        def noted(prompt, **options):
+            given.append(options["deadline_s"])
+            return generate(prompt, **options)
+
+        session.generate = noted
+        return session
+
+    monkeypatch.setattr(draftwire, "connect", late)
+    server = response_server(online(graph, verifier))
+    _, plenty = server.send(prompt=PROMPT, max_tokens=4, deadline=600.0)
+    _, none_left = server.send(prompt=PROMPT, max_tokens=400, deadline=0.2)
+    time.sleep(0.3)
+    free.set()
+    assert wait(plenty).response.finish in ("length", "stop")
+    assert wait(none_left).response.finish == "deadline"
+    assert 0 < min(given) < 0.1 and 0 < max(given) <= 599.7
+
+
+def test_a_session_that_opens_too_late_is_closed(graph, verifier, monkeypatch):
+    """Cleaned up while it opened, and opened anew: the first is no session of the node."""
+    import draftwire
+
+    connect, free, opened = draftwire.connect, threading.Event(), []
+
+    def late(*args, **named):
+        first = not opened
+        opened.append(None)
+        assert not first or free.wait(60)
+        session = connect(*args, **named)
+        opened.append(session)
+        return session
+
+    monkeypatch.setattr(draftwire, "connect", late)
+    node = online(graph, verifier)
+    former = node._opening
+    until = time.monotonic() + 30
+    while not opened and time.monotonic() < until:
+        time.sleep(0.005)
+    for step in (node.on_deactivate, node.on_cleanup, node.on_configure, node.on_activate):
+        assert wait(graph.executor.call(step, None)) == "success"
+    second = wait(node._opening)
+    free.set()
+    with pytest.raises(DraftwireError, match="cleaned up"):
+        wait(former)
+    (late_one,) = [s for s in opened if s not in (None, second)]
+    assert node._session is second and late_one.link.state == "closed"
+    wait(graph.executor.call(node.on_shutdown, None))
+    node.wait_closed(30)
+    assert second.link.state == "closed"
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"", b"two words"])
+def test_a_token_file_that_holds_none_is_said(graph, tmp_path, content):
+    (tmp_path / "token").write_bytes(content)
+    node = graph.start("failure", token_file=str(tmp_path / "token"))
+    assert "token" in node.logged[-1]
+
+
+def test_diagnostics_may_be_left_out(graph):
+    node = graph.start(verifier="ws://127.0.0.1:9", diagnostics_period=0.0)
+    assert graph.executor.timers == []
+    assert wait(graph.executor.call(node.on_deactivate, None)) == "success"
+    assert wait(graph.executor.call(node.on_cleanup, None)) == "success"

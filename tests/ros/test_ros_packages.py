@@ -73,6 +73,17 @@ def test_parameters_of_the_file_are_those_of_the_node(monkeypatch):
     assert set(re.findall(r"^ {4}(\w+):", text, re.M)) == set(node.PARAMETERS)
 
 
+def test_the_launch_file_activates_what_was_configured_and_not_what_was_deactivated():
+    text = (ROS / "draftwire_ros" / "launch" / "draftwire.launch.py").read_text()
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "OnStateTransition"
+    ]
+    named = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    assert (named["start_state"], named["goal_state"]) == ("'configuring'", "'inactive'")
+
+
 LINTERS = ("ament_flake8", "ament_pycodestyle", "ament_pep257", "ament_lint_cmake")
 
 

@@ -76,6 +76,10 @@ def test_a_template_of_everything_odd(tmp_path):
         ("{{ messages.append(1) }}", "refuses"),  # the sandbox
         ("{{ ''.__class__.__mro__ }}", "refuses"),
         ("{% if %}", "no jinja2 template"),
+        ("{% break %}", "no jinja2 template"),  # what jinja2 leaves to Python
+        ("{% for a in b %}" * 25 + "{% endfor %}" * 25, "no jinja2 template"),
+        ("{{ " + "[" * 3000 + "]" * 3000 + " }}", "no jinja2 template"),
+        ("{{ " + "9" * 10_000 + " }}", "no jinja2 template"),
     ):
         with pytest.raises(ConfigError, match=words):
             talk(tmp_path, text).prompt(ASKED)
@@ -85,6 +89,10 @@ def test_a_template_of_everything_odd(tmp_path):
         with pytest.raises(ConfigError, match="no jinja2 template"):
             template_files(tmp_path)
     (tmp_path / "chat_template.tool_use.jinja").unlink()
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "\\ud800"}')
+    with pytest.raises(ConfigError, match="no Unicode text"):
+        template_files(tmp_path)
     for name, content in (("tokenizer_config.json", "{"), ("chat.json", '{"trim": 1}')):
         (tmp_path / name).write_text(content)
         with pytest.raises(PackageError, match=name):

@@ -259,6 +259,9 @@ def test_each_stream_has_a_salt_of_its_own_and_the_key_goes_along(folder, server
         generate(target, SamplingParams(), lambda text: [], n=4)
     salts = {body["cache_salt"] for body in server.asked}
     assert len(salts) == 2 and all(len(salt) == 32 for salt in salts)
+    key.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot read .*key"):
+        loader(folder)
 
 
 def test_a_server_without_room_is_asked_again_and_one_that_refuses_is_not(folder, server):

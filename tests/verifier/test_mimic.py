@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 import draftwire
+from draftwire.cli import main
 from draftwire.errors import BusyError, ProtocolError
+from draftwire.io import environment
 from draftwire.runtime import driver as driver_module
 from draftwire.runtime.driver import Driver
 from draftwire.runtime.edge.actions import Token
@@ -263,3 +269,47 @@ def test_a_fault_shows_in_its_rows(fault, monkeypatch):
     found, results = results_of(only, 1.2, 0.5 * (END in rows), **scheme)
     # Of two texts in one stream the places of blocks tell as well, sooner or later.
     assert rows <= found["fails"] <= rows | {PLACES}, results
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_ends_the_kit_ends_its_device_and_blames_it_for_nothing(number, tmp_path):
+    """A terminal sends Ctrl-C to all that runs in it; the device is not one of them."""
+    note = tmp_path / "pid"
+    device = f"echo $$ > {note}.new; mv {note}.new {note}; exec sleep 600"
+    words = ["verifier", "check", "--device", "--", "sh", "-c", device]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "draftwire", *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # As nohup starts it: SIGHUP is not ours then.
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            if number == signal.SIGTERM
+            else None
+        ),
+    )
+    while not note.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, signal.SIGHUP)
+        time.sleep(0.2)
+        assert process.poll() is None
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, "")
+    if number == signal.SIGINT:
+        assert "may conform" in out and "0 fail" in out and "then interrupted" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    "command", ["/no/such", "nosuchcommand", "tests", DRAFT + "/draft.json"]
+)
+def test_a_device_that_cannot_be_run_is_no_row_that_waits(command, capsys):
+    assert main(["verifier", "check", "--device", "--", command, "{url}"]) == 2
+    assert f"cannot run {command}" in capsys.readouterr().err

@@ -120,7 +120,7 @@ class Engine:
                 if error.code not in (408, 425, 429, 500, 502, 503, 504):
                     raise ModelError(why) from None
                 wait_s = retry_after(dict(error.headers))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ModelError(
                     f"{self.url} answers no JSON: {clean(str(error))}"
                 ) from None
@@ -427,7 +427,7 @@ class AttachedLoader:
         if self.engine_key is not None:
             try:
                 key = self.engine_key.read_text("utf-8").strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"cannot read {self.engine_key}: {error}") from error
         engine = Engine(self.engine, key=key, timeout_s=self.engine_timeout_s)
         return AttachedTarget(
@@ -552,6 +552,6 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except OSError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}") from None
     return found if isinstance(found, dict) else {}

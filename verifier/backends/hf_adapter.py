@@ -52,7 +52,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """Return an adapter's configuration; a ModelError where it is damaged or of no LoRA."""
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder / _CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(

@@ -243,7 +243,7 @@ class Fleet:
                 answer = error  # it can be read as well
             with answer:
                 said = json.loads(answer.read(65536))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return "down"
         status = said.get("status") if isinstance(said, dict) else None
         return str(status) if status in ("ok", "draining") else "down"

@@ -107,7 +107,7 @@ async def _health(kit: Kit, token: str | None) -> dict[str, Any]:
     expect(status == 200, f"/healthz answers {status}")
     try:
         return dict(json.loads(body))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise Failed("/healthz answers without JSON") from None
 
 

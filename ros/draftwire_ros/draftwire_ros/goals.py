@@ -12,13 +12,19 @@ __all__ = ["begin", "fill_partial", "fill_response", "fill_usage"]
 
 
 def begin(
-    session: draftwire.Session, goal: Any, *, chat: bool, defaults: Mapping[str, Any]
+    session: draftwire.Session,
+    goal: Any,
+    *,
+    chat: bool,
+    waited_s: float,
+    defaults: Mapping[str, Any],
 ) -> draftwire.Stream:
     """
     Begin the stream that a goal of either action asks for.
 
-    ``defaults`` are ``max_tokens``, ``offline`` and ``objective`` of a goal that does not
-    say. A DraftwireError says what the goal asks for and there is not.
+    It has waited ``waited_s`` for the session. ``defaults`` are ``max_tokens``, ``offline``
+    and ``objective`` of a goal that does not say. A DraftwireError says what the goal asks
+    for and there is not.
     """
     how = goal.sampling_config
     options: dict[str, Any] = {
@@ -30,14 +36,18 @@ def begin(
     if how.grammar_schema:
         options["schema"] = how.grammar_schema
     if how.seeded:
-        options["seed"] = int(how.seed)
-    if goal.deadline > 0:
-        options["deadline_s"] = float(goal.deadline)
+        options["seed"] = int(how.seed) % 2**64
+    if goal.deadline > 0:  # counts from acceptance
+        options["deadline_s"] = max(float(goal.deadline) - waited_s, 1e-3)
+    elif goal.deadline != 0:
+        raise draftwire.ConfigError(
+            f"deadline is {goal.deadline} (0 is none; what is over needs no goal)"
+        )
     if goal.offline or defaults["offline"]:
         options["offline"] = goal.offline or defaults["offline"]
     if defaults["objective"]:
         options["objective"] = defaults["objective"]
-    if goal.max_tokens > 0 or not chat:
+    if goal.max_tokens or not chat:
         options["max_new_tokens"] = int(goal.max_tokens) or defaults["max_tokens"]
     if not chat:
         return session.generate(goal.prompt, **options)
@@ -51,7 +61,7 @@ def _tools(text: str) -> list[dict[str, Any]] | None:
         return None
     try:
         found = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise draftwire.ConfigError(f"tools is no JSON: {exc}") from exc
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise draftwire.ConfigError("tools must be a JSON list of tool objects")

@@ -8,6 +8,7 @@ carried, by a thread of its own; an action's coroutine awaits a future meanwhile
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import rclpy
@@ -61,6 +62,7 @@ class DraftwireNode(LifecycleNode):
         self._active = False
         self._opening: Future | None = None
         self._session: draftwire.Session | None = None
+        self._closing: threading.Thread | None = None
         self._lock = threading.Lock()
         self._running: dict[bytes, draftwire.Stream | None] = {}
         self._cancelled: set[bytes] = set()
@@ -71,8 +73,8 @@ class DraftwireNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to open the session, and offer the actions."""
-        self._opening = Future(executor=self.executor)
-        self._in_thread(self._open, self._opening)
+        opening = self._opening = Future(executor=self.executor)
+        self._in_thread(lambda: self._open(opening), opening)
         for name, (kind, chat) in ACTIONS.items():
             self._servers.append(
                 ActionServer(
@@ -87,7 +89,11 @@ class DraftwireNode(LifecycleNode):
             )
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         period = self.get_parameter("diagnostics_period").value
-        self._timer = self.create_timer(period, self._diagnose, callback_group=self._group)
+        self._timer = None
+        if period > 0:
+            self._timer = self.create_timer(
+                period, self._diagnose, callback_group=self._group
+            )
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -122,14 +128,21 @@ class DraftwireNode(LifecycleNode):
             server.destroy()
         self._servers.clear()
         if self._opening is not None:
-            self.destroy_timer(self._timer)
+            if self._timer is not None:
+                self.destroy_timer(self._timer)
             self.destroy_publisher(self._diagnostics)
-        self._opening = None
-        session, self._session = self._session, None
+        with self._lock:  # what still opens closes itself
+            self._opening = None
+            session, self._session = self._session, None
         if session is not None:
-            self._in_thread(session.close, None)
+            self._closing = self._in_thread(session.close, None)
 
-    def _open(self) -> draftwire.Session:
+    def wait_closed(self, seconds: float) -> None:
+        """Wait until the verifier has been told goodbye; after the executor has ended."""
+        if self._closing is not None:
+            self._closing.join(seconds)
+
+    def _open(self, opening: Future) -> draftwire.Session:
         value = {name: self.get_parameter(name).value for name in PARAMETERS}
         options = {
             name: value[name] for name in ("target", "tls_ca", "energy") if value[name]
@@ -141,12 +154,21 @@ class DraftwireNode(LifecycleNode):
 
             options["draft"] = draft_path()
         if value["token_file"]:
-            with open(value["token_file"], encoding="ascii") as file:
-                options["token"] = file.read().strip()
-        self._session = draftwire.connect(
-            value["verifier"], offline=value["offline"], **options
-        )
-        return self._session
+            try:
+                with open(value["token_file"], encoding="ascii") as file:
+                    options["token"] = file.read().strip()
+            except (OSError, ValueError) as exc:
+                said = f"cannot read the token file {value['token_file']}: {exc}"
+                raise draftwire.ConfigError(said) from exc
+        session = draftwire.connect(value["verifier"], offline=value["offline"], **options)
+        with self._lock:
+            wanted = self._opening is opening
+            if wanted:
+                self._session = session
+        if not wanted:
+            session.close()
+            raise draftwire.ConfigError("the node was cleaned up")
+        return session
 
     # ---- actions
 
@@ -174,7 +196,7 @@ class DraftwireNode(LifecycleNode):
 
     def _executor_of(self, kind: Any, chat: bool) -> Any:
         async def execute(handle: Any) -> Any:
-            key = bytes(handle.goal_id.uuid)
+            key, accepted = bytes(handle.goal_id.uuid), time.monotonic()
             with self._lock:
                 self._running[key] = None
             opening = self._opening
@@ -184,11 +206,12 @@ class DraftwireNode(LifecycleNode):
                     session = await opening
                     over = Future(executor=self.executor)
                     self._in_thread(
-                        lambda: self._carry(session, handle, kind, chat, key), over
+                        lambda: self._carry(session, handle, chat, key, kind, accepted),
+                        over,
                     )
                     stream, error = await over
-            except (draftwire.DraftwireError, OSError) as exc:
-                error = _sentence(exc)  # of the opening
+            except Exception as exc:  # noqa: BLE001  of the opening, or a bug: it is said
+                error = _sentence(exc)
             with self._lock:
                 del self._running[key]
                 self._cancelled.discard(key)
@@ -210,7 +233,13 @@ class DraftwireNode(LifecycleNode):
         return execute
 
     def _carry(
-        self, session: draftwire.Session, handle: Any, kind: Any, chat: bool, key: bytes
+        self,
+        session: draftwire.Session,
+        handle: Any,
+        chat: bool,
+        key: bytes,
+        kind: Any,
+        accepted: float,
     ) -> tuple[draftwire.Stream | None, str]:
         """Carry one stream to its end; in a thread of its own."""
         stream = None
@@ -219,6 +248,7 @@ class DraftwireNode(LifecycleNode):
                 session,
                 handle.request,
                 chat=chat,
+                waited_s=time.monotonic() - accepted,
                 defaults={
                     name: self.get_parameter(name).value
                     for name in ("max_tokens", "offline", "objective")
@@ -240,7 +270,7 @@ class DraftwireNode(LifecycleNode):
 
     # ---- beside
 
-    def _in_thread(self, work: Any, future: Future | None) -> None:
+    def _in_thread(self, work: Any, future: Future | None) -> threading.Thread:
         def run() -> None:
             try:
                 found = work()
@@ -253,7 +283,9 @@ class DraftwireNode(LifecycleNode):
                 if future is not None:
                     future.set_result(found)
 
-        threading.Thread(target=run, name="draftwire", daemon=True).start()
+        thread = threading.Thread(target=run, name="draftwire", daemon=True)
+        thread.start()
+        return thread
 
     def _diagnose(self) -> None:
         status = DiagnosticStatus(name="draftwire", hardware_id="draftwire")
@@ -293,7 +325,7 @@ class DraftwireNode(LifecycleNode):
 
 def _sentence(exc: BaseException) -> str:
     hint = getattr(exc, "hint", "")
-    return f"{exc} ({hint})" if hint else str(exc)
+    return f"{exc} ({hint})" if hint else str(exc) or type(exc).__name__
 
 
 def main(args: list[str] | None = None) -> None:
@@ -306,5 +338,6 @@ def main(args: list[str] | None = None) -> None:
         pass
     finally:
         node.on_shutdown(None)
+        node.wait_closed(5.0)
         node.destroy_node()
         rclpy.try_shutdown()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import rclpy
 from draftwire_interfaces.action import GenerateResponse
 from rclpy.action import ActionClient
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
 TICK_S = 0.02
@@ -30,6 +31,8 @@ class Leaf:
     def tick(self) -> str:
         """Begin, or look how far it is; returns at once."""
         if self.status == "idle":
+            if not self._client.server_is_ready():
+                return "running"  # nobody there yet; the loop decides how long
             self.status = "running"
             goal = GenerateResponse.Goal(
                 prompt=f"Command: {self._command}\nPlan:",
@@ -99,7 +102,10 @@ class PlanLoop(Node):
 def main() -> None:
     """Tick until shut down."""
     rclpy.init()
-    rclpy.spin(PlanLoop())
+    try:
+        rclpy.spin(PlanLoop())
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def generate_launch_description():
     activate = RegisterEventHandler(
         OnStateTransition(
             target_lifecycle_node=node,
+            start_state="configuring",  # not what somebody has deactivated
             goal_state="inactive",
             entities=[
                 EmitEvent(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import re
@@ -79,6 +80,8 @@ and --no-color (also: NO_COLOR)
 """
 
 INTERRUPTED = 130
+# What no command can help: a medium that fails, no memory, no more files.
+_OUTSIDE = (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class Parser(argparse.ArgumentParser):
@@ -151,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(exc, OSError) and exc.errno in FULL:
             full = OutputError(f"cannot write the output: {exc.strerror}")
             return _complain(words, full)
+        if isinstance(exc, OSError) and (exc.filename is not None or exc.errno in _OUTSIDE):
+            what = f"{str(exc.filename or 'the system')[:200]}: {exc.strerror}"
+            return _complain(words, ConfigError(what, hint="see --debug for where"))
         bug = InternalError(f"this is a bug: {type(exc).__name__}: {exc}")
         return _complain(words, bug)
 

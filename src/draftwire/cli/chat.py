@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tools is not None:
         try:
             options["tools"] = json.loads(args.tools.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:
             raise ConfigError(f"--tools: {args.tools} is no file of JSON: {exc}") from exc
         options["tool_choice"] = args.tool_choice or "auto"
     elif args.tool_choice:

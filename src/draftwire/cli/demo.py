@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Sequence
+from typing import Any, Sequence
 
 from draftwire.cli import _common
 from draftwire.cli._leaf import EXPLAIN, NUMERICS, Leaf
@@ -74,7 +73,6 @@ def run(args: argparse.Namespace) -> None:
     prompts = args.prompt or list(CHATS if chats else known)
     _common.start_logging(verbose=args.verbose)
     screen = screen_of(args)
-    signal.signal(signal.SIGTERM, _terminated)
 
     reports: list[dict[str, Any]] = []
     flags = ["--numerics", args.numerics] if args.numerics else []
@@ -145,7 +143,3 @@ def _sum(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     parts = {"bytes": "up_payload", "seconds": "total", "energy": "joules"}
     found: dict[str, Any] = {key: total(reports, key) for key in counts}
     return {**found, **{k: {part: total(reports, k, part)} for k, part in parts.items()}}
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)  # unwinds, which stops the verifier

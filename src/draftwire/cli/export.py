@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +182,6 @@ def run(args: argparse.Namespace) -> None:
     for group in groups:
         values["settings"] = group.pick(told)
         values["say"] = lambda line: quiet or print(line, file=sys.stderr, flush=True)
-    # What is half made goes with us, whatever ends us.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     made = named(job.call)(args.source, **values)
     document = _summary(made)
     if give_json(args, document) and not args.quiet:

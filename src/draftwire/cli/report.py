@@ -104,7 +104,7 @@ def _is_log(name: str) -> bool:
     try:
         with open(name, "rb") as file:
             first = json.loads(file.readline(1 << 16))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and first.get("schema") == SCHEMA
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import re
 import sys
@@ -26,6 +27,8 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
 
 def run(args: argparse.Namespace) -> None:
     """Make a bundle, an installer or a key."""
+    if sum(map(bool, (args.installer, args.new_key, args.show_key))) > 1:
+        raise ConfigError("--installer, --new-key and --show-key are one each")
     if args.installer:
         return _installer(args)
     if args.new_key or args.show_key:
@@ -57,8 +60,25 @@ def run(args: argparse.Namespace) -> None:
         profile.arch,
         userland.python,
         engines=[e for e in engines if not any(n.startswith(e) for n in local)],
-        without=[*args.without, *local],
+        without=[*map(wheels.known_wheel, args.without), *local],
         changed=dict(_requirement(text) for text in args.require),
+    )
+    brought = tuple(sorted(_module(name) for name in local))
+    target = values["target"]
+    content = Content(
+        board=profile.name,
+        title=profile.title,
+        arch=profile.arch,
+        userland=userland,
+        draft=package.path,
+        draft_id=package.id,
+        wheels=args.wheel,
+        modules=wanted.modules + brought,
+        system_modules=[m for m in wanted.system_modules if m not in brought],
+        verifier=values["verifier"] or "",
+        group=args.group,
+        memory_mib=args.memory_mib,
+        settings={"target": str(target)} if target else {},
     )
     resolved = wheels.resolve_wheels(wanted, userland, profile.arch, cache=args.cache)
     document: dict[str, Any] = {
@@ -78,23 +98,7 @@ def run(args: argparse.Namespace) -> None:
     }
     if not args.dry_run:
         fetched = wheels.fetch_wheels(resolved, userland, profile.arch, cache=args.cache)
-        brought = tuple(sorted(_module(name) for name in local))
-        target = values["target"]
-        content = Content(
-            board=profile.name,
-            title=profile.title,
-            arch=profile.arch,
-            userland=userland,
-            draft=package.path,
-            draft_id=package.id,
-            wheels=[*fetched, *args.wheel],
-            modules=wanted.modules + brought,
-            system_modules=[m for m in wanted.system_modules if m not in brought],
-            verifier=values["verifier"] or "",
-            group=args.group,
-            memory_mib=args.memory_mib,
-            settings={"target": str(target)} if target else {},
-        )
+        content = dataclasses.replace(content, wheels=[*fetched, *args.wheel])
         manifest = write_bundle(content, out, signer)
         document.update(
             id=manifest["id"],

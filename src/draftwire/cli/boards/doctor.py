@@ -155,7 +155,7 @@ def _health(verifier: Verifier) -> list[Finding]:
         served = health.get("targets", ())
         names = "".join(f"{t['name']} {t['version']}, " for t in served)[:-2]
         targets, status = clean(names, 1000), clean(str(health["status"]), 40)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [
             bad(f"what answers at {asked} is no draftwire verifier", f"curl -i {asked}")
         ]

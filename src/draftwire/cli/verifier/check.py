@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from draftwire.cli import _common
+from draftwire.cli import INTERRUPTED, _common
 from draftwire.cli._ask import Verifier, gone
 from draftwire.errors import ConfigError, TransportError
 from draftwire.io import run_async
@@ -64,7 +64,7 @@ def _health(args: argparse.Namespace, verifier: Verifier) -> int:
         if "targets" in health:  # who shows no token is not told
             targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
             line += f": {', '.join(targets)}; {health['sessions']} devices"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         message = f"what answers at {args.url} is no draftwire verifier"
         raise TransportError(message) from error
     if _common.give_json(args, {"schema": HEALTH_SCHEMA, **health}):
@@ -92,12 +92,17 @@ def _say_row(args: argparse.Namespace) -> Callable[[Result], None]:
     return lambda result: tell(f"{result.section} {result.name}")
 
 
-def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> int:
-    """Print the rows of a conformance kit and what they mean; return the exit code."""
+def _show_rows(
+    args: argparse.Namespace, whom: str, results: list[Result], *, whole: bool = True
+) -> int:
+    """Print the rows of a conformance kit (``whole``: nobody has cut it off) and what they
+    mean; return the exit code."""
     _common.progress(args)("")
     kinds = ("conforms", "fails", "not tested")
     counts = {kind: sum(r.result == kind for r in results) for kind in kinds}
-    good = counts["conforms"] > 0 and not counts["fails"]
+    good = whole and counts["conforms"] > 0 and not counts["fails"]
+    cut_off = not whole and not counts["fails"]
+    what = "conforms" if good else "may conform" if cut_off else "does not conform"
     document = {
         "schema": SCHEMA,
         "url": whom,
@@ -113,10 +118,12 @@ def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> in
                 line = f"{r.section:<4} {r.name:<{width}}  {r.result:<10}  "
                 print((line + clean(r.detail)).rstrip())
         print(
-            f"{whom} {'conforms' if good else 'does not conform'} to draftwire.v2: "
+            f"{whom} {what} to draftwire.v2: "
             f"{counts['conforms']} rows conform, {counts['fails']} fail, "
-            f"{counts['not tested']} not tested"
+            f"{counts['not tested']} not tested{'' if whole else ', then interrupted'}"
         )
+    if not whole:
+        return INTERRUPTED
     return 0 if good else TransportError.exit_code
 
 
@@ -208,6 +215,9 @@ def _mimic(args: argparse.Namespace) -> int:
     if not any(args.only in row.name for row in EXERCISES):
         hint = "leave --only out: the table has all names"
         raise ConfigError(f"no row has {args.only!r} in its name", hint=hint)
+    if args.command and shutil.which(args.command[0]) is None:
+        hint = "give the device's command behind --"
+        raise ConfigError(f"cannot run {shlex.join(args.command)}", hint=hint)
     results: list[Result] = []
     told = _say_row(args)
 
@@ -224,6 +234,7 @@ def _mimic(args: argparse.Namespace) -> int:
             stdout=sys.stderr if args.verbose else quiet,
             stderr=quiet,
             env={**os.environ, "DRAFTWIRE_VERIFIER": url},
+            start_new_session=True,  # Ctrl-C is ours: it is no fault of the device's
         )
         try:
             await process.wait()
@@ -239,12 +250,15 @@ def _mimic(args: argparse.Namespace) -> int:
                 print(f"listening on {mimic.url}", file=sys.stderr, flush=True)
             await try_device(mimic, tell, args.only)
 
+    whole = True
     try:
-        with contextlib.suppress(KeyboardInterrupt):  # what was seen is shown
-            run_async(run())
+        run_async(run())
+    except KeyboardInterrupt:  # what was seen is shown
+        whole = False
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot run {shlex.join(args.command) or 'a mimic'}: {error}",
             hint="give the device's command behind --, or another --port",
         ) from error
-    return _show_rows(args, shlex.join(args.command) or "the device", results)
+    whom = shlex.join(args.command) or "the device"
+    return _show_rows(args, whom, results, whole=whole)
