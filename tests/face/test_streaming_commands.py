@@ -182,7 +182,6 @@ def test_a_bad_token_file_is_a_clear_error(text, message, played, tmp_path, caps
 def demo(played, monkeypatch, tmp_path):
     """Make the verifier of the demo a played one too; yields what it was given."""
     from draftwire.bench import child
-    from draftwire.cli import demo as command
 
     served = []
 
@@ -192,7 +191,6 @@ def demo(played, monkeypatch, tmp_path):
         yield "ws://127.0.0.1:4321", "fresh"
 
     monkeypatch.setattr(child, "local_verifier", local_verifier)
-    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     for name in ("reference.draft", "v1.target", "v2.target"):
         (tmp_path / "models" / name).mkdir(parents=True)
     yield served
