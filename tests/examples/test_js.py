@@ -85,10 +85,10 @@ def test_refused(verifier, options, complaint):
 def test_progress_keeps_patience():
     """One target for six streams: each waits longer than patience, and hears of work."""
     prompts = tuple([n] for n in range(6))
-    with js_ends.verifier(forward_ms=60, progress_ms=40) as url:
-        options = {"max_new_tokens": 4, "patience_ms": 200}
+    with js_ends.verifier(forward_ms=250, progress_ms=50) as url:
+        options = {"max_new_tokens": 2, "patience_ms": 1000}
         found = js_ends.device(url, prompt=prompts, **options)
-        assert [s["ids"] for s in found] == [toy_text(p, 4) for p in prompts]
+        assert [s["ids"] for s in found] == [toy_text(p, 2) for p in prompts]
         process = js_ends.start_device(url, prompt=([1],), **{**options, "patience_ms": 1})
         assert "no verdict came" in js_ends.ended(process)[1]
 

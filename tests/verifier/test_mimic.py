@@ -26,7 +26,7 @@ from draftwire.transport.messages import Block, Commit, Grammar, Open, Resume
 from draftwire.transport.wire import WebsocketWire
 from draftwire.verifier.kit.device_rows import EXERCISES, RULES
 from draftwire.verifier.kit.mimic import Mimic
-from draftwire.verifier.kit.rows import run_rows
+from draftwire.verifier.kit.rows import Failed, run_rows
 
 pytest.importorskip("onnxruntime")
 DRAFT = "tests/fixtures/tiny.draft"
@@ -35,6 +35,32 @@ GRAMMAR = {
     "grammars are sent before the opens that name them, once",
 }
 TEXT, END = "a text from open to end", "nothing is sent after the end"
+
+
+class Patient(Mimic):
+    """A busy machine is no fault: a device that is at work may take its time to come."""
+
+    working = None  # the device, while it is at work
+
+    def _patience(self):
+        return self.asked_s if self.upgrades else 60.0
+
+    patience_s = property(_patience, lambda self, s: setattr(self, "asked_s", s))
+
+    def text(self):
+        self.working = None
+        return super().text()
+
+    async def raw_connection(self):
+        while self.working is None:
+            await asyncio.sleep(0.001)
+        comes = asyncio.ensure_future(self._links.get())
+        ends = asyncio.FIRST_COMPLETED
+        await asyncio.wait([comes, self.working], timeout=60, return_when=ends)
+        if not comes.done():
+            comes.cancel()
+            raise Failed("no device came")
+        return comes.result()
 
 
 def results_of(only=None, wait_s=2.0, linger_s=0.0, **options):
@@ -51,11 +77,12 @@ def results_of(only=None, wait_s=2.0, linger_s=0.0, **options):
         except draftwire.DraftwireError:
             pass  # what it sent is judged
 
-    async def device(url):
-        await asyncio.get_running_loop().run_in_executor(None, ask, url)
-
     async def test():
-        mimic = Mimic(device, patience_s=wait_s, grace_s=20.0)
+        async def device(url):
+            mimic.working = asyncio.get_running_loop().run_in_executor(None, ask, url)
+            await mimic.working
+
+        mimic = Patient(device, patience_s=wait_s, grace_s=20.0)
         async with mimic.listening():
             rows = [row for row in EXERCISES if only is None or row.name in only]
             results.extend(await run_rows(mimic, rows, around=mimic.text))
