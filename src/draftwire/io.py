@@ -142,7 +142,7 @@ def end_child(process: subprocess.Popen[bytes], patience_s: float) -> None:
 
 def run_async(work: Coroutine[Any, Any, _T]) -> _T:
     """Run a coroutine in a loop of its own; Ctrl-C cancels it, so that it can clean up,
-    and is raised.
+    and is raised. So do SIGTERM and SIGHUP where a handler of ours would raise anywhere.
 
     It is cancelled again until it ends: ``asyncio.wait_for`` may lose one before Python
     3.12, when what it waits for comes at the same time.
@@ -150,21 +150,34 @@ def run_async(work: Coroutine[Any, Any, _T]) -> _T:
     import asyncio  # where there is something to run
     import signal
 
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    came: list[signal.Signals] = []
+
     async def cancellable() -> _T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
-        def cancel() -> None:
+        def cancel(number: signal.Signals) -> None:
             assert task is not None
+            came.append(number)
             task.cancel()
-            loop.call_later(1.0, cancel)
+            loop.call_later(1.0, cancel, number)
 
-        loop.add_signal_handler(signal.SIGINT, cancel)
+        for number in numbers:
+            if number is signal.SIGINT or callable(before[number]):
+                loop.add_signal_handler(number, cancel, number)
         return await work
 
     try:
         return asyncio.run(cancellable())
     except asyncio.CancelledError:
+        if came and came[0] is not signal.SIGINT:
+            raise SystemExit(128 + came[0]) from None
         raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it was not Python's
+                signal.signal(number, handler)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
