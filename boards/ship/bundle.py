@@ -37,7 +37,6 @@ _TEMPLATES = "draftwire.service journald@draftwire.conf 60-draftwire.rules hando
 _BLOCK = 512
 _MODULE_MIB = 320  # Python, numpy and an engine, loaded
 _GROUP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,30}\Z")  # as systemd takes it
-_MOST_MIB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,9 @@ class Content:
 
     def __post_init__(self) -> None:
         if not _GROUP.match(self.group):
-            hint = "a group that every system has, such as video or dialout"
-            raise ConfigError(f"{self.group!r} is no group", hint=hint)
-        if not 0 <= self.memory_mib <= _MOST_MIB:
-            hint = f"--memory-mib takes 0 (by the draft's size) to {_MOST_MIB}"
+            raise ConfigError(f"{self.group!r} is no group", hint="video or dialout, say")
+        if not 0 <= self.memory_mib <= 1 << 24:
+            hint = "--memory-mib takes 0 (by the draft's size) to 16777216"
             raise ConfigError(f"{self.memory_mib} MiB is no memory limit", hint=hint)
 
 

@@ -25,7 +25,6 @@ from draftwire.errors import BoardError, ConfigError
 from draftwire.io import (
     cache_folder,
     did_you_mean,
-    list_of,
     read_toml,
     scratch_in,
     write_text,
@@ -72,7 +71,7 @@ def known_wheel(name: str) -> str:
     found = name.lower().replace("_", "-")
     known = {known for pins in read_toml(PINS)["python"].values() for known in pins}
     if found not in known:
-        hint = did_you_mean(found, known, f"there are {list_of(sorted(known))}")
+        hint = did_you_mean(found, known, f"there are {', '.join(sorted(known))}")
         raise ConfigError(f"no bundle holds {name}", hint=hint)
     return found
 
