@@ -57,7 +57,7 @@ class Mode:
 
     @cached_property
     def hush(self) -> bool:
-        """True when, racing, a draft step that the news will probably void is not begun.
+        """True when, racing, a draft step that is void by then, or needless, is not begun.
 
         As with outcomes, of use where the verifier serves nobody else.
         """

@@ -4,10 +4,10 @@ Rest: where the draft beside the target is quick and the board slow, what the bo
 never needed: nothing is gained by it but heat. Then it rests, and tries again now and then,
 since links and boards change.
 
-Hush: in a race, a draft step that the next verdict would probably void is not begun. A step
-at work is not cut short; where the drafts already reach so far that the next is hardly of
-use, and news are due before a step would end, the board waits for them: then it begins at
-once where the news say, instead of half a step later.
+Hush: in a race, a draft step that the next verdict would probably void, or that is hardly
+ever of use, is not begun. A step at work is not cut short; where the drafts already reach
+so far that the next is hardly of use, and news are due before a step would end, the board
+waits for them: then it begins at once where the news say, instead of half a step later.
 """
 
 from __future__ import annotations

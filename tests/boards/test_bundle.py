@@ -406,7 +406,7 @@ def test_the_command_makes_what_the_installer_takes(tmp_path, capsys):
         (["--group", "a b", "--dry-run"], "is no group"),
         (["--memory-mib", "-5", "--dry-run"], "no memory limit"),
         (["--memory-mib", "9" * 30], "no memory limit"),
-        (["--new-key", "k", "--show-key", "k"], "one each"),
+        (["--new-key", "k", "--show-key", "k"], "one at a time"),
         (["--draft", str(tmp_path)], "no draft package"),
         (["--verifier", "tower:8765"], "is not a verifier's address"),
         (["--wheel", str(tmp_path / "x-1-cp38-cp38-linux_armv7l.whl")], "does not fit"),

@@ -28,7 +28,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
 def run(args: argparse.Namespace) -> None:
     """Make a bundle, an installer or a key."""
     if sum(map(bool, (args.installer, args.new_key, args.show_key))) > 1:
-        raise ConfigError("--installer, --new-key and --show-key are one each")
+        raise ConfigError("--installer, --new-key and --show-key: give one at a time")
     if args.installer:
         return _installer(args)
     if args.new_key or args.show_key:
