@@ -19,7 +19,7 @@ from draftwire.options import (
 )
 from draftwire.packages import DraftPackage
 from draftwire.runtime.driver import named
-from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.edge.mode import PREEMPT, Mode
 from draftwire.runtime.pacing.controller import Controller, FixedLength, make_controller
 from draftwire.sampling import SamplingParams, card_of, check_race, make_proposer, shape_for
 from draftwire.sampling.grammar import Compiled, Grammar, Rules
@@ -60,7 +60,7 @@ class StreamOptions(TypedDict, total=False):
     objective: str
     max_forwards_per_token: float
     pipeline: int
-    preempt: str
+    preempt: str | None
     cut: bool
     batch: int
     qs: str
@@ -174,10 +174,11 @@ def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
 
 def mode_of(options: Pacing) -> Mode:
     """Return how a stream hides the network; a ConfigError where that makes no sense."""
+    usual = "guess" if options.objective == "cost" else ",".join(PREEMPT)
     return Mode.of(
         options.objective,
         options.pipeline,
-        options.preempt,
+        options.preempt or usual,
         options.cut,
         options.batch,
         options.max_forwards_per_token,

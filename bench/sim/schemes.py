@@ -139,7 +139,8 @@ SCHEMES = _table(
     Scheme("acespec", _K, Mode.of(preempt="guess,outcomes"), up_bits_per_token=32),
     Scheme("ssd", _K, Mode.of(preempt="guess,outcomes"), place="cloud"),  # arXiv 2603.03251
     Scheme("ucb", "ucb"),  # arXiv 2606.20591, after its abstract
-    Scheme("auto", "auto", Mode.of("auto"), helps=_OURS),  # as by default
+    # as by default
+    Scheme("auto", "auto", Mode.of("auto", preempt="guess,exits,outcomes"), helps=_MINE),
 )
 # The rows that a comparison can have: those, and single steps of the way to ours.
 ROWS = {

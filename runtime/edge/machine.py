@@ -63,7 +63,7 @@ _LIKELIER, _DEEP = 16.0, 8
 # where that draft is hardly of use, so likely for each part.
 _WORTH, _FLOOR = 4.0, 0.1
 # Tokens that a leaf should bring: where bytes count, and where only time does; its bytes.
-_LEAST, _LEAST_SOON, _LEAF_BYTES = 0.02, 0.002, 2
+_LEAST, _LEAST_SOON, _LEAF_BYTES = 0.1, 0.002, 2
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
 
@@ -714,7 +714,7 @@ class EdgeSession:
         if held or (not self._free and main.bare >= 0):
             return actions
         block = main.proposals[hand.start :]
-        if block and verdict and (self._racing or not in_flight):
+        if block and (self._racing or (verdict and not in_flight)):
             cut = mode.cut and not self._racing
             hand.ready |= cut or self._enough(block)
         if block and hand.ready:
@@ -782,21 +782,26 @@ class EdgeSession:
         should bring or, where only time counts, by the time that it takes."""
         if not self._leaves or not sent:
             return ()
-        counts, costs, least = self.counts, self._controller.costs, _LEAST
+        counts, costs, seconds = (
+            self.counts,
+            self._controller.costs,
+            self._controller.seconds,
+        )
+        least = _LEAST
         if self._mode.objective != "cost":
             least = max(_LEAST_SOON, _LEAF_BYTES * costs.byte_s / costs.forward_s)
         right = (counts.right + 4) / (counts.judged + 5)
         chance, found, end = SECOND * (1 - right) * right**ahead, [], 0
         for p in sent:
-            if chance < least:
+            if chance * seconds.share < least:
                 break
             found.append(p.token if p.runner_up is None else p.runner_up)
-            end = len(found) if found[-1] != p.token else end
+            if found[-1] != p.token:
+                end = len(found)
+                seconds.sent(chance)
+                counts.leaves += 1
             chance *= right
-        found = found[:end]
-        leaves = sum([leaf != p.token for leaf, p in zip(found, sent)])
-        counts.leaves += leaves
-        return tuple(found)
+        return tuple(found[:end])
 
     def _block(self, block: Block) -> Send:
         opening = self.state is OPENING
@@ -823,7 +828,7 @@ class EdgeSession:
         limit = _DEEP if self._racing else self._last_limit
         lost = self.state in (LOST, RESUMING)
         going = self.has_engine and self._in_flight > 0 and not lost
-        if going and not (self.hushed and self._racing):
+        if going and self._controller.rule.spare and not (self.hushed and self._racing):
             main = self._drafter
             costs = self._controller.costs
             above = 0.0
@@ -870,7 +875,8 @@ class EdgeSession:
             return main, 0
         wanted = hand.quota is not None and not hand.ready
         races = self._racing and "outcomes" in self._mode.preempt
-        if len(self._drafters) == 1 and self._in_flight and (races or not wanted):
+        free = self._in_flight and (races or not wanted) and self._controller.rule.spare
+        if len(self._drafters) == 1 and free:
             drafter = self._drafter
             if self.more > 0 and drafter.wanted and drafter.line in self._lines.others:
                 return drafter.line, drafter.wanted  # its forward says more of it

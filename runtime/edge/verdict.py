@@ -75,9 +75,10 @@ def tally(
     counts.queue_s += commit.queue_s
     counts.compute_s += commit.compute_s
     branch = wire.branch(commit.epoch)
-    if commit.further:
-        leaf = wire.leaves.get((commit.epoch, committed + accepted))
-        counts.leaves_right += leaf is not None and leaf == commit.token
+    leaf = wire.leaves.get((commit.epoch, committed + accepted))
+    came = len(commit.further) > 0 and leaf is not None and leaf == commit.token
+    counts.leaves_right += came
+    controller.seconds.judged(came)
     late = min(len(new), len(branch)) - accepted
     if late > 0 and list(branch[: len(new)]) == list(new[: len(branch)]):
         counts.overtaken += late

@@ -153,6 +153,11 @@ class Auto(Controller):
         wait = int(costs.wait_s / costs.draft_s) + 2
         return max(1, min(_MOST, max(2 * best + 4, wait)))
 
+    @property
+    def spare(self) -> bool:
+        costs = self.costs
+        return not self._thrifty and self.governor.allows(costs.draft_s, costs.draft_w)
+
     def resolution(self) -> int:
         """Return a coarse lattice while bytes are dear; 0 leaves it to the scheme.
 
@@ -342,7 +347,9 @@ class Auto(Controller):
     # ---- while blocks are out
 
     def _ahead_pays(self) -> bool:
-        """Tell whether to draft on what is not judged yet."""
+        """Tell whether to draft on what is not judged yet; a race's hush knows better."""
+        if self._racing and self._mode.hush:
+            return True
         chance = self._chain * self.survival.acceptance
         if not self._thrifty or self._racing:
             return chance > _HOPELESS

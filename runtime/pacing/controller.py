@@ -14,7 +14,7 @@ from typing import Mapping, Sequence
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.length_rule import Costs
-from draftwire.runtime.pacing.trust import Trust
+from draftwire.runtime.pacing.trust import Seconds, Trust
 from draftwire.sampling import Proposal
 
 __all__ = [
@@ -84,6 +84,16 @@ class Controller:
     def trust(self) -> Trust:
         """How far early exits are believed."""
         return Trust()
+
+    @cached_property
+    def seconds(self) -> Seconds:
+        """What second choices bring."""
+        return Seconds()
+
+    @property
+    def spare(self) -> bool:
+        """Whether drafts may be made that are hardly of use."""
+        return True
 
     @property
     def rule(self) -> Controller:

@@ -1,4 +1,8 @@
-"""How far an early exit of the target is believed where it contradicts the draft."""
+"""What of the verifier's helps has proved to be of use, over all streams.
+
+How far an early exit is believed where it contradicts the draft, and what second choices
+bring that were sent with drafts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ from __future__ import annotations
 # exit speaks where the draft errs, and what is hard for the one is hard for the other.
 _PRIOR = (0.5, 1.0)
 _LEAST = 0.02  # of a probability
+_FIRST, _FADE = (
+    2.0,
+    0.01,
+)  # tokens that second choices brought before any; of them, a verdict
 _MEMORY = 0.995  # of what a verdict said, a verdict later: targets are replaced
 
 
@@ -36,3 +44,29 @@ class Trust:
         """Note what a verdict said of a contradiction."""
         self._exits = _MEMORY * self._exits + exit_right
         self._drafts = _MEMORY * self._drafts + doubt * draft_right
+
+
+class Seconds:
+    """What second choices bring, of what was expected of them.
+
+    Drafts may come too late, and a verifier's rows may be too dear for it to judge more.
+    What was sent fades, so that they are tried again.
+    """
+
+    def __init__(self) -> None:
+        self._expected = self._came = _FIRST
+
+    @property
+    def share(self) -> float:
+        """Tokens that they bring, of those that they should."""
+        return self._came / self._expected
+
+    def sent(self, tokens: float) -> None:
+        """Note what the leaves of a block should bring."""
+        self._expected += tokens
+
+    def judged(self, came: bool) -> None:
+        """Note whether a verdict has a token that one of them brought."""
+        self._came += came
+        self._expected += _FADE * (_FIRST - self._expected)
+        self._came += _FADE * (_FIRST - self._came)

@@ -284,19 +284,20 @@ class Pacing(Options):
 
     title = "drafting"
     helps = """
-    block                   tokens of a draft block; by default 4, and in a race as the
-                            controller auto says
+    block                   tokens of a draft block; by default as the controller auto says,
+                            and 4 with the objective cost
     controller              auto (measures the link, the drafts and the board, and decides),
                             auto:energy, auto:cost, fixed:K, flexspec, pipesd, qsv, ucb, or
                             off: the target alone
-    objective               cost: few forwards of the target; auto: the fastest as measured;
+    objective               auto: the fastest as measured; cost: few forwards of the target;
                             latency: a race
     max_forwards_per_token  what the objective auto may ask of the target: 1 is what it
                             takes alone
     pipeline                blocks in flight, at most
     preempt                 what is drafted meanwhile: off, or any of guess (the next
                             block), exits (what the target's early exits expect), outcomes
-                            (the likeliest other ones)
+                            (the likeliest other ones); by default all of them, and guess
+                            with the objective cost
     cut                     send a half-drafted block once nothing is in flight
     batch                   send pieces of so many tokens of a block; 0: whole blocks
     qs                      what scheme qs sends of a distribution: support=64 tokens at
@@ -305,10 +306,10 @@ class Pacing(Options):
     """
     block: int | None = _option(None, rules.whole(1, 255))
     controller: str | None = _option(None, rules.CONTROLLER)
-    objective: str = _option("cost", rules.word("auto", "cost", "latency"), common=True)
+    objective: str = _option("auto", rules.word("auto", "cost", "latency"), common=True)
     max_forwards_per_token: float = _option(1.0, rules.number(0, 1, above=True))
     pipeline: int = _option(1, rules.whole(1, 64))
-    preempt: str = _option("guess", rules.PREEMPT)
+    preempt: str | None = _option(None, rules.PREEMPT)
     cut: bool = _option(False, rules.FLAG)
     batch: int = _option(0, rules.whole(0, 255))
     qs: str = _option("", rules.QS)

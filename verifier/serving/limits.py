@@ -80,7 +80,7 @@ class Limits:
     # tokens that a forward may judge beside the drafts because they followed the same words
     # in the stream's text before; 0 looks nothing up
     lookup: int = 4
-    leaves: int = 0  # second choices of the device's that it may judge; 0 takes none
+    leaves: int = 16  # second choices of the device's that it may judge; 0 takes none
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():

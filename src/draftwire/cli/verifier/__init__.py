@@ -78,7 +78,7 @@ targets:
 --max-waiting N =256 >waiting  waiting drafts of a stream
 --prefixes N:whole =8  ended texts of a token to go on from
 --lookup N:whole =4   tokens looked up behind the drafts
---leaves N:whole =0   second choices judged beside the drafts
+--leaves N:whole =16  second choices judged beside the drafts
 --progress-seconds S:positive =1 >progress_s  how often a device hears that work goes on
 --max-message-bytes N =8388608 >message_bytes  a frame; a device can take six times that of
                       memory
