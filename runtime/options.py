@@ -172,16 +172,18 @@ def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
     make_controller(words, max_watts=limits[0], max_joules_per_token=limits[1])
 
 
-def mode_of(options: Pacing) -> Mode:
-    """Return how a stream hides the network; a ConfigError where that makes no sense."""
-    usual = "guess" if options.objective == "cost" else ",".join(PREEMPT)
+def mode_of(options: Pacing, *, near: bool = False) -> Mode:
+    """Return how a stream hides the network; ``near``: the verifier is on this machine, and
+    what is drafted meanwhile takes the target's time."""
+    frugal = near or options.objective == "cost"
     return Mode.of(
         options.objective,
         options.pipeline,
-        options.preempt or usual,
+        options.preempt or ("guess" if frugal else ",".join(PREEMPT)),
         options.cut,
         options.batch,
         options.max_forwards_per_token,
+        near,
     )
 
 

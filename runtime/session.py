@@ -28,6 +28,7 @@ from typing import (
     TypeVar,
     Union,
 )
+from urllib.parse import urlsplit
 
 from draftwire.energy.account.account import Budget
 from draftwire.errors import ConfigError, DraftwireError, OutputError
@@ -79,7 +80,7 @@ from draftwire.sampling import make_proposer
 from draftwire.sampling.qs import QsProposer, QsSettings
 from draftwire.transport.answers import may_pass
 from draftwire.transport.capture import WireCapture
-from draftwire.transport.dial import tls_context
+from draftwire.transport.dial import is_loopback, tls_context
 from draftwire.transport.messages import Welcome
 from draftwire.transport.wire import WebsocketNetwork
 from draftwire.transport.wirelog import WireLog
@@ -391,7 +392,8 @@ class SessionBase(Generic[_S]):
         power = Power.pick(given)
         chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
         welcome, tokenizer = self.welcome, self._tokenizer
-        mode = mode_of(pacing)
+        near = is_loopback(urlsplit(self._url).hostname or "")
+        mode = mode_of(pacing, near=near)
         params = params_of(sampling, welcome, mode, lambda text: tokenizer.encode(text))
         given_ids = chat.ids if prompt is chat else prompt
         ids = encode_prompt(given_ids, tokenizer, self._package.bos_id, welcome)

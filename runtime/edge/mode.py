@@ -35,6 +35,9 @@ class Mode:
     # blocks
     batch: int = 0
     max_forwards: float = 1.0  # of the target for each token of text, with ``"auto"``
+    # both ends are one machine, where drafting takes the target's time: ``"auto"``
+    # begins by waiting
+    near: bool = False
 
     @classmethod
     def of(
@@ -45,10 +48,11 @@ class Mode:
         cut: bool = False,
         batch: int = 0,
         max_forwards: float = 1.0,
+        near: bool = False,
     ) -> Mode:
         """Return the mode of words as on the command line."""
         words = () if preempt == "off" else filter(None, map(str.strip, preempt.split(",")))
-        return cls(objective, pipeline, frozenset(words), cut, batch, max_forwards)
+        return cls(objective, pipeline, frozenset(words), cut, batch, max_forwards, near)
 
     @cached_property
     def racing(self) -> bool:

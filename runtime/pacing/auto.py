@@ -100,7 +100,7 @@ class Auto(Controller):
     def begin(self, mode: Mode) -> None:
         self._mode = mode
         self._racing = mode.racing
-        self._ways.begin()
+        self._ways.begin(near=mode.near)
         self._out = []
         self._block = []
         self._last_s = None

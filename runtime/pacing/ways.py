@@ -18,6 +18,7 @@ ALONE, RACE, WAIT = "streaming alone", "a race with drafts", "waiting for blocks
 # waiting.
 _LEAD = {ALONE: 0.94, RACE: 0.94, WAIT: 0.85}
 _SURE = 0.99  # likewise, of a way that the clock knows
+_CLEAR = 0.75  # likewise, of a race on the target's own processor: it asks for more forwards
 _BARE = 0.9  # of a race's forward: what it may take on its own, at best
 _STALL = 4.0  # times the usual pause between verdicts
 _READ = 1.25  # of the target's own time, with all that is around it
@@ -131,6 +132,7 @@ class Ways:
         self.now = RACE
         self.why = ""
         self._best = RACE  # of those that the clock knows
+        self._sure: dict[str, float] = {}
         self._clocks = {
             ALONE: Clock(0.0),  # no model knows it as well as a few tokens do
             RACE: Clock(_PRIOR),
@@ -143,9 +145,13 @@ class Ways:
         self._settles_s = -1.0  # what comes until then was begun on another way
         self._last_s: float | None = None
 
-    def begin(self) -> None:
-        """A stream begins: no text has come yet."""
+    def begin(self, *, near: bool = False) -> None:
+        """A stream begins: no text has come yet. ``near``: a race's drafts take the
+        target's time, so that waiting comes first."""
         self._last_s = None
+        self._sure = {RACE: _CLEAR if near else _SURE}
+        if near and not any(clock.seen for clock in self._clocks.values()):
+            self.now = self._best = WAIT
 
     def modelled(self, gain: float, wait_s: float, forward_s: float) -> None:
         """Take in what a race should save, and a token take by waiting and alone."""
@@ -209,7 +215,7 @@ class Ways:
         first = min(known or may, key=token_s)
         if self._best not in may:
             best = first
-        elif token_s(first) < _SURE * token_s(self._best):
+        elif token_s(first) < self._sure.get(first, _SURE) * token_s(self._best):
             best = self._best = first
         else:
             best = self._best
