@@ -372,7 +372,8 @@ class EdgeSession:
             full = drawn(block) >= hand.quota or self._draftable(main) == 0 or ends
             full |= len(block) >= _SPAN
             hand.ready = full or self._enough(block)
-            if not (hand.ready or self._mode.batch) and self._alone is _Alone.NO:
+            more = drafter.wanted and not (hand.ready or self._mode.batch)
+            if more and self._alone is _Alone.NO:
                 return []  # one more of a block that is not due: nothing else changes
         return self._go_on()
 
@@ -691,7 +692,10 @@ class EdgeSession:
         hand.ready = block >= hand.quota
 
     def _enough(self, block: Sequence[Proposal]) -> bool:
-        """Ask the controller about the drafts of a block; what is forced is none."""
+        """Ask the controller about the drafts of a block; what is forced is none. In a race
+        what one forward says leaves together."""
+        if self._racing and self.more > 0:
+            return False
         if self._guide is not None:
             block = [p for p in block if not p.forced]
         return self._controller.enough(block)
@@ -890,6 +894,8 @@ class EdgeSession:
                 return line, min(missing, self._draftable(line))
         if wanted and hand.quota is not None:
             missing = hand.quota - drawn(main.proposals[hand.start :])
+            if self._mode.hush and self._racing:  # what one forward says, and look again
+                missing = min(missing, self._controller.stride)
             return main, min(missing, self._draftable(main))
         return main, 0
 

@@ -68,12 +68,14 @@ class Controller:
         chooses: Its blocks may have any length that pays best.
         waits: It is a rule for stop-and-wait: the objective ``auto`` does not race.
         rival: Text for a unit of cost, where blocks are drafted another way.
+        stride: Drafts after which a race looks whether to go on.
     """
 
     name = "policy"
     way = AUTOREGRESSIVE
     chooses = waits = False
     rival = 0.0
+    stride = 255
 
     @cached_property
     def costs(self) -> Costs:

@@ -172,11 +172,15 @@ class ParallelPacing(Controller):
         if most < 1:
             self._found = {}
             return most
-        self._found = {way: self._weigh(way, most) for way in DRAFTING}
+        races = self._racing
+        self._found = {way: self._weigh(way, most, races) for way in DRAFTING}
         way = self._forced or self._by_model()
         self.way = way
-        sure = self._masked >= _SURE and way != AUTOREGRESSIVE
-        self._rule.rival = self._found[way].rate if sure else 0.0
+        self.stride = {PARALLEL: self._block, HYBRID: self._block + 1}.get(way, 255)
+        self._rule.rival = 0.0
+        if self._masked >= _SURE and way != AUTOREGRESSIVE:  # of blocks that are waited for
+            there = self._weigh(way, most, False) if races else self._found[way]
+            self._rule.rival = there.rate
         return most if way == AUTOREGRESSIVE else self._found[way].length
 
     def _by_model(self) -> str:
@@ -197,10 +201,10 @@ class ParallelPacing(Controller):
         since[masked], since[not masked] = 0, since[not masked] + 1
         return best.way
 
-    def _weigh(self, way: str, most: int) -> _Choice:
+    def _weigh(self, way: str, most: int, races: bool) -> _Choice:
         """Return what a block of the best length brings for what it costs."""
         rule, k, price = self._rule, self._block, self.prices.of
-        choose = rule.chooses and not self._racing
+        choose = rule.chooses and not races
         least = {AUTOREGRESSIVE: 1, PARALLEL: 2, HYBRID: 3}[way]  # fewer have no masks
         least, most = (least, 2 * k) if choose else (most, most)
         alone = {AUTOREGRESSIVE: most, PARALLEL: 0, HYBRID: 1}[way]
@@ -215,7 +219,7 @@ class ParallelPacing(Controller):
                 elif forwards:
                     middle_s += reached * price(read + masks)
                 # Overlapped, only what is still believed in is drafted on.
-                reached = before if self._racing and forwards else 1.0
+                reached = before if races and forwards else 1.0
                 read = float(k) if forwards > alone else 1.0
                 forwards += 1
             text, masks, before = text + chance, depth, chance
@@ -229,17 +233,23 @@ class ParallelPacing(Controller):
             drafting_s = price(1.0 + again + (first if forwards > 1 else depth))
             if forwards > 1:
                 drafting_s += middle_s + reached * price(read + depth)
-            found.append(self._rate(way, n, text, drafting_s, chance))
+            found.append(self._rate(way, n, text, drafting_s, chance, races))
         best = max(found)
         if way == AUTOREGRESSIVE and self._own >= 8:
             best = best._replace(rate=max(best.rate, rule.alone()))
         return best
 
     def _rate(
-        self, way: str, length: int, text: float, drafting_s: float, whole: float
+        self,
+        way: str,
+        length: int,
+        text: float,
+        drafting_s: float,
+        whole: float,
+        races: bool,
     ) -> _Choice:
         costs, spent_s = self._costs, drafting_s
-        if "guess" in self._mode.preempt and not self._racing:
+        if "guess" in self._mode.preempt and not races:
             # Done while the verdict is out, and of use where that is as was thought.
             hidden = whole * self.depths.chances[0]
             spent_s -= hidden * min(drafting_s, costs.wait_s)
