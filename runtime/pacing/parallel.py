@@ -46,7 +46,7 @@ _WEIGHT, _TOLD = 3.0, 8.0  # tokens that this counts as, and that a manifest doe
 _KEPT = 0.98  # of what was learned at each token
 _ROW = 0.1  # of a forward's price that one more row is taken to add, until measured
 _SURE = 20  # blocks with masks after which what they are worth is believed
-_LEAD = 1.03  # of a rate, by which another way must be better
+_LEAD = 1.03  # of a rate: what is no further behind is as good
 _TRIAL, _SOON, _MOST = 32, 4, 512  # blocks until the other way is tried; before it was ever
 
 
@@ -187,7 +187,10 @@ class ParallelPacing(Controller):
         """Return the way that should be fastest, or one whose turn it is to be tried."""
         found, since = self._found, self._since
         best = max(found.values())
-        if found[self._usual].rate * _LEAD > best.rate:
+        near = [one for one in found.values() if one.rate * _LEAD > best.rate]
+        if self._racing:  # of what is alike the fewest joules
+            best = min(near, key=lambda one: one.drafting_s)
+        elif found[self._usual] in near:
             best = found[self._usual]
         masked = best.way != AUTOREGRESSIVE
         if masked is not (self._usual != AUTOREGRESSIVE):

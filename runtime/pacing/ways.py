@@ -18,7 +18,9 @@ ALONE, RACE, WAIT = "streaming alone", "a race with drafts", "waiting for blocks
 # waiting.
 _LEAD = {ALONE: 0.94, RACE: 0.94, WAIT: 0.85}
 _SURE = 0.99  # likewise, of a way that the clock knows
-_CLEAR = 0.75  # likewise, of a race on the target's own processor: it asks for more forwards
+_CLEAR = (
+    0.75  # likewise, of a race on the target's own processor: it asks for more forwards
+)
 _BARE = 0.9  # of a race's forward: what it may take on its own, at best
 _STALL = 4.0  # times the usual pause between verdicts
 _READ = 1.25  # of the target's own time, with all that is around it

@@ -296,7 +296,7 @@ class Pacing(Options):
     pipeline                blocks in flight, at most
     preempt                 what is drafted meanwhile: off, or any of guess (the next
                             block), exits (what the target's early exits expect), outcomes
-                            (the likeliest other ones); by default all of them; guess with the
+                            (the likeliest other ones); by default all; guess with the
                             objective cost, or a verifier on this machine
     cut                     send a half-drafted block once nothing is in flight
     batch                   send pieces of so many tokens of a block; 0: whole blocks

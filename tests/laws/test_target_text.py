@@ -187,7 +187,8 @@ REPEATING = (
 AHEAD = {"pipeline": 3, "preempt": "guess,outcomes"}
 CONTROLLERS = (
     ("auto:cost", {"controller": "auto", "objective": "cost"}),
-    ("fixed:4", {}),
+    ("fixed:4", {"objective": "cost"}),
+    ("auto", {}),
     ("auto:energy", {"controller": "auto:energy", **AHEAD}),
     ("fixed:6", {"controller": "fixed:6", "pipeline": 2}),
 )

@@ -66,7 +66,7 @@ class Patient(Mimic):
 def results_of(only=None, wait_s=2.0, linger_s=0.0, **options):
     results = []
     options = {"max_new_tokens": 20, "patience_s": 0.8, "pipeline": 3, **options}
-    options = {"preempt": "guess,exits", **options}
+    options = {"objective": "cost", "preempt": "guess,exits", **options}
 
     def ask(url):
         try:
