@@ -82,6 +82,7 @@ MECHANISMS = {
     ],
     "auto": [
         Mode.of("auto"),
+        Mode.of("auto", preempt="guess,exits,outcomes"),
         Mode.of("auto", pipeline=3, preempt="exits,outcomes", cut=True),
         Mode.of("auto", batch=2, max_forwards=0.5),
     ],
@@ -94,6 +95,12 @@ ADDITIONS = {
     "lookup": (None, {}, {"lookup": 4, "beside": False}),
     "outcomes": ("preempt", {"preempt": frozenset({"guess", "outcomes"})}, {}),
     "hybrid": ("race", {}, {"beside": True}),
+    "the default": (
+        "auto",
+        {"pipeline": 1, "batch": 0, "cut": False, "max_forwards": 1.0}
+        | {"preempt": frozenset({"guess", "exits", "outcomes"})},
+        {"holds": True, "leaves": 4, "lookup": 4, "beside": False},
+    ),
 }
 
 
