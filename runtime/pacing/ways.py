@@ -18,9 +18,7 @@ ALONE, RACE, WAIT = "streaming alone", "a race with drafts", "waiting for blocks
 # waiting.
 _LEAD = {ALONE: 0.94, RACE: 0.94, WAIT: 0.85}
 _SURE = 0.99  # likewise, of a way that the clock knows
-_CLEAR = (
-    0.75  # likewise, of a race on the target's own processor: it asks for more forwards
-)
+_DEAR = 4 / 3  # a second of a race on the target's own processor: more forwards
 _BARE = 0.9  # of a race's forward: what it may take on its own, at best
 _STALL = 4.0  # times the usual pause between verdicts
 _READ = 1.25  # of the target's own time, with all that is around it
@@ -134,7 +132,7 @@ class Ways:
         self.now = RACE
         self.why = ""
         self._best = RACE  # of those that the clock knows
-        self._sure: dict[str, float] = {}
+        self._dear: dict[str, float] = {}  # what a second on a way counts, if not 1
         self._clocks = {
             ALONE: Clock(0.0),  # no model knows it as well as a few tokens do
             RACE: Clock(_PRIOR),
@@ -151,9 +149,10 @@ class Ways:
         """A stream begins: no text has come yet. ``near``: a race's drafts take the
         target's time, so that waiting comes first."""
         self._last_s = None
-        self._sure = {RACE: _CLEAR if near else _SURE}
+        self._dear = {RACE: _DEAR} if near else {}
         if near and not any(clock.seen for clock in self._clocks.values()):
             self.now = self._best = WAIT
+            self._clocks[RACE].prior = 1.0  # no model knows it
 
     def modelled(self, gain: float, wait_s: float, forward_s: float) -> None:
         """Take in what a race should save, and a token take by waiting and alone."""
@@ -210,18 +209,23 @@ class Ways:
             wait: It may wait for blocks.
         """
         may = [ALONE, RACE] * race + [WAIT] * wait
-        here, token_s = self.now, self.token_s
+        here, dear = self.now, self._dear
+
+        def token_s(way: str) -> float:
+            return dear.get(way, 1.0) * self.token_s(way)
+
         if here in may and self._since < _FIRST:
             return here
         known = [way for way in may if self._clocks[way].seen >= _FIRST]
         first = min(known or may, key=token_s)
         if self._best not in may:
             best = first
-        elif token_s(first) < self._sure.get(first, _SURE) * token_s(self._best):
+        elif token_s(first) < _SURE * token_s(self._best):
             best = self._best = first
         else:
             best = self._best
-        hopes = {way: self._hope_s(way) for way in may if way is not best}
+        hopes = {way: dear.get(way, 1.0) * self._hope_s(way) for way in may}
+        hopes.pop(best, None)
         worth = [way for way in hopes if hopes[way] < _LEAD[way] * token_s(best)]
         if here is not best:
             if here not in worth or self._credit <= 0.0:

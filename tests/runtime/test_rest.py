@@ -161,3 +161,33 @@ def test_what_a_forward_says_is_heard_out(monkeypatch):
     simulate(Plan(profile, scheme_named("ours-no-exits"), streams=1, tokens=400))
     said = sum(1 + found.masks for found in steps if found.fed)
     assert len(steps) > 0.9 * said, "news alone cut a forward short"
+
+
+def blocks_of(monkeypatch, scheme, **facts):
+    """Return the profile's plan, and the lengths of what leaves while it is simulated."""
+    profile = find("agx-a100-qwen").replaced("assumed", "a test", **facts)
+    sizes, block = [], EdgeSession._block
+
+    def seen(self, message):
+        sizes.append(len(message.tokens))
+        return block(self, message)
+
+    monkeypatch.setattr(EdgeSession, "_block", seen)
+    return Plan(profile, scheme_named(scheme), streams=1, tokens=300), sizes
+
+
+def test_what_a_forward_says_leaves_in_one_frame_by_default_too(monkeypatch):
+    """One frame for a token was eight frames, and a verifier that took them for a pace."""
+    plan, sizes = blocks_of(monkeypatch, "auto", draft__at_once=8, text__acceptance=0.9)
+    simulate(plan)
+    assert sum(sizes) > 5 * len(sizes)
+
+
+def test_the_default_is_as_fast_as_blocks_of_one_token_always(monkeypatch):
+    """The controller's own forecast of what is hopeless kept the board from drafting; and
+    what a hint brought forward waited for one draft more."""
+    facts = {"text__acceptance": 0.6, "draft__step_ms": 5.4, "cloud__forward_ms": 145.0}
+    facts = {**facts, "link__rtt_ms": 80.0, "draft__lanes": 4}
+    plan, _ = blocks_of(monkeypatch, "auto", **facts)
+    ours = simulate(replace(plan, scheme=scheme_named("ours")))
+    assert simulate(plan).ms_per_token < 1.04 * ours.ms_per_token

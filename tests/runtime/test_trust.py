@@ -11,7 +11,7 @@ import pytest
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate
-from draftwire.runtime.pacing.trust import Trust
+from draftwire.runtime.pacing.trust import Seconds, Trust
 
 
 def contradicted(trust, agreement, times, seed=7):
@@ -60,3 +60,22 @@ def test_it_pays_in_simulation_and_drafts_that_are_mostly_right_lose_nothing():
 
     assert ms("ours", 0.6) < 0.97 * ms("ours-no-exits", 0.6)
     assert ms("ours", 0.95) < 1.03 * ms("ours-no-exits", 0.95)
+
+
+def test_second_choices_that_bring_less_than_they_should_are_left_out_for_a_while():
+    seconds = Seconds()
+    assert seconds.share == 1.0
+    for _ in range(40):
+        seconds.sent(0.3)
+        seconds.judged(False)
+    assert seconds.share < 0.25
+    for _ in range(40):
+        seconds.sent(0.3)
+        seconds.judged(True)
+    assert seconds.share > 0.9
+    for _ in range(40):
+        seconds.sent(0.3)
+        seconds.judged(False)
+    for _ in range(300):  # none is sent: they are tried again
+        seconds.judged(False)
+    assert seconds.share > 0.8

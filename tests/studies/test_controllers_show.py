@@ -9,9 +9,10 @@ import pytest
 
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import make_controller
 from studies.controllers.__main__ import main
-from studies.controllers.policies import POLICIES, run_policy
+from studies.controllers.policies import MODES, POLICIES, run_policy
 from studies.controllers.tables import Settings, bench_controllers, one_step, render
 from studies.grid.bound import clairvoyant_s
 
@@ -68,9 +69,11 @@ def test_energy_saves_joules_and_stays_nearly_as_fast():
 
 
 @pytest.mark.parametrize(
-    "mode,watts", [("race", 22.0), ("ahead", 30.0), ("pipeline", 40.0)]
+    "mode,watts", [("race", 22.0), ("ahead", 30.0), ("pipeline", 40.0), ("default", 22.0)]
 )
-def test_no_window_of_a_stream_exceeds_its_watts(mode, watts):
+def test_no_window_of_a_stream_exceeds_its_watts(monkeypatch, mode, watts):
+    """As by default it prepares outcomes: drafts that no block asks for."""
+    monkeypatch.setitem(MODES, "default", Mode.of("auto", preempt="guess,exits,outcomes"))
     controller = make_controller("auto", max_watts=watts)
     run = run_policy(controller, BOARD, mode, "80ms/20mbit", TEXTS, tokens=300)
     assert run.worst_watts <= watts
