@@ -324,6 +324,8 @@ class Device:
         jobs: Returns the job of stream ``i``, or None when there are no more.
         on_done: Called once, when it has no more to do, or when a stream has failed.
         number: Of the device, from 0; each has dice of its own.
+        neighbour: Of the same gateway, or None: its link and, where the draft lives here,
+            its accelerator are this one's too.
 
     Attributes:
         clock: The same.
@@ -334,6 +336,7 @@ class Device:
         driver: The driver.
         job: Of the present stream.
         ways: The link.
+        accelerator: What its draft runs on.
         results: Of the streams that have ended.
     """
 
