@@ -1,4 +1,4 @@
-"""Sessions that are one gateway: whose turn it is, and what they share."""
+"""Simulated sessions that are one gateway: whose turn it is, and what they share."""
 
 import json
 from dataclasses import replace
