@@ -10,7 +10,7 @@ from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.recording import read_recording, record
 from draftwire.bench.sim.replay import Replay, merged, read_replay
-from draftwire.bench.sim.run import Plan, real_job
+from draftwire.bench.sim.run import Job, Plan, real_job
 from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
 from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, simulate, synthetic_of, tuned
 from draftwire.bench.sim.texts import parse_luck
@@ -49,6 +49,7 @@ class Question:
     tokens: int = 400  # of each stream
     hours: float | None = None  # virtual time instead of `streams`
     sessions: int = 1  # devices on one verifier
+    gateway: bool = False  # they share a link and what their drafts run on
     seed: int = 1  # of everything random
     runs: bool = False  # put a run report of every stream into the document
 
@@ -106,7 +107,7 @@ def answer(
         "profile": profile.name,
         "seed": question.seed,
         "title": f"{profile.title} (profile {profile.name}, simulated)",
-        "notes": list(profile.notes if replay is None else replay.notes),
+        "notes": [*(profile.notes if replay is None else replay.notes), *shared_by(plan)],
         "link": outcomes[0].plan.the_link.to_dict(),
         "rows": [row_of(outcome) for outcome in outcomes],
         "facts": [
@@ -131,6 +132,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         ahead = [word for word in ahead if word != "exits"]
     waits = [s.first_s - s.began_s for s in outcome.streams if s.first_s is not None]
     ms, wasted = found["ms_per_token"], sum(s.counts.wasted for s in outcome.streams)
+    every = {"tokens_per_s_of_all": outcome.tokens / outcome.seconds}
     return {
         "scheme": plan.scheme.name,
         "place": plan.scheme.place,
@@ -151,7 +153,18 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
         "wasted_per_token": wasted / max(1, outcome.tokens),
         "sessions": plan.sessions,
         "simulated_s": outcome.seconds,
+        **(every if plan.crowded else {}),
     }
+
+
+def shared_by(plan: Plan) -> list[str]:
+    """Return a sentence for who reads of sessions that are one gateway."""
+    if not plan.crowded:
+        return []
+    return [
+        f"One gateway: its {plan.sessions} sessions share one link and, where they draft, "
+        "one accelerator, a step of one at a time; a session has no joules of its own."
+    ]
 
 
 def aimed(scheme: Scheme, objective: str | None) -> Scheme:
@@ -188,6 +201,11 @@ def _replay(question: Question) -> Replay | None:
             "a replay has its own texts and their length",
             hint="leave out --text, --real, --acceptance and --hours",
         )
+    if question.gateway:
+        raise ConfigError(
+            "a replay has the board and the link of one device",
+            hint="leave out --gateway, or take a profile and texts with --text",
+        )
     return read_replay(question.replay, question.seed)
 
 
@@ -206,6 +224,7 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
         tokens=question.tokens,
         hours=question.hours,
         sessions=question.sessions,
+        gateway=question.gateway,
         seed=question.seed,
     )
     if replay is not None:
@@ -256,15 +275,19 @@ def _run_by_models(question: Question, plan: Plan) -> Plan:
     from draftwire.verifier.backends.onnx_target import OnnxTarget
 
     package = draft_of(question.draft)
-    target = OnnxTarget(target_of(question.real or ""), slots=16, threads=1)
-    draft = DraftModel.load(package, threads=1)
+    count = plan.sessions
+    slots = max(16, count)
+    target = OnnxTarget(target_of(question.real or ""), slots=slots, threads=1)
+    drafts = [DraftModel.load(package, threads=1) for _ in range(count)]
     tokenizer = load_tokenizer(package.tokenizer_path)
     ids = [tokenizer.encode(text, bos_id=package.bos_id) for text in PROMPTS]
-    jobs = [real_job(draft, prompt, target.eos_ids) for prompt in ids]
-    vocabulary = min(draft.vocab_size, target.vocab_size)
-    return replace(
-        plan, job=lambda i: jobs[i % len(jobs)], backend=target, vocabulary=vocabulary
-    )
+
+    def job(number: int) -> Job:  # each session has a cache of its own
+        draft, prompt = drafts[number % count], ids[number % len(ids)]
+        return real_job(draft, prompt, target.eos_ids)
+
+    vocabulary = min(drafts[0].vocab_size, target.vocab_size)
+    return replace(plan, job=job, backend=target, vocabulary=vocabulary)
 
 
 def write_recording(path: Path, version: str, tokens: int) -> dict[str, Any]:

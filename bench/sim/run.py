@@ -16,7 +16,7 @@ from typing import Any, Callable, Mapping, Sequence
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.model import TwoWays
 from draftwire.bench.sim.cloud import ForwardCost, SimVerifier
-from draftwire.bench.sim.device import VirtualEngine
+from draftwire.bench.sim.device import Accelerator, VirtualEngine
 from draftwire.bench.sim.facts import Profile
 from draftwire.bench.sim.network import VirtualWire
 from draftwire.bench.sim.schemes import Scheme
@@ -81,6 +81,8 @@ class Plan:
     tokens: int = 256  # of each stream
     hours: float | None = None  # end after so much virtual time, whatever `streams` says
     sessions: int = 1  # devices at the same time on one verifier
+    # ... that are one gateway: they share its link and, where they draft, its accelerator
+    gateway: bool = False
     seed: int = 1  # of everything random
     # decode every frame, instead of handing the message over: slower, and the same as long
     # as the wire rounds no number
@@ -145,6 +147,11 @@ class Plan:
         """Sequences that a forward of the device's draft goes on with."""
         near = self.scheme.place == "device" and self.at_once == 1
         return int(self.profile["draft.lanes"]) if near else 1
+
+    @property
+    def crowded(self) -> bool:
+        """Whether several sessions share a board."""
+        return self.gateway and self.sessions > 1
 
     def length_policy(self) -> Controller:
         """Return the length policy of a stream."""
@@ -317,6 +324,8 @@ class Device:
         jobs: Returns the job of stream ``i``, or None when there are no more.
         on_done: Called once, when it has no more to do, or when a stream has failed.
         number: Of the device, from 0; each has dice of its own.
+        neighbour: Of the same gateway, or None: its link and, where the draft lives here,
+            its accelerator are this one's too.
 
     Attributes:
         clock: The same.
@@ -327,6 +336,7 @@ class Device:
         driver: The driver.
         job: Of the present stream.
         ways: The link.
+        accelerator: What its draft runs on.
         results: Of the streams that have ended.
     """
 
@@ -338,6 +348,7 @@ class Device:
         jobs: Callable[[int], Job | None],
         on_done: Callable[[], None] = lambda: None,
         number: int = 0,
+        neighbour: Device | None = None,
     ) -> None:
         self.clock, self.plan = clock, plan
         self._jobs = jobs
@@ -347,16 +358,23 @@ class Device:
         seed, link = plan.seed * 1009 + number, plan.the_link
         self.ways = TwoWays(replace(link, seed=link.seed + number), seed)
         self.near = scheme.place == "device"
+        self.accelerator = Accelerator(clock)
+        if neighbour is not None:
+            self.ways = neighbour.ways
+            if self.near:
+                self.accelerator = neighbour.accelerator
         self.attach = verifier.attach
         self._text = None if self.near else self.ways.connection()
         drafter = Drafter(None, vocabulary)
-        self.watts = {} if plan.own_pace else profile.watts()
+        self.watts = {} if plan.own_pace or plan.crowded else profile.watts()
         step = None if plan.own_pace else ForwardCost.of_draft(profile)
         if not self.near:  # the board only waits
             watts = self.watts
             self.watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
             step = step and ForwardCost(cloud_step_s(profile))
-        engine = VirtualEngine(clock, drafter, step, profile["draft.lane_part"])
+        engine = VirtualEngine(
+            clock, drafter, step, profile["draft.lane_part"], self.accelerator
+        )
         helps = plan.helps
         named = {"leaves": "leaves" in helps, "beside": "draft" in helps}
         named["further"] = bool(helps & {"lookup", "leaves", "draft"})
@@ -437,7 +455,9 @@ class Device:
     def _account(self) -> Account:
         name, model = self.plan.profile.name, None
         origin = f"profile {name} has no watts"
-        if self.plan.own_pace:
+        if self.plan.crowded:
+            origin = "one board drafts for several sessions: nobody has joules of its own"
+        elif self.plan.own_pace:
             origin = "nothing runs on the device; its idle power is not metered"
         elif self.watts:
             origin = f"profile {name}, simulated"

@@ -175,9 +175,10 @@ def simulate(
             text.prompt, partial(TextDraft, text, plan.at_once, plan.lanes), text=text
         )
 
-    devices = []
+    devices: list[Device] = []
     for number in range(plan.sessions):
-        device = kind(clock, plan, verifier, partial(jobs, number), done, number)
+        shared = devices[:1] if plan.gateway else []
+        device = kind(clock, plan, verifier, partial(jobs, number), done, number, *shared)
         before(clock, device)
         devices.append(device)
     for device in devices:
@@ -230,7 +231,7 @@ def price(outcome: Outcome, objective: str) -> float:
         joules = outcome.joules_per_token
         if joules is None:
             raise ConfigError(
-                f"the profile {outcome.plan.profile.name} has no watts",
+                f"nobody knows the joules: {outcome.row['joules_why_null']}",
                 hint="choose the objective latency or cost",
             )
         return joules

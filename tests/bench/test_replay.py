@@ -129,6 +129,9 @@ def test_what_cannot_be_replayed_is_said(recorded, tmp_path):
     for words in ({"acceptance": "0.5"}, {"real": "v1"}, {"hours": 1.0}):
         with pytest.raises(ConfigError, match="a replay has its own texts"):
             answer(Question(replay=path, **words))
+    with pytest.raises(ConfigError, match="the board and the link of one device") as error:
+        answer(Question(replay=path, gateway=True, sessions=2))
+    assert "--gateway" in error.value.hint
     text = path.read_text()
     other = tmp_path / "other"
     for change, words in (

@@ -165,7 +165,7 @@ def test_it_does_what_the_engine_thread_does(seed):
     thread.start(noting, post)
 
     def busy():
-        return board.engine._busy
+        return board.engine._accelerator._busy
 
     def end_step():
         board.clock.run(lambda: True)  # the forward ends ...

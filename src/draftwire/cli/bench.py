@@ -144,6 +144,8 @@ output:
 --tokens N =400          of each stream
 --hours H:positive       virtual time instead of --streams
 --sessions N =1          devices on one verifier
+--gateway                they are one gateway: one link, and one draft accelerator whose
+                         steps go first to who drafts behind judged text
 --seed N:int =1
 --runs                   put every run's report into --json
 --plot FILE              a picture: .png, .pdf or .svg
