@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.ship.userlands import Userland
@@ -25,6 +25,7 @@ from draftwire.errors import BoardError, ConfigError
 from draftwire.io import (
     cache_folder,
     did_you_mean,
+    parse_json,
     read_toml,
     scratch_in,
     write_text,
@@ -156,7 +157,7 @@ def resolve_wheels(
         words += [f"--target={scratch}/none", *_board_flags(userland, arch)]
         system = f"Python {userland.python}, glibc {userland.glibc}, {arch}"
         _pip([*words, *wanted.requirements], f"{userland.name} ({system})")
-        items = json.loads(report.read_text(encoding="utf-8"))["install"]
+        items = parse_json(report.read_bytes())["install"]
     found = []
     for item in items:
         info = item["download_info"]
@@ -308,9 +309,8 @@ def _has(folder: Path, wheel: Resolved) -> bool:
 
 def _read_lock(path: Path) -> list[Resolved] | None:
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-        found = [Resolved(**entry) for entry in raw]
-    except (OSError, ValueError, TypeError, RecursionError):
+        found = [Resolved(**entry) for entry in parse_json(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
         return None
     # A name from a file becomes a path: only a wheel's own name may.
     return found if all(re.match(r"[\w.+-]+\.whl\Z", w.filename) for w in found) else None

@@ -30,6 +30,7 @@ from draftwire.energy.files import open_bytes, read_head
 from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.sources.base import PowerSource, Reading, response_of
 from draftwire.errors import ConfigError, SensorError
+from draftwire.io import parse_json
 
 SCHEMA = "draftwire.energy/1"
 MAX_LINE = 1 << 20
@@ -210,12 +211,12 @@ def read_recording(path: Path) -> Recording:
     with open_bytes(path) as file:
         for text in iter(lambda: file.readline(MAX_LINE), b""):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 if recording is not None:
                     recording.take(line)
                 else:
                     recording = _header(path, dict(line))
-            except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 bad += 1
     if recording is None:
         raise ConfigError(f"{path} is not a recording of draftwire energy")

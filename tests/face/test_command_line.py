@@ -20,7 +20,7 @@ import draftwire
 from draftwire import errors
 from draftwire.cli import COMMANDS, MOVED, main, whole_parser
 from draftwire.cli.completion import words_of
-from draftwire.io import environment, run_async
+from draftwire.io import environment, parse_json, run_async
 from draftwire.options import GROUPS, OPTIONS, options_of
 
 
@@ -305,6 +305,27 @@ def test_each_flag_says_what_it_takes_and_does():
     assert not wrong
 
 
+@pytest.mark.parametrize("depth, fits", [(200, True), (201, False), (100_000, False)])
+def test_one_reader_of_json_counts_how_deep_it_goes(depth, fits):
+    text = "[" * depth + "]" * depth
+    if fits:
+        assert parse_json(text) == parse_json("\ufeff".encode() + text.encode())
+        assert parse_json(f'["{2 * text}", {900 * "[],"} 0]')[0] == 2 * text
+    else:
+        with pytest.raises(ValueError, match="nested more than 200 deep"):
+            parse_json(text)
+
+
+UNREADABLE = {
+    "endless": b"[" * 100_000,
+    "deep": b'{"a":' * 300 + b"0" + b"}" * 300,
+    "cut": b'{"schema": "draftwire.run/1", "te',
+    "latin": b'{"schema": "\xe9"}',
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize(
     "words",
     [
@@ -316,16 +337,18 @@ def test_each_flag_says_what_it_takes_and_does():
         ["chat", "--verifier", "ws://127.0.0.1:1", "--tools"],
         ["bench", "device", "--tune", str(ROOT / "tests/fixtures/tiny.draft"), "--times"],
         ["bench", "simulate", "--replay"],
+        ["bench", "simulate", "--text"],
     ],
     ids=" ".join,
 )
-def test_what_is_nested_without_end_is_no_bug_of_ours(words, tmp_path, capsys):
-    deep = tmp_path / "deep.json"
-    deep.write_text("[" * 100_000)
+def test_a_file_of_unreadable_json_is_a_sentence(words, kind, tmp_path, capsys):
+    file = tmp_path / "given.json"
+    file.write_bytes(UNREADABLE[kind])
     *words, last = words
-    words += [last + str(deep)] if last.endswith(":") else [last, str(deep)]
+    words += [last + str(file)] if last.endswith(":") else [last, str(file)]
     assert main(words) == 2
-    assert "bug" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bug" not in said and "Traceback" not in said and len(said) < 700
 
 
 @pytest.mark.parametrize(
