@@ -105,6 +105,26 @@ def test_a_bug_is_exit_code_1_without_a_traceback(played, capsys):
     assert "ZeroDivisionError" in err and "--debug" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("onnx.helper", "'draftwire[export]'"),
+        ("ai_edge_litert", "'draftwire[tflite]'"),
+        ("nosuch", "nosuch"),
+    ],
+)
+def test_a_library_that_is_missing_is_no_bug_of_ours(
+    name, wanted, played, capsys, monkeypatch
+):
+    lines = ["ai-edge-litert>=2; extra == 'tflite'", 'onnx>=1.16; extra == "export"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda package: lines)
+    played.failure = ModuleNotFoundError("No module", name=name)
+    assert main(played.words()) == 2
+    said = capsys.readouterr().err.splitlines()
+    what = f"this needs {name.split('.')[0]}, which is not installed"
+    assert said == [f"draftwire: error: {what}", f"hint: pip install {wanted}"]
+
+
 @pytest.mark.parametrize("place", [0, 2, 10])
 def test_debug_shows_the_traceback(place, played):
     played.failure = errors.ModelError("it broke")
@@ -171,31 +191,33 @@ IMPORTED = """\
 import os, signal, sys
 sys.path.remove(os.path.dirname(__file__))
 def press():
-    os.kill(os.getpid(), signal.SIGINT)
-    os.getpid()
+    for _ in range({0} // signal.SIGTERM + 1):  # timeout(1) sends it twice
+        os.kill(os.getpid(), {0})
+        os.getpid()
 class Deaf:
     def __del__(self):
         press()
-{}
+{1}
 del sys.modules[__name__]
-import {}
+import {2}
 """
 SWALLOWED = """\
 try:
     press()
-except KeyboardInterrupt:
+except BaseException:
     raise ImportError("as libraries in C have it")
 """
 
 
 @pytest.mark.parametrize("pressed", [SWALLOWED, "Deaf()"], ids=["swallowed", "deaf"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("library", ["gettext", "numpy", "onnxruntime"])
-def test_ctrl_c_in_an_import_is_quiet(library, pressed, tmp_path):
+def test_a_signal_in_an_import_is_quiet(library, number, pressed, tmp_path):
     """It comes while the first words are read, before a session, and under one."""
-    (tmp_path / f"{library}.py").write_text(IMPORTED.format(pressed, library))
+    (tmp_path / f"{library}.py").write_text(IMPORTED.format(int(number), pressed, library))
     path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
     done = run("generate", "Once", "--verifier", "ws://127.0.0.1:1", PYTHONPATH=path)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 def test_ctrl_c_cancels_what_runs_in_a_loop():
