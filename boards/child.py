@@ -42,9 +42,8 @@ class Child:
 
     def document(self) -> dict[str, Any] | None:
         """Return the JSON object on the last line of its output, or None."""
-        lines = self.out.strip().splitlines()
         try:
-            found = parse_json(lines[-1]) if lines else None
+            found = parse_json(self.out.strip().rpartition("\n")[2])
         except ValueError:
             return None
         return found if isinstance(found, dict) else None
