@@ -123,6 +123,18 @@ def read_text(path: Path, most: int, what: str) -> str:
         raise PackageError(f"{path} cannot be read as {what}: {exc}") from exc
 
 
+def read_token_text(path: Path, hint: str) -> str:
+    """Return what a token file holds (ConfigError: it cannot be read; ``hint`` says what to
+    do then, unless it is there for others alone)."""
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as exc:
+        if isinstance(exc, PermissionError):
+            hint = f"it is read as user {os.geteuid()}: chown {os.geteuid()} {path}"
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise ConfigError(f"cannot read the token file {path}: {why}", hint=hint) from exc
+
+
 def parse_json(
     data: str | bytes, once: Callable[[list[tuple[str, Any]]], Any] | None = None
 ) -> Any:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from places import ROOT
@@ -20,7 +21,7 @@ import draftwire
 from draftwire import errors
 from draftwire.cli import COMMANDS, MOVED, main, whole_parser
 from draftwire.cli.completion import words_of
-from draftwire.io import environment, parse_json, run_async
+from draftwire.io import environment, parse_json, read_token_text, run_async
 from draftwire.options import GROUPS, OPTIONS, options_of
 
 
@@ -325,6 +326,20 @@ def test_each_flag_says_what_it_takes_and_does():
         if not action.help or re.search(r"[() ]", str(action.metavar or ""))
     ]
     assert not wrong
+
+
+def test_a_token_file_of_another_user_is_no_reason_to_make_one(tmp_path, monkeypatch):
+    with pytest.raises(errors.ConfigError, match="No such file") as found:
+        read_token_text(tmp_path / "tokens", "make one")
+    assert found.value.hint == "make one" and "Errno" not in str(found.value)
+
+    def refuse(path, **named):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(errors.ConfigError, match="tokens: Permission denied") as found:
+        read_token_text(Path("tokens"), "make one")
+    assert found.value.hint.endswith(f"chown {os.geteuid()} tokens")
 
 
 @pytest.mark.parametrize("depth, fits", [(200, True), (201, False), (100_000, False)])
