@@ -286,20 +286,19 @@ def _pip(words: Sequence[str], whom: str) -> None:
             "this Python has no pip, which resolves the board's wheels",
             hint="python3 -m ensurepip, or use a virtual environment",
         )
-    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    # An exception of pip's own says at the end of its traceback what it is.
+    errors = re.findall(r"^ERROR:(?! Exception:$).*", said, re.M)
     missing = re.search(r"No matching distribution found for (\S+)", said)
     if missing:
-        trouble = _NO_REGISTRY.search(said)
-        if trouble:
-            text = trouble.group(0)[:120]
-            raise BoardError(f"the package registry cannot be reached: {text}")
-        raise BoardError(
-            f"there is no wheel of {missing.group(1)} for {whom}",
-            hint="name another version with --require NAME==VERSION, bring a wheel with "
-            "--wheel FILE, or leave it to the board with --without NAME",
-        )
+        if trouble := _NO_REGISTRY.search(said):
+            raise BoardError(f"the package registry cannot be reached: {trouble[0][:120]}")
+        hint = "name another version with --require NAME==VERSION, bring a wheel with "
+        hint += "--wheel FILE, or leave it to the board with --without NAME"
+        raise BoardError(f"there is no wheel of {missing.group(1)} for {whom}", hint=hint)
     last = (errors or said.strip().splitlines() or ["it said nothing"])[-1]
-    raise BoardError(f"pip failed: {last}", hint="is the package registry reachable?")
+    full = "No space left" in last or "quota" in last
+    hint = "make room, also in /tmp" if full else "is the package registry reachable?"
+    raise BoardError(f"pip failed: {last[:300]}", hint=hint)
 
 
 def _has(folder: Path, wheel: Resolved) -> bool:
