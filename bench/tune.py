@@ -7,7 +7,6 @@ on threads or board, so it may be measured on a workstation.  Times are of the b
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from draftwire.bench.device import PACKAGES, SCHEMA, Settings, bench_device, thr
 from draftwire.boards.profiles import Profile, find_profile
 from draftwire.errors import ConfigError
 from draftwire.export.precision.tune import Candidate, choose, write_acceptance, write_hint
-from draftwire.io import format_table
+from draftwire.io import format_table, parse_json
 from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams
@@ -136,8 +135,8 @@ def read_times(path: Path, package: DraftPackage, board: Profile | None) -> dict
         ConfigError: It is no such document, or of another draft or board.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
+        found: dict[str, Any] = parse_json(path.read_bytes())
+    except (OSError, ValueError) as exc:
         raise ConfigError(f"{path} cannot be read as JSON: {exc}") from exc
     known = isinstance(found, dict)
     kind = [found.get(key) for key in ("schema", "bench")] if known else []

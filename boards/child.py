@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Mapping, Sequence
 
-from draftwire.io import environment
+from draftwire.io import environment, parse_json
 
 _KEPT = 4000  # characters of what it said
 _SIGNALS: Mapping[int, str] = {
@@ -43,9 +42,8 @@ class Child:
 
     def document(self) -> dict[str, Any] | None:
         """Return the JSON object on the last line of its output, or None."""
-        lines = self.out.strip().splitlines()
         try:
-            found = json.loads(lines[-1]) if lines else None
+            found = parse_json(self.out.strip().rpartition("\n")[2])
         except ValueError:
             return None
         return found if isinstance(found, dict) else None

@@ -12,7 +12,6 @@ Source:
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import time
@@ -22,6 +21,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
+
+from draftwire.io import parse_json
 
 CPU = "CPUExecutionProvider"
 # Providers that compute in the memory of the CPU: arrays bound there need no copy.
@@ -138,7 +139,7 @@ def _profiled(
 def nodes_of(path: Path) -> dict[str, int]:
     """Count the nodes of a profile by provider; each node once."""
     try:
-        events = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        events = parse_json(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError):
         return {}
     seen = set()

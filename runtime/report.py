@@ -9,7 +9,6 @@ those; None where a counter was not measured.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -21,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
 
 from draftwire.errors import ConfigError
-from draftwire.io import align
+from draftwire.io import align, parse_json
 from draftwire.sampling import loss_of
 from draftwire.sampling.qs import QsProposer
 from draftwire.transport.messages import Welcome
@@ -274,10 +273,10 @@ def load_reports(
     for name in paths:
         path = Path(name)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = parse_json(path.read_bytes())
         except OSError as exc:
             raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
-        except (ValueError, RecursionError) as exc:  # also: not UTF-8
+        except ValueError as exc:  # also: not UTF-8
             raise ConfigError(
                 f"{path} is not JSON: {exc}", hint="was the run interrupted?"
             ) from exc

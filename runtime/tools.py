@@ -233,9 +233,10 @@ class Calls:
         while begun := one.search(rest, at):
             try:
                 arguments, at = json.JSONDecoder().raw_decode(rest, begun.end())
-            except ValueError:
-                break  # the answer ended in it
+                call = Call(begun[1], as_json(arguments))
+            except (ValueError, RecursionError, ConfigError):
+                break  # the answer ended in it, or went deeper and deeper
             if not rest.startswith(form.tail, at):
                 break
-            calls.append(Call(begun[1], as_json(arguments)))
+            calls.append(call)
         return said.rstrip("\n"), calls

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import struct
 from functools import cached_property
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from draftwire.errors import ProtocolError
+from draftwire.io import parse_json
 from draftwire.transport import messages
 from draftwire.transport.bits import (
     Reader,
@@ -34,7 +34,7 @@ from draftwire.transport.bits import (
 )
 from draftwire.transport.messages import Block, Finish, Frame, Kind, Message, Open, Resume
 
-SCHEMA = json.loads((Path(__file__).parent / "protocol.json").read_text("utf-8"))
+SCHEMA = parse_json((Path(__file__).parent / "protocol.json").read_bytes())
 SUBPROTOCOL: str = SCHEMA["subprotocol"]
 MAX_FRAME = 8 * 2**20  # bytes; 8 tokens' whole distributions at V = 152,064 are 2.4 MB
 MAX_BLOCK = 255  # tokens

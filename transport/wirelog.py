@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
 from draftwire.errors import ConfigError, OutputError
+from draftwire.io import parse_json
 
 log = logging.getLogger("draftwire.wirelog")
 
@@ -279,19 +280,13 @@ def read_wire_log(path: Path) -> Iterator[Event]:
                 if not line.strip():
                     continue
                 try:
-                    found = json.loads(line)
+                    found = parse_json(line)
                     if found.get("schema") == SCHEMA:
                         role = str(found["role"])
                         run = runs.setdefault(str(found["run"]), len(runs) + 1)
                         continue
                     event = _event(run, role, found)
-                except (
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                    AttributeError,
-                    RecursionError,
-                ) as exc:
+                except (ValueError, KeyError, TypeError, AttributeError) as exc:
                     if run and not line.endswith(b"}\n"):
                         continue  # torn
                     raise ConfigError(

@@ -15,7 +15,6 @@ taken to be wrong.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 
 from draftwire.bench.sim.texts import Text
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 from draftwire.runtime.drafter import Model
 
 SCHEMA = "draftwire.simtext/1"
@@ -61,7 +61,7 @@ def read_recording(path: Path) -> Recording:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"the recording {path} is above {_MAX_BYTES >> 20} MiB")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError) as exc:
         raise ConfigError(
             f"cannot read the recording {path}: {exc}",

@@ -30,8 +30,7 @@ def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
     """Look at the board: its Python (``named``, or one of a version), processor, glibc."""
     candidates = [named] if named else [f"{f}/python{python}" for f in _PYTHON_FOLDERS]
     for path in candidates:
-        real = disk.real(path)
-        if real.is_file():
+        if path.startswith("/") and disk.real(path).is_file():
             return Facts(path, elf_machine(disk, path), glibc_of(disk), ())
     arch = elf_machine(disk, "/bin/sh")
     return Facts("", arch, glibc_of(disk), tuple(pythons_of(disk)), named or "")
@@ -40,24 +39,21 @@ def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
 def need_fitting(facts: Facts, manifest: Mapping[str, Any]) -> None:
     """Refuse a bundle that is made for another board."""
     arch, python, glibc = (manifest[name] for name in ("arch", "python", "glibc"))
-    again = "make one for it: draftwire boards bundle --board "
-    again += f"{manifest['board']} --python ..."
     if facts.arch and facts.arch != arch:
-        other = _BOARDS.get(facts.arch)
-        raise InstallError(
-            f"the bundle is for {arch}, this system is {facts.arch}",
-            BOARD,
-            f"make one with --board {other}, or the board's own name: "
-            "draftwire boards detect --all"
-            if other
-            else "no bundle is made for that; pip install 'draftwire[board]' may do",
-        )
+        said = f"the bundle is for {arch}, this system is {facts.arch}"
+        hint = "no bundle is made for that; pip install 'draftwire[board]' may do"
+        if other := _BOARDS.get(facts.arch):
+            hint = f"make one with --board {other}, or the board's own name: "
+            hint += "draftwire boards detect --all"
+        raise InstallError(said, BOARD, hint)
     if not facts.python:
         if facts.named:
-            raise InstallError(f"there is no Python at {facts.named}", USAGE)
+            said = f"there is no Python at {facts.named}"
+            raise InstallError(said, USAGE, "name its program: --python /PATH/python3")
         said = f"the bundle is for Python {python}, found here: "
         said += ", ".join(facts.pythons) or "none"
-        hint = f"{again}; or name one that is elsewhere: --python PATH"
+        hint = f"make one for it: draftwire boards bundle --board {manifest['board']} "
+        hint += "--python ...; or name one that is elsewhere: --python PATH"
         raise InstallError(said, BOARD, hint)
     if facts.glibc and version_tuple(facts.glibc) < version_tuple(glibc):
         said = f"the bundle needs glibc {glibc} or newer, this system has {facts.glibc}"

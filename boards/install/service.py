@@ -84,11 +84,8 @@ class Service:
         if done.returncode:
             lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
             said = lines[-1] if lines else f"ended with {done.returncode}"
-            raise InstallError(
-                f"the new version does not run here: {said}",
-                BOARD,
-                "see `draftwire boards doctor`; what ran before still does",
-            )
+            hint = "see `draftwire boards doctor`; what ran before still does"
+            raise InstallError(f"the new version does not run here: {said}", BOARD, hint)
 
     def reload(self) -> None:
         """Let systemd and udev read the files again."""
@@ -99,7 +96,8 @@ class Service:
                 self._call("udevadm", "trigger", "--subsystem-match=" + subsystem)
 
     def restart(self) -> str:
-        """Restart the service; return why that failed, or ""."""
+        """Restart the service, its files read again; return why that failed, or ""."""
+        self.reload()
         if not self._systemd:
             return ""
         self._call("systemctl", "reset-failed", UNIT_NAME)

@@ -27,7 +27,7 @@ from draftwire.boards.install.layout import (
 )
 from draftwire.boards.install.service import Service
 from draftwire.boards.install.trouble import BOARD, BUNDLE, USAGE, InstallError
-from draftwire.boards.install.unpack import unpack_version
+from draftwire.boards.install.unpack import start_line, unpack_version
 
 _JOURNAL = "journalctl --namespace=draftwire -u draftwire says why"
 _SPARE_BYTES = 16 << 20  # of the disk, beside what is unpacked
@@ -72,7 +72,7 @@ class Installer:
         self.say(f"bundle {name} for {made}, {said}")
         with self._locked():
             self._sweep()
-            self._unpack(checked, name, facts.python)
+            self._unpack(checked, name, facts.python, told=python is not None)
             self._write_owned(name, trusted)
             former = self._current()
             if not self.system:  # a later verb is not told again
@@ -115,10 +115,16 @@ class Installer:
     def _is_whole(self, name: str) -> bool:
         return self.disk.exists(self.layout.version(name) + "/tried")
 
-    def _unpack(self, checked: Checked, name: str, python: str) -> None:
+    def _unpack(self, checked: Checked, name: str, python: str, *, told: bool) -> None:
         folder, staging = self.layout.version(name), self.layout.staging(name)
         if self._is_whole(name):
             self.say(f"{folder} is there already")
+            command = self._member(name, "bin/draftwire")
+            if told and not command.endswith(start_line(python)):
+                self.service.try_out(folder, python, checked.manifest)
+                command = command[: command.rindex(b"exec ")] + start_line(python)
+                self.disk.write(folder + "/bin/draftwire", command, 0o755)
+                self.say(f"its Python is {python} from now on")
             return
         self.say(f"unpack {len(checked.manifest['files'])} files to {folder}")
         if self.disk.dry:
@@ -198,7 +204,6 @@ class Installer:
         """Start the version in use; go back when it does not come up."""
         if not self.system:
             return
-        self.service.reload()
         trouble = self.service.restart()
         if not trouble:
             with self._locked():
@@ -210,7 +215,6 @@ class Installer:
         with self._locked():
             self._switch(former)
             self._write_system(former)
-        self.service.reload()
         again = self.service.restart()
         said = f"the service of {name} does not start ({trouble}); back on {former}"
         said += f", which does not start either: {again}" if again else ""
@@ -227,16 +231,14 @@ class Installer:
         """Switch back to the version before; a second time returns to this one."""
         former, name = self._current(), self._previous()
         if not name or name == former or not self._is_whole(name):
-            raise InstallError(
-                f"there is no version before {former or 'the first'} to go back to", USAGE
-            )
+            said = f"there is no version before {former or 'the first'} to go back to"
+            raise InstallError(said, USAGE)
         with self._locked():
             self.say(f"back from {former} to {name}")
             self._switch(name)
             if self.system:
                 self._write_system(name)
         if self.system:
-            self.service.reload()
             trouble = self.service.restart()
             if trouble:
                 raise InstallError(f"{name} does not start: {trouble}", BOARD)

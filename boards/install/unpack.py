@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 import stat
 import tempfile
 import zipfile
@@ -23,7 +25,6 @@ _COMMAND = """\
 here=$(dirname "$(dirname "$(readlink -f "$0")")")
 unset PYTHONHOME
 export PYTHONPATH="$here/site" PYTHONNOUSERSITE=1{bytecode}
-exec {python} -s "$here/bin/start.py" "$@"
 """
 _START = """\
 import sys
@@ -33,6 +34,11 @@ from draftwire.__main__ import main
 
 sys.exit(main())
 """
+
+
+def start_line(python: str) -> bytes:
+    """Return the last line of the command, which starts it with a Python."""
+    return os.fsencode(f'exec {shlex.quote(python)} -s "$here/bin/start.py" "$@"\n')
 
 
 def unpack_version(
@@ -67,8 +73,8 @@ def unpack_version(
     disk.fill(f"{staging}/{MANIFEST}", checked.manifest_bytes)
     disk.fill(f"{staging}/{SIGNATURE}", checked.signature)
     bytecode = "" if compiled else " PYTHONDONTWRITEBYTECODE=1"
-    command = _COMMAND.format(python=python, bytecode=bytecode)
-    disk.fill(f"{staging}/bin/draftwire", command.encode("ascii"), 0o755)
+    command = _COMMAND.format(bytecode=bytecode).encode("ascii") + start_line(python)
+    disk.fill(f"{staging}/bin/draftwire", command, 0o755)
     disk.fill(f"{staging}/bin/start.py", _START.encode("ascii"))
 
 

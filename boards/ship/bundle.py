@@ -155,8 +155,7 @@ def write_bundle(content: Content, out: Path, signer: Signer | None) -> dict[str
             out.write(b"\0" * _BLOCK * 2)
 
     write_whole(out, put)
-    found: dict[str, Any] = json.loads(manifest)
-    return found
+    return dict(json.loads(manifest))
 
 
 def _header(name: str, size: int) -> bytes:

@@ -30,8 +30,7 @@ class Signer(NamedTuple):
 def _public(secret: Any) -> Key:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    raw = secret.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return Key(raw)
+    return Key(secret.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
 
 
 def make_key(path: Path) -> Key:
@@ -85,11 +84,11 @@ def load_signer(path: Path) -> Signer:
     try:
         secret = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise ConfigError(f"{path} is no secret key in PEM: {exc}") from exc
+        what, hint = f"{path} is no secret key in PEM: {exc}", "FILE.pub is the public half"
+        raise ConfigError(what, hint=hint) from exc
     if mode & 0o077:
-        raise ConfigError(
-            f"others may read the secret key {path}", hint=f"chmod 600 {path}"
-        )
+        what = f"others may read the secret key {path}"
+        raise ConfigError(what, hint=f"chmod 600 {path}")
     if not isinstance(secret, Ed25519PrivateKey):
         raise ConfigError(f"{path} is a key of another kind than Ed25519")
     return Signer(_public(secret), secret.sign)

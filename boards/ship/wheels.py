@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.ship.userlands import Userland
@@ -25,6 +25,7 @@ from draftwire.errors import BoardError, ConfigError
 from draftwire.io import (
     cache_folder,
     did_you_mean,
+    parse_json,
     read_toml,
     scratch_in,
     write_text,
@@ -156,7 +157,7 @@ def resolve_wheels(
         words += [f"--target={scratch}/none", *_board_flags(userland, arch)]
         system = f"Python {userland.python}, glibc {userland.glibc}, {arch}"
         _pip([*words, *wanted.requirements], f"{userland.name} ({system})")
-        items = json.loads(report.read_text(encoding="utf-8"))["install"]
+        items = parse_json(report.read_bytes())["install"]
     found = []
     for item in items:
         info = item["download_info"]
@@ -285,20 +286,19 @@ def _pip(words: Sequence[str], whom: str) -> None:
             "this Python has no pip, which resolves the board's wheels",
             hint="python3 -m ensurepip, or use a virtual environment",
         )
-    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    # An exception of pip's own says at the end of its traceback what it is.
+    errors = re.findall(r"^ERROR:(?! Exception:$).*", said, re.M)
     missing = re.search(r"No matching distribution found for (\S+)", said)
     if missing:
-        trouble = _NO_REGISTRY.search(said)
-        if trouble:
-            text = trouble.group(0)[:120]
-            raise BoardError(f"the package registry cannot be reached: {text}")
-        raise BoardError(
-            f"there is no wheel of {missing.group(1)} for {whom}",
-            hint="name another version with --require NAME==VERSION, bring a wheel with "
-            "--wheel FILE, or leave it to the board with --without NAME",
-        )
+        if trouble := _NO_REGISTRY.search(said):
+            raise BoardError(f"the package registry cannot be reached: {trouble[0][:120]}")
+        hint = "name another version with --require NAME==VERSION, bring a wheel with "
+        hint += "--wheel FILE, or leave it to the board with --without NAME"
+        raise BoardError(f"there is no wheel of {missing.group(1)} for {whom}", hint=hint)
     last = (errors or said.strip().splitlines() or ["it said nothing"])[-1]
-    raise BoardError(f"pip failed: {last}", hint="is the package registry reachable?")
+    full = "No space left" in last or "quota" in last
+    hint = "make room, also in /tmp" if full else "is the package registry reachable?"
+    raise BoardError(f"pip failed: {last[:300]}", hint=hint)
 
 
 def _has(folder: Path, wheel: Resolved) -> bool:
@@ -308,9 +308,8 @@ def _has(folder: Path, wheel: Resolved) -> bool:
 
 def _read_lock(path: Path) -> list[Resolved] | None:
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-        found = [Resolved(**entry) for entry in raw]
-    except (OSError, ValueError, TypeError, RecursionError):
+        found = [Resolved(**entry) for entry in parse_json(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
         return None
     # A name from a file becomes a path: only a wheel's own name may.
     return found if all(re.match(r"[\w.+-]+\.whl\Z", w.filename) for w in found) else None

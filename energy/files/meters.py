@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import json
 import math
 import re
 import statistics
@@ -25,6 +24,7 @@ from draftwire.energy.files.recording import Recording
 from draftwire.energy.rails import Accuracy, Total, TotalChoice, load_chips
 from draftwire.energy.sources.base import Reading, Response
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 
 RAIL = "METER"
 _PREFIX = {"": 1.0, "n": 1e-9, **dict.fromkeys("u\u00b5\u03bc", 1e-6), "m": 1e-3, "k": 1e3}
@@ -277,8 +277,8 @@ def _json_table(first: str, lines: Iterator[str]) -> _Table:
     def parse(line: str) -> dict[str, str]:
         before, brace, rest = line.partition("{")
         try:
-            found = dict(flat(json.loads(brace + rest)))
-        except (ValueError, RecursionError):
+            found = dict(flat(parse_json(brace + rest)))
+        except ValueError:
             return {}
         if before.strip():  # a stamp or a topic before the object
             found.setdefault("timestamp", before.strip().split(" /")[0])

@@ -30,6 +30,7 @@ from draftwire.energy.files import open_bytes, read_head
 from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.sources.base import PowerSource, Reading, response_of
 from draftwire.errors import ConfigError, SensorError
+from draftwire.io import parse_json, writing
 
 SCHEMA = "draftwire.energy/1"
 MAX_LINE = 1 << 20
@@ -56,15 +57,13 @@ class Recorder:
         self.truncated = ""
         self.samples = 0  # in the file
         self._file: IO[str] | None = None
-        try:
-            # Line buffered: after a power cut at most the last line is lost to us.
-            mode = "w" if force else "x"
-            if path is not None:
+        # Line buffered: after a power cut at most the last line is lost to us.
+        mode = "w" if force else "x"
+        if path is not None:
+            if path.exists() and not force:
+                raise ConfigError(f"{path} exists", hint="name another, or --force")
+            with writing(path):
                 self._file = open(path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115
-        except FileExistsError as exc:
-            raise ConfigError(f"{path} exists", hint="name another, or --force") from exc
-        except OSError as exc:
-            raise ConfigError(f"cannot write {path}: {exc}") from exc
         choice, self._rails = projector.choice, projector.rails
         totals = [
             total and {"scope": total.scope, "rails": total.rails}
@@ -210,12 +209,12 @@ def read_recording(path: Path) -> Recording:
     with open_bytes(path) as file:
         for text in iter(lambda: file.readline(MAX_LINE), b""):
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 if recording is not None:
                     recording.take(line)
                 else:
                     recording = _header(path, dict(line))
-            except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 bad += 1
     if recording is None:
         raise ConfigError(f"{path} is not a recording of draftwire energy")

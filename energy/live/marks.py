@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 
 ENVIRONMENT = "DRAFTWIRE_ENERGY_MARKS"
 _NAME = "draftwire-energy-"
@@ -93,17 +94,11 @@ class MarkListener:
         with contextlib.suppress(OSError):
             for data in iter(lambda: self._socket.recv(65536), b"end"):
                 try:
-                    value = json.loads(data)
+                    value = parse_json(data)
                     phase = {"phase": str(value["phase"])} if "phase" in value else {}
                     tokens = {str(k): int(v) for k, v in value.get("tokens", {}).items()}
                     line = {"t": int(value["t"]), **phase, "tokens": tokens}
-                except (
-                    ValueError,
-                    TypeError,
-                    KeyError,
-                    AttributeError,
-                    RecursionError,
-                ):
+                except (ValueError, TypeError, KeyError, AttributeError):
                     self.bad_lines += 1
                     continue
                 with self._lock:

@@ -27,7 +27,7 @@ from draftwire.energy.account.phases import shares
 from draftwire.energy.files.recording import Recording, read_recording
 from draftwire.energy.sources.base import Response, response_of
 from draftwire.errors import ConfigError, SensorError
-from draftwire.io import write_text
+from draftwire.io import parse_json, write_text
 
 # On, off, on, off, on: lengths that have no common period, so one shift fits best.
 PATTERN_S = (1.0, 0.7, 0.5, 1.3, 1.1)
@@ -248,8 +248,8 @@ def _kept() -> tuple[Path, dict[str, Any]]:
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     path = Path(base) / "draftwire" / "sensors.json"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         value = None
     return path, value if isinstance(value, dict) else {}
 

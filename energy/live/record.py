@@ -123,7 +123,7 @@ def _run(
         environment = {**os.environ, ENVIRONMENT: marks}
         child = subprocess.Popen(list(command), env=environment, stdout=stdout)
     except OSError as exc:
-        raise ConfigError(f"cannot start {command[0]}: {exc}") from exc
+        raise ConfigError(f"cannot start {command[0]}: {exc.strerror}") from exc
     try:
         while True:
             if stop.is_set() or time.monotonic() > end_s:

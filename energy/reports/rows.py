@@ -7,7 +7,6 @@ JSON, Parquet and Prometheus text are made from rows by ``energy.reports.text``.
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from draftwire.energy.rails import RailTable
 from draftwire.energy.sources.base import Reading
 from draftwire.energy.sources.jetson import SAMPLE_START
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 
 REPORT = "draftwire.report/1"
 Values = Mapping[str, "float | None"]
@@ -253,12 +253,12 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
     with open_text(path) as file:
         text = file.read()
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         reports = value if isinstance(value, list) else [value]
-    except (ValueError, RecursionError):
+    except ValueError:
         try:
-            reports = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError) as exc:
+            reports = [parse_json(line) for line in text.splitlines() if line.strip()]
+        except ValueError as exc:
             raise ConfigError(f"{path} is not JSON: {exc}") from exc
     for number, report in enumerate(reports or [None], 1):
         if not isinstance(report, dict) or report.get("schema") != REPORT:

@@ -32,7 +32,7 @@ from draftwire.export.sources.checkpoint import (
     special_ids,
 )
 from draftwire.export.sources.tokens import check_tokens
-from draftwire.io import cache_folder
+from draftwire.io import cache_folder, parse_json
 from draftwire.packages import NewFile, tokenizer_fingerprint
 
 # Versions that go together, tried with torch 2.13 and checkpoints of Bloom, OPT and Phi.
@@ -156,7 +156,7 @@ def _run(python: str, folder: Path, out: Path) -> tuple[Path, dict[str, str]]:
         env={**os.environ, "TQDM_DISABLE": "1"},
     )
     try:
-        answer = json.loads(found.stdout.splitlines()[-1])
+        answer = parse_json(found.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         answer = {"error": f"its process ended with code {found.returncode}"}
     if "error" not in answer and not (out / "model.onnx").is_file():

@@ -4,7 +4,6 @@ of transformers, which runs them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
+from draftwire.io import parse_json
 from draftwire.packages import DraftPackage, TargetPackage
 from draftwire.tensors import TensorFile
 from draftwire.tokenizer import first_token
@@ -145,10 +145,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
             raise ModelError(f"{where} is too long")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         again = "copy or download the file again"
         raise ModelError(f"{where} is not JSON", hint=again) from exc
     if not isinstance(found, dict):

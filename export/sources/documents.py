@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.io import parse_json
 from draftwire.template import Template, check_messages
 from draftwire.tokenizer import load_tokenizer
 
@@ -65,8 +65,8 @@ def read_documents(path: str | Path, template: Template | None = None) -> list[s
 def _document(path: Path, number: int, line: str, template: Template | None) -> str:
     where = f"line {number} of {path}"
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as exc:
+        found = parse_json(line)
+    except ValueError as exc:
         raise ConfigError(f"{where} is not JSON", hint=_EACH) from exc
     if isinstance(found, dict) and "messages" in found:
         if template is None or template.text is None:

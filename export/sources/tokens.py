@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from tokenizers import processors
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.checkpoint import Checkpoint, first_line
+from draftwire.io import parse_json
 from draftwire.tokenizer import PROBES, Tokenizer, first_token, load_tokenizer
 
 _SAVE = "save it again: AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
@@ -42,7 +42,7 @@ def check_tokens(folder: Path, bos_id: int | None) -> int | None:
             hint=_SAVE,
         ) from exc
     ours = load_tokenizer(folder)
-    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    raw = parse_json((folder / "tokenizer.json").read_bytes())
     special = [t["content"] for t in raw.get("added_tokens") or () if t.get("special")]
     spelt = [f"a {word} b{word}" for word in special[:16]]
     whole, ids = theirs(PROBES[0])["input_ids"], ours.encode(PROBES[0])

@@ -21,6 +21,7 @@ from draftwire.export.training import begin
 from draftwire.export.training.base import Base, is_package, read_base
 from draftwire.export.training.loop import train
 from draftwire.export.training.measure import text_loss, validation_loss
+from draftwire.io import parse_json
 from draftwire.packages.exits import torch_stack
 
 Say = Callable[[str], None]
@@ -126,7 +127,7 @@ def evolve_target(
     # The adapter names its base.
     adapter = work / "adapter"
     model.save_pretrained(adapter, save_embedding_layers=False)
-    config = json.loads((adapter / PEFT_CONFIG).read_text())
+    config = parse_json((adapter / PEFT_CONFIG).read_bytes())
     config["base_model_name_or_path"] = str(target.absolute())
     (adapter / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if base.package is None:

@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.io import replacing
+from draftwire.io import parse_json, replacing
 
 LossFn = Callable[..., Tensor]  # (model, *tensors of a micro-batch) -> mean loss
 
@@ -291,7 +291,7 @@ def train(
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         first = state["step"]
-        log = [json.loads(x) for x in log_path.read_text().splitlines()][:first]
+        log = [parse_json(x) for x in log_path.read_text().splitlines()][:first]
         say(f"resumed at step {first} of {plan.steps}")
     on_cpu = next(model.parameters()).device.type == "cpu"
     work_of = model, data, plan, loss_fn

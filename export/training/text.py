@@ -20,7 +20,7 @@ from draftwire.export.sources.documents import Asking, encode, read_documents
 from draftwire.export.training.base import Base
 from draftwire.export.training.loop import Plan, Stream
 from draftwire.export.training.measure import continuations
-from draftwire.io import replacing, write_text, writing
+from draftwire.io import parse_json, replacing, write_text, writing
 from draftwire.template import Template
 from draftwire.tokenizer import load_tokenizer
 
@@ -208,8 +208,8 @@ def digests(files: Sequence[str | Path]) -> list[str]:
 def asked_before(work: Path) -> dict[str, Any]:
     """Return what a training that was begun in ``work`` was asked for; {} for none."""
     try:
-        return dict(json.loads((work / "asked.json").read_text()))
-    except (OSError, TypeError, ValueError, RecursionError):
+        return dict(parse_json((work / "asked.json").read_bytes()))
+    except (OSError, TypeError, ValueError):
         return {}
 
 

@@ -8,12 +8,12 @@ yet, because the traffic itself tells rate and round trip.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import subprocess
 from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 
 __all__ = ["SOURCES", "parse_iw", "parse_mmcli", "read_radio"]
 
@@ -38,10 +38,8 @@ def parse_mmcli(text: str) -> dict[str, Any]:
         modem says nothing.
     """
     for technology, key in _LEVELS:
-        with contextlib.suppress(
-            ValueError, KeyError, TypeError, RecursionError
-        ):  # "--" of no signal
-            level = float(json.loads(text)["modem"]["signal"][technology][key])
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # "--" of no signal
+            level = float(parse_json(text)["modem"]["signal"][technology][key])
             return {"signal_dbm": level, "technology": technology}
     return {}
 

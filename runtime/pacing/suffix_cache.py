@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 from draftwire.errors import ConfigError, OutputError
-from draftwire.io import replacing
+from draftwire.io import parse_json, replacing
 
 __all__ = ["Recall", "SuffixCache"]
 
@@ -242,12 +242,12 @@ class SuffixCache:
             what = f"cannot use the suffix cache {target}: {exc.strerror}"
             raise ConfigError(what, hint="name another file") from exc
         try:
-            found = json.loads(data if len(data) <= limit else b"")
+            found = parse_json(data if len(data) <= limit else b"")
             whose = found["tokenizer"], found["vocab_size"]
             sound = found["schema"] == _SCHEMA and _sound(found["record"])
             ids = (t for t in found["tokens"] if t != _BREAK)
             sound = sound and all(type(t) is int and 0 <= t < whose[1] for t in ids)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             sound = False
         if not sound:
             raise ConfigError(

@@ -16,6 +16,7 @@ from typing import Any, Iterator, Mapping
 
 from draftwire import errors
 from draftwire.errors import ConfigError, DraftwireError, TransportError
+from draftwire.io import parse_json
 
 
 def default_socket(environ: Mapping[str, str]) -> Path:
@@ -132,8 +133,8 @@ class ServiceClient:
     @staticmethod
     def _json(data: bytes) -> dict[str, Any]:
         try:
-            found = json.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError) as exc:
+            found = parse_json(data)
+        except ValueError as exc:
             raise TransportError(f"no service of ours says {data[:40]!r}") from exc
         return found if isinstance(found, dict) else {}
 

@@ -26,7 +26,7 @@ from typing import (
 )
 
 from draftwire.errors import ConfigError
-from draftwire.io import did_you_mean
+from draftwire.io import did_you_mean, parse_json
 from draftwire.options import STREAM_GROUPS, check_prompt, options_of
 from draftwire.runtime.edge.actions import Token
 from draftwire.runtime.report import total as report_total
@@ -186,8 +186,8 @@ def read_ask(kind: str, body: bytes) -> Ask:
     """Read a request; ``kind`` is ``"chat"``, ``"text"`` or ``"response"``. An HttpError
     where it is none, or says which field cannot be honoured."""
     try:
-        raw = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError) as exc:
+        raw = parse_json(body)
+    except ValueError as exc:
         raise HttpError(400, f"the body is not JSON: {exc}") from exc
     if not isinstance(raw, dict):
         raise HttpError(400, "the body is not a JSON object")
@@ -398,8 +398,8 @@ def _is_text_part(part: object) -> bool:
 def _call(call: Any) -> Any:
     try:
         function = call["function"]
-        arguments = json.loads(function["arguments"])
-    except (LookupError, TypeError, ValueError, RecursionError):
+        arguments = parse_json(function["arguments"])
+    except (LookupError, TypeError, ValueError):
         return call  # whoever checks messages says what is wrong, if that is
     return {**call, "function": {**function, "arguments": arguments}}
 
@@ -655,7 +655,7 @@ class Response:
         schema = ask.options.get("schema")
         self._format: dict[str, Any] = {"type": "text"}
         if schema is not None:
-            whole = {"type": "json_schema", "name": "schema", "schema": json.loads(schema)}
+            whole = {"type": "json_schema", "name": "schema", "schema": parse_json(schema)}
             self._format = whole
 
     def whole(self, done: list[Done]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any, Mapping
 
-from draftwire.io import replacing
+from draftwire.io import parse_json, replacing
 
 _LOG = logging.getLogger("draftwire.service")
 _MAX_BYTES = 1 << 16
@@ -102,13 +102,13 @@ class StateFile:
             return found
         try:
             with open(self._path, "rb") as file:
-                raw = json.loads(file.read(_MAX_BYTES).decode("ascii"))
+                raw = parse_json(file.read(_MAX_BYTES))
             for key in _KEYS:
                 value = raw.get(key, 0)
                 if isinstance(value, int) and 0 <= value < 1 << 60:
                     found[key] = value
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, AttributeError, RecursionError) as exc:
+        except (OSError, ValueError, AttributeError) as exc:
             _LOG.warning("the counters before are lost: %s", exc)
         return found

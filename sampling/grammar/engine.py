@@ -19,6 +19,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 from draftwire.sampling.grammar.guide import Guide
 from draftwire.sampling.grammar.shortest import shortest
 from draftwire.sampling.grammar.text import Grammar
@@ -82,7 +83,7 @@ class Vocabulary:
         import llguidance
 
         self._library: Any = llguidance
-        data = json.loads(tokenizer_json)
+        data = parse_json(tokenizer_json)
         added = data.setdefault("added_tokens", [])
         words = data["model"]["vocab"]
         ids = words.values() if isinstance(words, dict) else range(len(words))

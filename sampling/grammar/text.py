@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Mapping, Sequence
 
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 
 MAX_GRAMMAR = 64 << 10  # bytes of its text
 FORMATS = ("json", "regex", "lark")
@@ -56,8 +57,8 @@ class Grammar:
         """Return the grammar of a JSON schema, an object or its text; or a ConfigError."""
         if isinstance(schema, str):
             try:
-                schema = json.loads(schema)
-            except (ValueError, RecursionError) as error:
+                schema = parse_json(schema)
+            except ValueError as error:
                 raise ConfigError(f"the JSON schema is no JSON: {error}") from None
         if not isinstance(schema, (Mapping, bool)):
             raise ConfigError(f"a JSON schema is an object, not {type(schema).__name__}")

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-_AGAIN_S = 0.005
+_AGAIN_S, _TWICE_S = 0.005, 0.2
+_asked = signal.SIGINT  # what came last
 
 
 def main() -> int:
     """Run the command of this process; return its exit code."""
+    signal.signal(signal.SIGALRM, _come)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupted)
-        signal.signal(signal.SIGALRM, _interrupted)
+        signal.signal(signal.SIGINT, _come)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
-            signal.signal(number, _ended)
+            signal.signal(number, _come)
     try:
         from draftwire.cli import main as run
 
@@ -30,26 +31,32 @@ def main() -> int:
         return 130
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if signal.getsignal(signal.SIGINT) is _interrupted:
+        if signal.getsignal(signal.SIGINT) is _come:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left to do is Python's
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C: at the end of an import that is going on, at once when it comes again.
+def _come(number: int, frame: FrameType | None) -> None:
+    """A signal: at the end of an import that is going on; Ctrl-C again in it, at once.
 
     Libraries in C, and whoever can do without one, take an import that was interrupted for
-    one that failed.
+    one that failed. SIGTERM and SIGHUP unwind, which ends our children and removes what is
+    half made; one that comes later ends us at once.
     """
+    global _asked
     waits = signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0
-    if waits or not _imports(frame):
+    if number != signal.SIGALRM:
+        _asked = signal.Signals(number)
+    if _imports(frame) and not (waits and number == signal.SIGINT):
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    elif _asked == signal.SIGINT:
         raise KeyboardInterrupt
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
-
-
-def _ended(number: int, frame: FrameType | None) -> None:
-    """Unwind, which ends our children and removes what is half made; again: end at once."""
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(128 + number)
+    else:
+        signal.signal(_asked, signal.SIG_IGN)  # timeout(1) sends it twice at once
+        signal.signal(
+            signal.SIGALRM, lambda number, frame: signal.signal(_asked, signal.SIG_DFL)
+        )
+        signal.setitimer(signal.ITIMER_REAL, _TWICE_S)
+        raise SystemExit(128 + _asked)
 
 
 def _imports(frame: FrameType | None) -> bool:

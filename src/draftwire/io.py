@@ -1,9 +1,10 @@
-"""Files written whole or not at all; tables, hints, times and sizes as text."""
+"""Files written whole or not at all; JSON read; tables, hints, times and sizes as text."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import re
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for a file
+_DEEPEST = 200  # of JSON: what walks a value later does not come to Python's own limit
+_DEEP = f"it is nested more than {_DEEPEST} deep"
 _SCRATCH = ".draftwire-"
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -118,6 +121,39 @@ def read_text(path: Path, most: int, what: str) -> str:
         raise PackageError(f"there is no {path.name} in {path.parent}") from exc
     except (OSError, ValueError) as exc:
         raise PackageError(f"{path} cannot be read as {what}: {exc}") from exc
+
+
+def read_token_text(path: Path, hint: str) -> str:
+    """Return what a token file holds (ConfigError: it cannot be read; ``hint`` says what to
+    do then, unless it is there for others alone)."""
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as exc:
+        if isinstance(exc, PermissionError):
+            hint = f"it is read as user {os.geteuid()}: chown {os.geteuid()} {path}"
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise ConfigError(f"cannot read the token file {path}: {why}", hint=hint) from exc
+
+
+def parse_json(
+    data: str | bytes, once: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """Return what a JSON text says; bytes are UTF-8. ``once`` makes an object of its pairs.
+
+    A ValueError in words for what is none, and for what is nested more than 200 deep.
+    """
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError(_DEEP) from None
+    level = [value] if text.count("[") + text.count("{") > _DEEPEST else []
+    for _ in range(_DEEPEST):
+        inside = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for some in inside for v in some if isinstance(v, (dict, list))]
+    if level:
+        raise ValueError(_DEEP)
+    return value
 
 
 def environment(**more: str) -> dict[str, str]:

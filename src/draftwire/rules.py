@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+from draftwire.io import parse_json
+
 _LONGEST = 4096  # characters of a word or a name
 
 
@@ -183,7 +185,7 @@ def schema(value: object) -> str:
     compact = (",", ":")
     try:
         if isinstance(value, str):
-            value = {"type": "object"} if value == "object" else json.loads(value)
+            value = {"type": "object"} if value == "object" else parse_json(value)
         if not isinstance(value, (Mapping, bool)):
             raise ValueError
         whole = dict(value) if isinstance(value, Mapping) else value

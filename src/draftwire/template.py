@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from draftwire.errors import ConfigError, PackageError
-from draftwire.io import read_text, version_tuple
+from draftwire.io import parse_json, read_text, version_tuple
 from draftwire.rules import is_text
 
 TEMPLATE, TOOL_TEMPLATE = "chat_template.jinja", "chat_template.tool_use.jinja"
@@ -386,7 +386,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(read_text(path, _MAX_BYTES, _WHAT))
-    except (ValueError, RecursionError) as exc:
+        found = parse_json(read_text(path, _MAX_BYTES, _WHAT))
+    except ValueError as exc:
         raise PackageError(f"{path} is not JSON") from exc
     return found if isinstance(found, dict) else {}

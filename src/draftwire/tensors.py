@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Mapping, MutableMapping
 import numpy as np
 
 from draftwire.errors import PackageError
-from draftwire.io import replacing
+from draftwire.io import parse_json, replacing
 
 if TYPE_CHECKING:
     from draftwire.packages import TargetPackage
@@ -108,8 +108,8 @@ class TensorFile:
             return found
 
         try:
-            entries = json.loads(text.decode("utf-8"), object_pairs_hook=once)
-        except (ValueError, RecursionError) as exc:
+            entries = parse_json(text, once)
+        except ValueError as exc:
             raise self._broken("has a header that is not JSON") from exc
         if not isinstance(entries, dict):
             raise self._broken("has a header that is no object")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, Sequence
 
 from draftwire.errors import ConfigError, PackageError
-from draftwire.io import read_text
+from draftwire.io import parse_json, read_text
 
 MAX_TOKENIZER = 64 << 20  # bytes; the largest published ones have about 35 MB
 
@@ -168,7 +167,7 @@ def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
     while words and words[-1][1].lower() in _PAD_WORDS:
         del words[-1]
     known = {i for i, _ in words}
-    added = json.loads(text).get("added_tokens") or ()
+    added = parse_json(text).get("added_tokens") or ()
     special = {int(entry["id"]) for entry in added if entry.get("special")}
     lists = [tokenizer.encode(probe, parse_special=True) for probe in PROBES]
     lines = [" ".join(map(str, ids)) for ids in (*lists, sorted(special & known))]

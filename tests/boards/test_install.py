@@ -193,6 +193,31 @@ def test_a_python_that_is_not_there_is_named(tmp_path, capsys):
     assert "for Python 3.77, found here:" in capsys.readouterr().err
 
 
+def test_another_python_is_taken_for_a_version_that_is_there(pair, tmp_path, capsys):
+    prefix, odd = tmp_path / "opt", tmp_path / "an odd ü" / "python3"
+
+    def again(python, *more):
+        said = [str(python) if w == sys.executable else w for w in words(pair[0], prefix)]
+        return run([w for w in [*said, *more] if w != "-q"])
+
+    assert again(sys.executable) == 0
+    command = prefix / "current" / "bin" / "draftwire"
+    before = command.read_bytes()
+    odd.parent.mkdir()
+    odd.write_text("#!/bin/sh\nexit 9\n")
+    odd.chmod(0o755)
+    assert again(odd) == 3 and command.read_bytes() == before  # it does not run there
+    odd.write_text(f'#!/bin/sh\necho "$0" >&2\nexec "{sys.executable}" "$@"\n')
+    assert again(odd, "--dry-run") == 0 and command.read_bytes() == before
+    assert again(odd) == 0 and "from now on" in capsys.readouterr().out
+    assert works(prefix) == "one" and command.stat().st_mode & 0o777 == 0o755
+    done = subprocess.run([command], stderr=subprocess.PIPE, check=True)
+    assert done.stderr.decode() == f"{odd}\n"
+    assert again("bin/python3") == 2  # it would be looked for from wherever one stands
+    shutil.rmtree(prefix)
+    assert again(odd) == 0 and works(prefix) == "one"
+
+
 def test_two_installations_at_once_are_one_too_many(pair, tmp_path, capsys):
     import fcntl
 

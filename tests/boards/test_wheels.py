@@ -161,14 +161,20 @@ def test_code_that_wants_more_than_its_tag_says(tmp_path, symbol, complaint):
         ),
         ("/usr/bin/python3: No module named pip", "has no pip"),
         ("ERROR: something else", "pip failed: ERROR: something else"),
+        (
+            "ERROR: Exception:\nTraceback (most recent call last):\n  File ...\n"
+            "OSError: [Errno 28] No space left on device: 'a' -> 'b'\n",
+            "pip failed: OSError: .* No space left on device",
+        ),
     ],
 )
 def test_pips_complaints_in_our_words(tmp_path, monkeypatch, stderr, complaint):
     done = subprocess.CompletedProcess([], 1, b"", stderr.encode())
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     wanted = wanted_wheels("aarch64", "3.10", engines=["onnxruntime"])
-    with pytest.raises((BoardError, ConfigError), match=complaint):
+    with pytest.raises((BoardError, ConfigError), match=complaint) as found:
         resolve_wheels(wanted, R36, "aarch64", cache=tmp_path)
+    assert ("make room" in found.value.hint) == ("No space" in stderr)
 
 
 def test_the_second_bundle_needs_no_network(tmp_path, monkeypatch):

@@ -197,6 +197,17 @@ def test_the_dockerfile_has_no_lint():
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_the_token_file_is_given_to_the_images_user():
+    """`draftwire verifier token` makes it for its maker alone; a mount keeps the owner."""
+    (user,) = (rest for word, rest in dockerfile() if word == "USER")
+    for name in ("Dockerfile", "compose.yaml"):
+        made, given = re.search(
+            r"verifier token --out (\S+)[\s#&]+sudo chown (\d+ \S+)",
+            (DEPLOY / name).read_text(),
+        ).groups()
+        assert given == f"{user} {made}"
+
+
 def test_what_the_image_copies_is_what_the_wheel_is_made_of():
     kept = re.findall(r"^!(\S+)", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.M)
     folders = re.search(r"FOLDERS = \(([^)]*)\)", (ROOT / "setup.py").read_text())[1]

@@ -93,6 +93,16 @@ def test_record_returns_the_code_of_the_command(tmp_path, capsys):
         run(*words, tmp_path / "empty", *fails)
 
 
+def test_a_program_that_is_not_there_is_said_before_anything_is_measured(tmp_path):
+    words = ("record", "--baseline", "1h", "--root", tree(tmp_path / "board"), "--out")
+    with pytest.raises(ConfigError, match="no program 'nosuch'"):
+        run(*words, tmp_path / "a.jsonl", "--", "nosuch", "words")
+    assert not (tmp_path / "a.jsonl").exists()
+    with pytest.raises(ConfigError, match="cannot write .*: No such file") as found:
+        run("record", *words[3:], tmp_path / "gone" / "a.jsonl", "--", "true")
+    assert found.value.hint and "Errno" not in str(found.value)
+
+
 def test_a_cut_recording_is_still_worth_something(tmp_path):
     path = write_recording(tmp_path / "run.jsonl", [5.0, 5.04] * 50, close=False)
     path.write_bytes(path.read_bytes()[:-20] + b"\xff\xfe")
@@ -169,6 +179,15 @@ def test_report_of_run_reports(tmp_path, capsys):
         for words in ((path,), ("--import", path)):
             with pytest.raises(ConfigError, match="no run report"):
                 run("report", *words)
+
+
+@pytest.mark.parametrize(
+    "words", "--out a --html a --plot a.png --trace a --format=csv".split(" --")
+)
+def test_an_examination_writes_no_files(words, capsys):
+    words = f"--{words.lstrip('-')}".split()
+    assert main(["energy", "report", "--import", "meter.csv", *words]) == 2
+    assert "does not go with --import" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-5"])

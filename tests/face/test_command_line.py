@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from places import ROOT
@@ -20,7 +21,7 @@ import draftwire
 from draftwire import errors
 from draftwire.cli import COMMANDS, MOVED, main, whole_parser
 from draftwire.cli.completion import words_of
-from draftwire.io import environment, run_async
+from draftwire.io import environment, parse_json, read_token_text, run_async
 from draftwire.options import GROUPS, OPTIONS, options_of
 
 
@@ -105,6 +106,26 @@ def test_a_bug_is_exit_code_1_without_a_traceback(played, capsys):
     assert "ZeroDivisionError" in err and "--debug" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("onnx.helper", "'draftwire[export]'"),
+        ("ai_edge_litert", "'draftwire[tflite]'"),
+        ("nosuch", "nosuch"),
+    ],
+)
+def test_a_library_that_is_missing_is_no_bug_of_ours(
+    name, wanted, played, capsys, monkeypatch
+):
+    lines = ["ai-edge-litert>=2; extra == 'tflite'", 'onnx>=1.16; extra == "export"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda package: lines)
+    played.failure = ModuleNotFoundError("No module", name=name)
+    assert main(played.words()) == 2
+    said = capsys.readouterr().err.splitlines()
+    what = f"this needs {name.split('.')[0]}, which is not installed"
+    assert said == [f"draftwire: error: {what}", f"hint: pip install {wanted}"]
+
+
 @pytest.mark.parametrize("place", [0, 2, 10])
 def test_debug_shows_the_traceback(place, played):
     played.failure = errors.ModelError("it broke")
@@ -171,31 +192,33 @@ IMPORTED = """\
 import os, signal, sys
 sys.path.remove(os.path.dirname(__file__))
 def press():
-    os.kill(os.getpid(), signal.SIGINT)
-    os.getpid()
+    for _ in range({0} // signal.SIGTERM + 1):  # timeout(1) sends it twice
+        os.kill(os.getpid(), {0})
+        os.getpid()
 class Deaf:
     def __del__(self):
         press()
-{}
+{1}
 del sys.modules[__name__]
-import {}
+import {2}
 """
 SWALLOWED = """\
 try:
     press()
-except KeyboardInterrupt:
+except BaseException:
     raise ImportError("as libraries in C have it")
 """
 
 
 @pytest.mark.parametrize("pressed", [SWALLOWED, "Deaf()"], ids=["swallowed", "deaf"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("library", ["gettext", "numpy", "onnxruntime"])
-def test_ctrl_c_in_an_import_is_quiet(library, pressed, tmp_path):
+def test_a_signal_in_an_import_is_quiet(library, number, pressed, tmp_path):
     """It comes while the first words are read, before a session, and under one."""
-    (tmp_path / f"{library}.py").write_text(IMPORTED.format(pressed, library))
+    (tmp_path / f"{library}.py").write_text(IMPORTED.format(int(number), pressed, library))
     path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
     done = run("generate", "Once", "--verifier", "ws://127.0.0.1:1", PYTHONPATH=path)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 def test_ctrl_c_cancels_what_runs_in_a_loop():
@@ -305,6 +328,41 @@ def test_each_flag_says_what_it_takes_and_does():
     assert not wrong
 
 
+def test_a_token_file_of_another_user_is_no_reason_to_make_one(tmp_path, monkeypatch):
+    with pytest.raises(errors.ConfigError, match="No such file") as found:
+        read_token_text(tmp_path / "tokens", "make one")
+    assert found.value.hint == "make one" and "Errno" not in str(found.value)
+
+    def refuse(path, **named):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(errors.ConfigError, match="tokens: Permission denied") as found:
+        read_token_text(Path("tokens"), "make one")
+    assert found.value.hint.endswith(f"chown {os.geteuid()} tokens")
+
+
+@pytest.mark.parametrize("depth, fits", [(200, True), (201, False), (100_000, False)])
+def test_one_reader_of_json_counts_how_deep_it_goes(depth, fits):
+    text = "[" * depth + "]" * depth
+    if fits:
+        assert parse_json(text) == parse_json("\ufeff".encode() + text.encode())
+        assert parse_json(f'["{2 * text}", {900 * "[],"} 0]')[0] == 2 * text
+    else:
+        with pytest.raises(ValueError, match="nested more than 200 deep"):
+            parse_json(text)
+
+
+UNREADABLE = {
+    "endless": b"[" * 100_000,
+    "deep": b'{"a":' * 300 + b"0" + b"}" * 300,
+    "cut": b'{"schema": "draftwire.run/1", "te',
+    "latin": b'{"schema": "\xe9"}',
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize(
     "words",
     [
@@ -316,16 +374,18 @@ def test_each_flag_says_what_it_takes_and_does():
         ["chat", "--verifier", "ws://127.0.0.1:1", "--tools"],
         ["bench", "device", "--tune", str(ROOT / "tests/fixtures/tiny.draft"), "--times"],
         ["bench", "simulate", "--replay"],
+        ["bench", "simulate", "--text"],
     ],
     ids=" ".join,
 )
-def test_what_is_nested_without_end_is_no_bug_of_ours(words, tmp_path, capsys):
-    deep = tmp_path / "deep.json"
-    deep.write_text("[" * 100_000)
+def test_a_file_of_unreadable_json_is_a_sentence(words, kind, tmp_path, capsys):
+    file = tmp_path / "given.json"
+    file.write_bytes(UNREADABLE[kind])
     *words, last = words
-    words += [last + str(deep)] if last.endswith(":") else [last, str(deep)]
+    words += [last + str(file)] if last.endswith(":") else [last, str(file)]
     assert main(words) == 2
-    assert "bug" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bug" not in said and "Traceback" not in said and len(said) < 700
 
 
 @pytest.mark.parametrize(

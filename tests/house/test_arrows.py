@@ -157,6 +157,23 @@ def test_a_device_room_names_no_heavy_library():
     assert not offenders(DEVICE, lambda found: top(found) in HEAVY)
 
 
+# What reads JSON by itself: the installer, which is one script; our own children's lines.
+OWN_JSON = {"boards/install/archive.py", "boards/install/steps.py", "runtime/text.py"}
+OWN_JSON |= {"bench/child.py", "bench/device.py", "bench/device_child.py"}
+OWN_JSON |= {"boards/ship/bundle.py", "export/graphs/optimum_child.py"}
+
+
+def test_json_from_outside_has_one_reader():
+    wrong = {
+        str(path.relative_to(ROOT))
+        for room in rooms()
+        for path in files(room)
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"json\.loads?\((?!json\.dumps)", line) and path.name != "io.py"
+    }
+    assert wrong == OWN_JSON  # the others: draftwire.io.parse_json
+
+
 @pytest.mark.parametrize("room", DEVICE)
 def test_a_device_room_is_python_3_8(room):
     for path in files(room):

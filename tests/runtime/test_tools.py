@@ -172,6 +172,11 @@ def test_each_family_writes_calls_in_its_form(family, spelt):
         assert (guide.length == len(must_text)) is (choice == "auto")
 
 
+def test_arguments_that_go_deeper_and_deeper_are_no_call():
+    deep = ONE.replace(ARGUMENTS, f'{{"x":{"[" * 100_000}')
+    assert Calls.of(TOOLS, choice="auto").read(deep)[1] == []
+
+
 def test_no_tools_or_none_of_them_is_no_grammar():
     assert Calls.of([], "auto") is None and Calls.of(TOOLS, "none") is None
 

@@ -40,6 +40,7 @@ from draftwire.errors import (
     IncompatibleError,
     ModelError,
 )
+from draftwire.io import parse_json
 from draftwire.sampling import SamplingParams
 from draftwire.sampling.races import noise_of
 from draftwire.transport.answers import clean, retry_after
@@ -113,14 +114,14 @@ class Engine:
             wait_s = None
             try:
                 with self._web.open(request, timeout=self.timeout_s) as answer:
-                    return json.loads(answer.read(_ANSWER_BYTES))
+                    return parse_json(answer.read(_ANSWER_BYTES))
             except urllib.error.HTTPError as error:
                 said = clean(error.read(4096).decode("utf-8", "replace"))
                 why = f"{self.url} answers {error.code}: {said}"
                 if error.code not in (408, 425, 429, 500, 502, 503, 504):
                     raise ModelError(why) from None
                 wait_s = retry_after(dict(error.headers))
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise ModelError(
                     f"{self.url} answers no JSON: {clean(str(error))}"
                 ) from None
@@ -549,9 +550,9 @@ def _card(listed: Any, model: str, url: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_bytes())
     except OSError:
         return {}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ModelError(f"{path} is not JSON: {error}") from None
     return found if isinstance(found, dict) else {}

@@ -8,11 +8,11 @@ products more in every layer that it changes.
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.io import parse_json
 from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.tensors import read_header
 from draftwire.tokenizer import Tokenizer, first_token
@@ -51,8 +51,8 @@ class OfCheckpoint:
 def read_adapter(folder: Path) -> dict[str, Any]:
     """Return an adapter's configuration; a ModelError where it is damaged or of no LoRA."""
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = parse_json((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder / _CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(

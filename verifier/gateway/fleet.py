@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import hashlib
-import json
 import logging
 import math
 import secrets
@@ -17,6 +16,7 @@ from typing import Iterable, Sequence, Tuple
 from urllib.parse import urlsplit
 
 from draftwire.errors import ConfigError
+from draftwire.io import parse_json
 from draftwire.transport.dial import (
     KEY_BYTES,
     check_url,
@@ -242,8 +242,8 @@ class Fleet:
             except urllib.error.HTTPError as error:
                 answer = error  # it can be read as well
             with answer:
-                said = json.loads(answer.read(65536))
-        except (OSError, ValueError, RecursionError):
+                said = parse_json(answer.read(65536))
+        except (OSError, ValueError):
             return "down"
         status = said.get("status") if isinstance(said, dict) else None
         return str(status) if status in ("ok", "draining") else "down"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import urllib.error
 import urllib.request
 from contextlib import AsyncExitStack
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from draftwire.io import parse_json
 from draftwire.transport.bits import varint
 from draftwire.transport.codec import MAX_FRAME, MAX_STREAM, SUBPROTOCOL, Codec
 from draftwire.transport.dial import web
@@ -106,8 +106,8 @@ async def _health(kit: Kit, token: str | None) -> dict[str, Any]:
     status, body = await asyncio.get_running_loop().run_in_executor(None, fetch)
     expect(status == 200, f"/healthz answers {status}")
     try:
-        return dict(json.loads(body))
-    except (ValueError, TypeError, RecursionError):
+        return dict(parse_json(body))
+    except (ValueError, TypeError):
         raise Failed("/healthz answers without JSON") from None
 
 

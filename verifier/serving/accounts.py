@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError, RefusedError
-from draftwire.io import writing
+from draftwire.io import read_token_text, writing
 from draftwire.verifier.serving.limits import Rate, Refusal
 
 log = logging.getLogger("draftwire.verifier")
@@ -193,13 +193,7 @@ def read_accounts(path: Path) -> tuple[Account, ...]:
         ConfigError: It cannot be read, or a line is wrong.
     """
     hint = f"make one: draftwire verifier token --out {path}"
-    try:
-        mode = path.stat().st_mode
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the token file {path}: {error}", hint=hint
-        ) from error
+    lines = read_token_text(path, hint).splitlines()
     found: list[Account] = []
     for number, line in enumerate(lines, 1):
         line, where = line.split("#", 1)[0].strip(), f"{path}, line {number}"
@@ -214,7 +208,7 @@ def read_accounts(path: Path) -> tuple[Account, ...]:
         found.append(account)
     if not found:
         raise ConfigError(f"the token file {path} holds no token", hint=hint)
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         log.warning("other users can read the token file %s: chmod 600 %s", path, path)
     return tuple(found)
 

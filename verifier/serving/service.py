@@ -205,9 +205,10 @@ class VerifierService:
         try:
             doors = open_doors(host, port, self.lobby)
         except OSError as error:
+            flags = "--port or --host" if answer == self._before_upgrade else "--admin"
             raise ConfigError(
                 f"cannot listen on {host} port {port}: {error.strerror}",
-                hint="choose another --port (0 takes a free one) or --host",
+                hint=f"choose another {flags} (port 0 takes a free one)",
             ) from error
         intake = Intake(self.limits)
         for door in doors:

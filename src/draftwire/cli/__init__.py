@@ -157,8 +157,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(exc, OSError) and (exc.filename is not None or exc.errno in _OUTSIDE):
             what = f"{str(exc.filename or 'the system')[:200]}: {exc.strerror}"
             return _complain(words, ConfigError(what, hint="see --debug for where"))
+        name = exc.name if isinstance(exc, ModuleNotFoundError) else ""
+        if name and not name.startswith("draftwire"):
+            return _complain(words, _missing(name.split(".")[0]))
         bug = InternalError(f"this is a bug: {type(exc).__name__}: {exc}")
         return _complain(words, bug)
+
+
+def _missing(name: str) -> ConfigError:
+    """Say which library is not installed, and what of ours brings it."""
+    from importlib import metadata
+
+    try:
+        lines = metadata.requires("draftwire") or []
+    except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        lines = []
+    pattern = name.replace("_", "[-_]") + r"\b.*extra == .([\w-]+)"
+    brings = (re.match(pattern, line) for line in lines)
+    wanted = next((f"'draftwire[{found[1]}]'" for found in brings if found), name)
+    what = f"this needs {name}, which is not installed"
+    return ConfigError(what, hint=f"pip install {wanted}")
 
 
 def _drop_stdout() -> None:

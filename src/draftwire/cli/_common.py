@@ -16,7 +16,7 @@ from typing import IO, Any, Callable, Mapping, Sequence, TypeVar
 
 from draftwire import tracing
 from draftwire.errors import ConfigError, DraftwireError, OutputError
-from draftwire.io import replacing
+from draftwire.io import read_token_text, replacing
 from draftwire.options import Options, options_of
 from draftwire.settings import Value, resolve
 
@@ -107,11 +107,8 @@ def session_options(values: Mapping[str, Value]) -> dict[str, Any]:
 def read_token(path: Path, hint: str = "") -> str:
     """Return the bearer token in ``path`` (ConfigError: the file is missing, empty or holds
     more than one word; ``hint`` says what to do then)."""
-    try:
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        hint = hint or "it holds the one line that the verifier's --token-file holds"
-        raise ConfigError(f"cannot read the token file {path}: {exc}", hint=hint) from exc
+    holds = "it holds the one line that the verifier's --token-file holds"
+    token = read_token_text(path, hint or holds).strip()
     if len(token.split()) != 1:
         message = f"the token file {path} must hold one line with one token"
         raise ConfigError(message, hint=hint or "copy the verifier's token file")

@@ -24,12 +24,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
-from draftwire.io import parse_seconds
+from draftwire.io import parse_json, parse_seconds
 from draftwire.options import OPTIONS, Option, Options, options_of
 from draftwire.rules import Rule, number, whole
 
@@ -116,8 +115,8 @@ def _address(text: str) -> tuple[str, int]:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator
 from draftwire.cli import _common
 from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError, DraftwireError
+from draftwire.io import parse_json
 from draftwire.options import GROUPS, MAX_TOKENS, check_prompt
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> None:
         options["max_new_tokens"] = MAX_TOKENS  # an answer ends by itself
     if args.tools is not None:
         try:
-            options["tools"] = json.loads(args.tools.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as exc:
+            options["tools"] = parse_json(args.tools.read_bytes())
+        except (OSError, ValueError) as exc:
             raise ConfigError(f"--tools: {args.tools} is no file of JSON: {exc}") from exc
         options["tool_choice"] = args.tool_choice or "auto"
     elif args.tool_choice:

@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _make(pair: Any, role: str, place: Path, args: argparse.Namespace) -> None:
-    from draftwire.export.onnx import export_onnx
+    if role == "draft":
+        from draftwire.export.onnx import export_onnx
     from draftwire.export.sources.inputs import checkpoint_folder
     from draftwire.export.sources.pairs import fetch
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Sequence
 from draftwire.cli._common import give_json
 from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.io import align
+from draftwire.io import align, parse_json
 
 if TYPE_CHECKING:
     from draftwire.runtime.report import Summary
@@ -103,8 +103,8 @@ def _is_log(name: str) -> bool:
 
     try:
         with open(name, "rb") as file:
-            first = json.loads(file.readline(1 << 16))
-    except (OSError, ValueError, RecursionError):
+            first = parse_json(file.readline(1 << 16))
+    except (OSError, ValueError):
         return False
     return isinstance(first, dict) and first.get("schema") == SCHEMA
 

@@ -7,12 +7,12 @@ own, ``exits``, outside the package's id; readers that know nothing of it skip i
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ModelError, PackageError
+from draftwire.io import parse_json
 from draftwire.packages.manifest import (
     DAMAGED,
     Fields,
@@ -114,9 +114,9 @@ def exits_of_header(
             hint="make the exits again: draftwire export exits",
         )
     try:
-        content = json.loads(metadata.get("exits", ""))
+        content = parse_json(metadata.get("exits", ""))
         rank = int(metadata.get("rank", ""))
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise PackageError(f"{where} says nothing of its exits", hint=DAMAGED) from exc
     return _exits(where, content, layers), rank
 

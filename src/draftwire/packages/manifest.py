@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping
 
 from draftwire.errors import PackageError
-from draftwire.io import read_text
+from draftwire.io import parse_json, read_text
 from draftwire.packages.seals import Seals, data_files
 
 MANIFESTS = {"draft": "draft.json", "target": "target.json"}
@@ -202,8 +202,8 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
         raise PackageError(f"{path.name} {said}, so it is no {kind} package", hint=hint)
     text = read_text(manifest, MAX_MANIFEST, "a manifest")
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as exc:
+        raw = parse_json(text)
+    except ValueError as exc:
         why = f"{path.name}/{manifest.name} is not JSON"
         raise PackageError(why, hint=DAMAGED) from exc
     if not isinstance(raw, dict):

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from draftwire.errors import PackageError
-from draftwire.io import cache_folder, replacing
+from draftwire.io import cache_folder, parse_json, replacing
 
 _CHUNK = 1 << 20
 # A file that was written just now may change again without moving its times.
@@ -52,7 +52,7 @@ class Seals:
         self._known: dict[str, list[object]] = {}
         self._changed = False
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            found = parse_json(self._path.read_bytes())
             self._known = found if isinstance(found, dict) else {}
         except (OSError, ValueError):
             pass

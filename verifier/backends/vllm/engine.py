@@ -24,6 +24,7 @@ import numpy as np
 
 from draftwire.clock import Clock, LoopClock
 from draftwire.errors import ConfigError, DraftwireError, IncompatibleError, ModelError
+from draftwire.io import parse_json
 from draftwire.packages import Exit
 from draftwire.sampling import SamplingParams
 from draftwire.tensors import write_tensors
@@ -97,7 +98,7 @@ def rank_of(folder: Path) -> int:
 
 def empty_adapter(base: Path, folder: Path) -> Path:
     """Write an adapter of zeros for a checkpoint into ``folder``, and return that."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = parse_json((base / "config.json").read_bytes())
     config = config.get("text_config", config)
     hidden = int(config["hidden_size"])
     heads = int(config["num_attention_heads"])

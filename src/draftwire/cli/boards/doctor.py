@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from email.utils import parsedate_to_datetime
@@ -18,7 +17,7 @@ from draftwire.boards.doctor import Report, examine
 from draftwire.cli import _common, boards
 from draftwire.cli._ask import Verifier, reason_of
 from draftwire.errors import ConfigError, DraftwireError, RefusedError, TransportError
-from draftwire.io import labelled, wrapped
+from draftwire.io import labelled, parse_json, wrapped
 from draftwire.packages import load_draft
 from draftwire.reference import draft_path
 from draftwire.runtime.greeting import hello_of
@@ -150,12 +149,12 @@ def _health(verifier: Verifier) -> list[Finding]:
         return [bad(f"{url} does not answer: {reason}", fix)]
     asked = health_url(url)
     try:
-        health = json.loads(answer.body)
+        health = parse_json(answer.body)
         # Without a token a verifier does not name them.
         served = health.get("targets", ())
         names = "".join(f"{t['name']} {t['version']}, " for t in served)[:-2]
         targets, status = clean(names, 1000), clean(str(health["status"]), 40)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return [
             bad(f"what answers at {asked} is no draftwire verifier", f"curl -i {asked}")
         ]

@@ -298,6 +298,12 @@ def report(args: argparse.Namespace) -> int:
     if args.imported:
         if len(args.files) > 1:
             raise ConfigError("--import examines one file", hint="leave the others out")
+        for name in ("format", "out", "plot", "html", "trace"):
+            if getattr(args, name):
+                hint = (
+                    "leave --import out to write a file; what it says goes to --json FILE"
+                )
+                raise ConfigError(f"--{name} does not go with --import", hint=hint)
         return _import(args, args.files[0])
     (rows,) = _load(args, args.files)
     form = args.format or ("json" if args.json is not None else "table")

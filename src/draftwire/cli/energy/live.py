@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import time
@@ -303,7 +304,11 @@ def sweep(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> list[str]:
     words: list[str] = args.words
-    return words[1:] if words[:1] == ["--"] else words
+    words = words[1:] if words[:1] == ["--"] else words
+    if words and shutil.which(words[0]) is None:  # said before anything is measured
+        hint = "after -- stands a program, and its arguments"
+        raise ConfigError(f"there is no program {words[0]!r} to run", hint=hint)
+    return words
 
 
 def _calibrate(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from draftwire.cli import INTERRUPTED, _common
 from draftwire.cli._ask import Verifier, gone
 from draftwire.errors import ConfigError, TransportError
-from draftwire.io import run_async
+from draftwire.io import parse_json, run_async
 from draftwire.packages import load_draft, load_tokenizer
 from draftwire.reference import draft_path, target_path
 from draftwire.sampling import NOISES, SamplingParams, make_proposer
@@ -59,12 +59,12 @@ def _health(args: argparse.Namespace, verifier: Verifier) -> int:
     except (OSError, ValueError) as error:
         raise gone(args.url, error) from error
     try:
-        health = json.loads(body)
+        health = parse_json(body)
         line = str(health["status"])
         if "targets" in health:  # who shows no token is not told
             targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
             line += f": {', '.join(targets)}; {health['sessions']} devices"
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         message = f"what answers at {args.url} is no draftwire verifier"
         raise TransportError(message) from error
     if _common.give_json(args, {"schema": HEALTH_SCHEMA, **health}):
