@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -242,6 +243,18 @@ def test_wrong_options_are_one_sentence(words, complaint, tmp_path, monkeypatch,
     assert main([*base, "--threads", "1", *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("draftwire: error: ") and complaint in lines[0], lines
+
+
+@pytest.mark.parametrize("flag", ["--port", "--admin"])
+def test_an_address_in_use_names_its_flag(flag, capsys):
+    words = ["verifier", "serve", "--port", "0", "--target", str(TINY), "--threads", "1"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        words += [flag, port if flag == "--port" else f"127.0.0.1:{port}"]
+        assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"port {port}: Address already in use" in said
+    assert f"hint: choose another {flag}" in said
 
 
 def test_a_readable_token_file_is_warned_about(tmp_path, caplog):
