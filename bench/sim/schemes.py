@@ -133,7 +133,7 @@ SCHEMES = _table(
     Scheme("pipesd", "pipesd", Mode.of(batch=2)),  # arXiv 2605.13319
     # As arXiv 2609.02514 compares with it.
     Scheme("dssd", _K, down_on_rejection="fp16", **_SENT),
-    # arXiv 2608.04974, one session: no others fill its waits.
+    # arXiv 2608.04974; with --gateway other sessions fill its waits.
     Scheme("asymspec", _K, down_on_rejection=64, **_SENT),
     # arXiv 2609.02514, after a summary.
     Scheme("acespec", _K, Mode.of(preempt="guess,outcomes"), up_bits_per_token=32),
