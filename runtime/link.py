@@ -307,7 +307,8 @@ class Link:
 
     def _look_into(self, *, behind: bool) -> None:
         """Ping where the channel would learn from it, while a stream goes on."""
-        if self._owing and self.channel.wants_ping(self._clock.now(), behind):
+        doubted = behind and self.channel.path.young
+        if (self._owing or doubted) and self.channel.wants_ping(self._clock.now(), behind):
             self._ping(behind=behind)
 
     def _ping(self, *, behind: bool = False) -> None:

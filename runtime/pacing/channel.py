@@ -145,11 +145,11 @@ class Channel:
             behind: It would go right behind another frame, and wait for that: such pings
                 and others take turns, because the two together tell the rate.
         """
-        if self._pings:
+        if len(self._pings) > (self.path.doubted and behind is not self._behind):
             return False
         racing = any(way.racing for way in self._ways.values())
         pause_s = _RACE_S if racing else _WAIT_S
-        if self.path.doubted:
+        if self.path.doubted or (behind and not self._behind and self.path.young):
             pause_s = _SOON_S
         elif behind is self._behind:
             pause_s *= 2
@@ -212,7 +212,11 @@ class Channel:
             network = wait - commit.queue_s - commit.compute_s
             # A block that found the model at work waited for longer than the verifier
             # says; pings say it better.
-            free = known is not None and way.answered_s <= mark.t_s + known
+            began_s = t_s - commit.queue_s - commit.compute_s
+            slack_s = 4 * (self.path.jitter_s or 0.0) + 0.25 * commit.compute_s
+            free = known is not None and (
+                way.answered_s <= max(mark.t_s + known, began_s - slack_s)
+            )
             if (last.alone or free) and not way.racing:
                 self.path.answered(t_s, mark, network)
             else:

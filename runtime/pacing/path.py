@@ -5,10 +5,13 @@ the queue that our own frames make there. An answer then says of each of them wh
 for everything else: the way up and down, and the answer's own bytes. At the right rate
 that rest is the same whatever the size of a frame and whatever stood in front of it; so
 serialisation, queueing and propagation are told apart by frames of two sizes, and a ping
-right behind a block is as good as that.
+right behind a block is as good as that. An answer that fits also says when its frame left
+each uplink, so that the queues behind it do not drift away from the true one.
 
 What was learned is given up when answers no longer fit it: three in a row, each sent after
-the one before was answered, are a new path and no accident. Evidence also expires.
+the one before was answered, are a new path and no accident. The queue is then imagined
+anew from the frame with which the change began, which is the one by which the misfits fit
+best; what came of an accident is left out. Evidence also expires.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ import numpy as np
 
 __all__ = ["Mark", "Path"]
 
-# Imagined uplinks: 1 kbit/s to 0.3 Gbit/s, each a tenth faster, and one without a rate.
-_RATES = 125.0 * 1.1 ** np.arange(134)
+# Imagined uplinks: 1 kbit/s to 0.3 Gbit/s, each 2 % faster, and one without a rate.
+_FINE = 1.02
+_RATES = 125.0 * _FINE ** np.arange(636)
 _COST = np.append(1.0 / _RATES, 0.0)  # seconds a byte
 _FREE = len(_COST) - 1
-_KEPT = 24  # answers
-_FRAMES = 512  # that may be looked at again
+_KEPT, _YOUNG = 24, 12  # answers
+_SINCE = 256  # frames and answers that may be looked at again
+_BEGAN = 32  # frames with which a change may have begun
 _EXPIRES_S = 20.0
 _STEP = 3  # answers in a row on one side: the path has changed
 _STALL_S = 0.18  # TCP sends again after at least 200 ms
@@ -69,9 +74,13 @@ class Path:
         self._known: deque[_Answer] = deque(maxlen=_KEPT)
         self._odd: list[_Answer] = []
         self._count = 0  # of the odd ones that do not share an accident
+        self._counted_s = 0.0  # when the last of these came
         self._free_s = np.full(len(_COST), -np.inf)  # when each uplink is free
-        self._frames: deque[Mark] = deque(maxlen=_FRAMES)
-        self._total = 0
+        # Since the frame of the last answer that fitted: what went up, and what had
+        # left by then, as when, and bytes behind it.
+        self._since: deque[tuple[Mark, float, int | None]] = deque(maxlen=_SINCE)
+        self._total = self._good = 0  # bytes: up to now, and to the last that fitted
+        self._rest = np.zeros(len(_COST))  # of each uplink
         self._uplink = _FREE  # the likeliest of them
         self._before: float | None = None  # the round trip before the last change
         self._rests: list[float] = []
@@ -94,6 +103,12 @@ class Path:
         return bool(self._odd) or len(self._known) < 4
 
     @property
+    def young(self) -> bool:
+        """True while the path may have changed, or has: frames behind others say much."""
+        changed = self._before is not None and len(self._known) < _YOUNG
+        return bool(self._odd) or changed
+
+    @property
     def rising(self) -> bool:
         """True while the last answer came later than was expected of it."""
         odd = self._odd[-1:]
@@ -102,7 +117,7 @@ class Path:
     def reset(self) -> None:
         """The connection is another one: its uplink is empty."""
         self._free_s[:] = -np.inf
-        self._frames.clear()
+        self._since.clear()
         self._odd, self._count = [], 0
 
     def sent(self, t_s: float, nbytes: int) -> Mark:
@@ -110,7 +125,7 @@ class Path:
         self._total += nbytes
         mark = Mark(t_s, nbytes, self._total, np.empty(len(_COST)))
         self._put(mark)
-        self._frames.append(mark)
+        self._since.append((mark, t_s, None))
         return mark
 
     def _put(self, mark: Mark) -> None:
@@ -144,19 +159,27 @@ class Path:
             self._settle()
             self._known.append(answer)
             self._fit(t_s)
+            if mark.total > self._good:
+                self._good = mark.total
+                while self._since and self._since[0][0].total <= mark.total:
+                    self._since.popleft()
+                # What it left of its trip says when it left each uplink.
+                self._replay(0, mark.t_s + trip_s - self._rest)
             return
         odd = self._odd
         if odd and (self.bare_s(odd[0].mark, odd[0].trip_s) > known_s) != (away > 0):
             self._settle()
-        self._count += not odd or mark.t_s >= odd[-1].t_s
+        if not odd or mark.t_s >= self._counted_s:
+            self._count, self._counted_s = self._count + 1, t_s
         odd.append(answer)
         if self._count == _STEP:
             self._change(t_s)
 
     def left(self, t_s: float, mark: Mark) -> None:
         """What was answered has left every uplink, however slow we imagine it."""
-        gone_s = t_s + (self._total - mark.total) * _COST
-        np.minimum(self._free_s, gone_s, out=self._free_s)
+        behind = self._total - mark.total
+        self._since.append((mark, t_s, behind))
+        np.minimum(self._free_s, t_s + behind * _COST, out=self._free_s)
 
     def _room(self) -> float:
         """Seconds by which an answer may miss what is expected of it."""
@@ -184,20 +207,35 @@ class Path:
 
     def _change(self, t_s: float) -> None:
         """The path is another one: only what was sent since that was seen speaks of it."""
-        first = self._odd[0]
+        odd, first = self._odd, self._odd[0]
         self._before = self.rtt_s
-        self._known.clear()
-        fresh = [a for a in self._odd if a.mark.t_s >= first.t_s]
+        fresh = [a for a in odd if a.mark.t_s >= first.t_s]
         most_s = float(np.median([a.trip_s for a in fresh])) + _STALL_S
+        self._known.clear()
         self._known.extend(a for a in fresh if a.trip_s <= most_s)
-        # What was imagined to queue before has no part in it.
-        self._free_s[:] = -np.inf
-        for mark in self._frames:
-            if mark.total >= first.mark.total:
-                self._put(mark)
+        # It changed with one of the frames since the last that fitted: the one by whose
+        # queue the odd answers fit best.
+        felt = [a for a in odd if a.trip_s <= 3 * (most_s - _STALL_S)]
+        sent = [n for n, (_, _, behind) in enumerate(self._since) if behind is None]
+        sent = [n for n in sent if self._since[n][0].total <= first.mark.total]
+
+        def off(start: int) -> float:
+            self._replay(start, -np.inf)
+            return float(self._misfit(felt)[0].min())
+
+        self._replay(min(sent[-_BEGAN:], key=off, default=len(self._since)), -np.inf)
         self._odd, self._count = [], 0
         self._late_share = 0.0
         self._fit(t_s)
+
+    def _replay(self, start: int, free_s: Any) -> None:
+        """Imagine the queue anew, from one of the frames that are remembered."""
+        self._free_s[:] = free_s
+        for mark, at_s, behind in list(self._since)[start:]:
+            if behind is None:
+                self._put(mark)
+            else:
+                np.minimum(self._free_s, at_s + behind * _COST, out=self._free_s)
 
     def _bytes(self, mark: Mark) -> float:
         """Return the bytes that left before ``mark`` did, and its own, at the rate."""
@@ -205,33 +243,54 @@ class Path:
             return 0.0
         return float(mark.queue_s[self._uplink]) / float(_COST[self._uplink])
 
+    def _misfit(self, answers: Any) -> Any:
+        """Return by how much answers miss each uplink, and what they leave of a trip."""
+        n = len(answers)
+        trips = np.array([answer.trip_s for answer in answers])
+        left = trips[:, None] - np.array([answer.mark.queue_s for answer in answers])
+        left.sort(axis=0)
+        rest = (left[n // 2] + left[(n - 1) // 2]) / 2
+        off = np.abs(left - rest).mean(axis=0)
+        if self._before is not None and n < _KEPT:
+            # Of two that fit alike: the one that leaves the way as long as it was.
+            off += _OLD / n * np.abs(rest - self._before)
+        off[left[0] < 0] = np.inf  # no frame is faster than its bytes
+        return off, rest
+
     def _fit(self, t_s: float) -> None:
         known = self._known
         while t_s - known[0].t_s > _EXPIRES_S:
             known.popleft()
-        trips = np.array([answer.trip_s for answer in known])
-        left = trips[:, None] - np.array([answer.mark.queue_s for answer in known])
-        rest = np.median(left, axis=0)
-        off = np.abs(left - rest).mean(axis=0)
-        if self._before is not None and len(known) < _KEPT:
-            # Of two that fit alike: the one that leaves the way as long as it was.
-            off += _OLD / len(known) * np.abs(rest - self._before)
-        off[left.min(axis=0) < 0] = np.inf  # no frame is faster than its bytes
-        best = int(off.argmin())
+        off, rest = self._misfit(known)
+        self._rest = rest
+        n, best = len(known), int(off.argmin())
+        if 4 <= n < _YOUNG:
+            # Of a new path: what still came of the accident that led to it.
+            miss = [abs(a.trip_s - a.mark.queue_s[best] - rest[best]) for a in known]
+            most_s = max(4 * float(np.median(miss)), min(0.2 * rest[best], 0.02), 1e-3)
+            if max(miss) > most_s:
+                del known[int(np.argmax(miss))]
+                self._fit(t_s)
+                return
+        # Old evidence keeps a rate that fits about as well as the best.
+        slack = 1.25 if n >= _YOUNG else 1.0
+        if off[self._uplink] <= slack * off[best] + _NOISE_S:
+            best = self._uplink  # frames of few kinds fit several rates alike
         self._uplink, self.byte_s = _FREE, 0.0
         if best != _FREE:
-            self._tell_rate(best, trips, np.array([a.mark.queue_s[best] for a in known]))
+            self._tell_rate(best)
         rests = [self.bare_s(answer.mark, answer.trip_s) for answer in known]
         self.rtt_s = max(0.0, float(np.median(rests)))
         self.jitter_s = float(np.mean(np.abs(np.array(rests) - self.rtt_s)))
-        if len(known) < 4:
+        if n < 4:
             self.jitter_s = max(self.jitter_s, self.rtt_s / 16)
         self._rests = rests
 
-    def _tell_rate(self, best: int, trips: Any, queues: Any) -> None:
+    def _tell_rate(self, best: int) -> None:
         """Take an uplink's rate from a line through all answers, if they tell one."""
-        n = len(trips)
-        nbytes = queues / _COST[best]
+        n, cost_s = len(self._known), float(_COST[best])
+        trips = np.array([answer.trip_s for answer in self._known])
+        nbytes = np.array([a.mark.queue_s[best] for a in self._known]) / cost_s
         spread = nbytes - nbytes.mean()
         sxx = float(spread @ spread)
         if n < _STEP or sxx <= 0:
@@ -240,5 +299,6 @@ class Path:
         rest = trips - trips.mean() - slope * spread
         error = np.sqrt((float(rest @ rest) / max(1, n - 2) + _NOISE_S**2) / sxx)
         sure = 4.0 + 8.0 / max(1, n - 2) ** 2  # few answers lie on a line by chance
-        if slope > sure * error and slope * float(nbytes.max()) <= float(trips.max()):
-            self._uplink, self.byte_s = best, slope
+        if slope > sure * error:
+            self._uplink = best
+            self.byte_s = min(max(slope, cost_s / _FINE), cost_s * _FINE)

@@ -69,6 +69,26 @@ def test_a_step_is_followed_within_a_few_rounds():
     assert channel.path.stalls <= 3
 
 
+def test_what_piled_up_before_a_change_was_seen_tells_the_rate():
+    """Pings of one size over a link that is slow from one frame on, in a busy queue."""
+    channel, free_s, t_s = Channel(), 0.0, 0.0
+    out = []
+    for n in range(40):
+        t_s = 0.1 * n
+        rate = 1e9 if n < 25 else 500.0
+        behind = n % 3 == 2  # behind a frame of the stream
+        if behind:
+            channel.sent(t_s, block(n, (1,)), 70)
+        channel.pinged(t_s, 62, behind)
+        for nbytes in [70] * behind + [62]:
+            free_s = max(free_s, t_s) + nbytes / rate
+        out.append(free_s + 0.04)
+        while out and out[0] <= t_s + 0.1:
+            channel.ponged(out.pop(0))
+    assert channel.up_bytes_s == pytest.approx(500.0, rel=0.05)
+    assert channel.path.rtt_s == pytest.approx(0.04, rel=0.1)
+
+
 def test_a_lost_packet_is_a_stall_and_no_round_trip():
     channel = Channel()
 
@@ -105,7 +125,7 @@ def test_a_pipeline_is_matched_by_position():
     assert (found.drafted, found.in_flight) == (2, 2)
     assert found.network_s == pytest.approx(0.04)
     # Both others in one forward; the third block is rejected at its second token.
-    found = channel.received(1.14, Commit(0, 2, 7, compute_s=0.04))
+    found = channel.received(1.12, Commit(0, 2, 7, compute_s=0.04))
     assert (found.drafted, found.accepted, found.in_flight) == (4, 2, 0)
     assert found.network_s is None, "it waited behind the block before"
     channel.sent(1.15, block(6, (8,), epoch=1), 80)

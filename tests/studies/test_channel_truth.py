@@ -79,18 +79,22 @@ def test_what_cannot_be_told_is_not_told():
 @pytest.mark.parametrize("move", MOVES, ids=lambda move: move.name)
 def test_a_link_that_moves_is_found_out(move, mode):
     """Round trip within a tenth, rate within a fifth: in 2 s or eight verdicts."""
-    # Blocks that pile up on 10 kbit/s: on two texts of three only (docs/controllers.md).
-    piles_up = mode == "pipeline" and move.up_bit_s == 1e4
-    texts = [follow(move, mode, seed=seed) for seed in (TEXTS if piles_up else TEXTS[:1])]
-    assert sum(within(found, 2.0, 8) for found in texts) >= 2 / 3 * len(texts)
-    assert texts[0]["right"] > 0.5
+    # Where it is hard, on all texts. One of them draws back in the outage: nothing that
+    # could tell the rate comes back for 2.1 s (docs/controllers.md).
+    hard = move.up_bit_s in (1e4, 6.4e4)
+    seconds = 2.3 if mode == "pipeline" and move.up_bit_s == 6.4e4 else 2.0
+    for seed in TEXTS if hard else TEXTS[:1]:
+        found = follow(move, mode, seed=seed)
+        assert within(found, seconds, 8), (seed, found)
+        assert found["right"] > 0.9, (seed, found)
 
 
-@pytest.mark.parametrize("mode", ["wait", "race"])
+@pytest.mark.parametrize("mode", ["wait", "pipeline", "race"])
 def test_a_link_that_moves_and_trembles(mode):
     move = Move("both", "40ms/20mbit/jitter=2ms:uniform", 0.12, 3e4)
-    texts = [follow(move, mode, seed=seed) for seed in TEXTS]
-    assert sum(within(found, 4.0, 12) for found in texts) >= 2 / 3 * len(texts)
+    for seed in TEXTS:
+        found = follow(move, mode, seed=seed)
+        assert within(found, 2.0, 8), (seed, found)
 
 
 def test_lengths_follow_a_slow_uplink():
