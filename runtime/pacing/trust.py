@@ -58,8 +58,8 @@ class Seconds:
 
     @property
     def share(self) -> float:
-        """Tokens that they bring, of those that they should."""
-        return self._came / self._expected
+        """Tokens that they bring, of those that they should; half of these is luck."""
+        return min(1.0, 2.0 * self._came / self._expected)
 
     def sent(self, tokens: float) -> None:
         """Note what the leaves of a block should bring."""

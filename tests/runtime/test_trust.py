@@ -68,7 +68,7 @@ def test_second_choices_that_bring_less_than_they_should_are_left_out_for_a_whil
     for _ in range(40):
         seconds.sent(0.3)
         seconds.judged(False)
-    assert seconds.share < 0.25
+    assert seconds.share < 0.4
     for _ in range(40):
         seconds.sent(0.3)
         seconds.judged(True)
