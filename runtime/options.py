@@ -173,9 +173,9 @@ def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
 
 
 def mode_of(options: Pacing, *, near: bool = False) -> Mode:
-    """Return how a stream hides the network; ``near``: the verifier is on this machine, and
-    what is drafted meanwhile takes the target's time."""
-    frugal = near or options.objective == "cost"
+    """Return how a stream hides the network; ``near``: the verifier's address is one of
+    this machine."""
+    frugal = options.objective == "cost"
     return Mode.of(
         options.objective,
         options.pipeline,

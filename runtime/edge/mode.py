@@ -35,8 +35,8 @@ class Mode:
     # blocks
     batch: int = 0
     max_forwards: float = 1.0  # of the target for each token of text, with ``"auto"``
-    # both ends are one machine, where drafting takes the target's time: ``"auto"``
-    # begins by waiting
+    # the verifier's address is one of this machine: while the round trip is as short as
+    # that, drafting takes the target's time, and ``"auto"`` begins by waiting
     near: bool = False
 
     @classmethod

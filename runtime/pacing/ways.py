@@ -145,14 +145,19 @@ class Ways:
         self._settles_s = -1.0  # what comes until then was begun on another way
         self._last_s: float | None = None
 
-    def begin(self, *, near: bool = False) -> None:
-        """A stream begins: no text has come yet. ``near``: a race's drafts take the
-        target's time, so that waiting comes first."""
+    def begin(self) -> None:
+        """A stream begins: no text has come yet."""
         self._last_s = None
+
+    def where(self, *, near: bool) -> None:
+        """Note whether both ends are one machine, as far as is known now: a race's drafts
+        take the target's time there, so that waiting comes first."""
+        if near is bool(self._dear):
+            return
         self._dear = {RACE: _DEAR} if near else {}
-        if near and not any(clock.seen for clock in self._clocks.values()):
-            self.now = self._best = WAIT
-            self._clocks[RACE].prior = 1.0  # no model knows it
+        self._clocks[RACE].prior = 1.0 if near else _PRIOR  # what no model knows
+        if self._clocks[self.now].seen < _FIRST:
+            self.now = self._best = WAIT if near else RACE
 
     def modelled(self, gain: float, wait_s: float, forward_s: float) -> None:
         """Take in what a race should save, and a token take by waiting and alone."""

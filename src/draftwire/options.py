@@ -296,8 +296,8 @@ class Pacing(Options):
     pipeline                blocks in flight, at most
     preempt                 what is drafted meanwhile: off, or any of guess (the next
                             block), exits (what the target's early exits expect), outcomes
-                            (the likeliest other ones); by default all; guess with the
-                            objective cost, or a verifier on this machine
+                            (the likeliest other ones); by default all, and guess with
+                            the objective cost
     cut                     send a half-drafted block once nothing is in flight
     batch                   send pieces of so many tokens of a block; 0: whole blocks
     qs                      what scheme qs sends of a distribution: support=64 tokens at

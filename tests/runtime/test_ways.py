@@ -114,7 +114,7 @@ def test_the_ceiling_holds(most):
 def test_on_one_machine_waiting_comes_first_and_a_race_must_be_clearly_faster():
     def raced(race_s):
         ways = Ways()
-        ways.begin(near=True)
+        ways.where(near=True)
         assert ways.now == WAIT
         takes = {ALONE: 0.03, RACE: race_s, WAIT: 0.012}
         text = Text(ways, takes, gain=0.7, wait_s=0.012).write(2000)
