@@ -57,7 +57,7 @@ class StreamOptions(TypedDict, total=False):
     force: bool
     block: int | None
     controller: str | Controller | None
-    objective: str
+    objective: str | None
     max_forwards_per_token: float
     pipeline: int
     preempt: str | None
@@ -172,18 +172,16 @@ def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
     make_controller(words, max_watts=limits[0], max_joules_per_token=limits[1])
 
 
-def mode_of(options: Pacing, *, near: bool = False) -> Mode:
-    """Return how a stream hides the network; ``near``: the verifier's address is one of
-    this machine."""
-    frugal = options.objective == "cost"
+def mode_of(options: Pacing) -> Mode:
+    """Return how a stream hides the network; a ConfigError where that makes no sense."""
+    usual = "guess" if options.objective == "cost" else ",".join(PREEMPT)
     return Mode.of(
-        options.objective,
+        options.objective or "auto",
         options.pipeline,
-        options.preempt or ("guess" if frugal else ",".join(PREEMPT)),
+        options.preempt or usual,
         options.cut,
         options.batch,
         options.max_forwards_per_token,
-        near,
     )
 
 

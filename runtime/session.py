@@ -92,6 +92,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token"]
 
+# Seconds of a connection within one machine; a tunnel or an emulated link takes more.
+_LOCAL_S = 0.015
 _SAMPLES = Option("n", 1, whole(1, 64), "texts of one call")
 log = logging.getLogger("draftwire.session")
 # Who wants the log says so; Python would print warnings of one that nobody has set up.
@@ -392,8 +394,14 @@ class SessionBase(Generic[_S]):
         power = Power.pick(given)
         chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
         welcome, tokenizer = self.welcome, self._tokenizer
-        near = is_loopback(urlsplit(self._url).hostname or "")
-        mode = mode_of(pacing, near=near)
+        greeted_s = driver.link.greeted_s
+        near = greeted_s is not None and greeted_s < _LOCAL_S
+        near = near and is_loopback(urlsplit(self._url).hostname or "")
+        if (
+            near and pacing.objective is None
+        ):  # a race's drafts would take the target's time
+            pacing = dataclasses.replace(pacing, objective="cost")
+        mode = mode_of(pacing)
         params = params_of(sampling, welcome, mode, lambda text: tokenizer.encode(text))
         given_ids = chat.ids if prompt is chat else prompt
         ids = encode_prompt(given_ids, tokenizer, self._package.bos_id, welcome)

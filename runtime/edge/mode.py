@@ -35,9 +35,6 @@ class Mode:
     # blocks
     batch: int = 0
     max_forwards: float = 1.0  # of the target for each token of text, with ``"auto"``
-    # the verifier's address is one of this machine: while the round trip is as short as
-    # that, drafting takes the target's time, and ``"auto"`` begins by waiting
-    near: bool = False
 
     @classmethod
     def of(
@@ -48,11 +45,10 @@ class Mode:
         cut: bool = False,
         batch: int = 0,
         max_forwards: float = 1.0,
-        near: bool = False,
     ) -> Mode:
         """Return the mode of words as on the command line."""
         words = () if preempt == "off" else filter(None, map(str.strip, preempt.split(",")))
-        return cls(objective, pipeline, frozenset(words), cut, batch, max_forwards, near)
+        return cls(objective, pipeline, frozenset(words), cut, batch, max_forwards)
 
     @cached_property
     def racing(self) -> bool:

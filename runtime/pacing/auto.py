@@ -114,16 +114,10 @@ class Auto(Controller):
         elif self._thrifty:
             self._racing = may
         else:
-            self._ways.where(near=self._near)
             delay_s = self.costs.rtt_s + 2 * self.costs.forward_s
             way = self._ways.choose(self._now_s, delay_s, race=may, wait=True)
             self._racing = way is not WAIT
         return self._racing
-
-    @property
-    def _near(self) -> bool:
-        """What is drafted meanwhile takes the target's time, as far as is known."""
-        return self._mode.near and not self.costs.far
 
     @property
     def _alone(self) -> bool:
@@ -162,8 +156,7 @@ class Auto(Controller):
     @property
     def spare(self) -> bool:
         costs = self.costs
-        dear = self._thrifty or self._near
-        return not dear and self.governor.allows(costs.draft_s, costs.draft_w)
+        return not self._thrifty and self.governor.allows(costs.draft_s, costs.draft_w)
 
     def resolution(self) -> int:
         """Return a coarse lattice while bytes are dear; 0 leaves it to the scheme.

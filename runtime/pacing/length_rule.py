@@ -32,7 +32,6 @@ _DOUBTED = 6.0  # tokens that it counts as after a pause
 _FRAME = 75.0  # bytes of a block without drafts on the wire, before one was seen
 _TOKEN = 2.0  # bytes of a drafted token, likewise
 _LANE = 0.25  # of a step of the draft, a lane, likewise
-_LOCAL_S = 0.008  # a longer round trip leaves the machine, busy as that may be
 
 
 def best_ratio(
@@ -270,11 +269,6 @@ class Costs:
     def rtt_s(self) -> float:
         """Of the round trip."""
         return 0.050 if self._rtt is None else self._rtt
-
-    @property
-    def far(self) -> bool:
-        """Whether the round trip is known to be none within one machine."""
-        return self._rtt is not None and self._rtt > _LOCAL_S
 
     @property
     def byte_s(self) -> float:

@@ -18,7 +18,6 @@ ALONE, RACE, WAIT = "streaming alone", "a race with drafts", "waiting for blocks
 # waiting.
 _LEAD = {ALONE: 0.94, RACE: 0.94, WAIT: 0.85}
 _SURE = 0.99  # likewise, of a way that the clock knows
-_DEAR = 4 / 3  # a second of a race on the target's own processor: more forwards
 _BARE = 0.9  # of a race's forward: what it may take on its own, at best
 _STALL = 4.0  # times the usual pause between verdicts
 _READ = 1.25  # of the target's own time, with all that is around it
@@ -132,7 +131,6 @@ class Ways:
         self.now = RACE
         self.why = ""
         self._best = RACE  # of those that the clock knows
-        self._dear: dict[str, float] = {}  # what a second on a way counts, if not 1
         self._clocks = {
             ALONE: Clock(0.0),  # no model knows it as well as a few tokens do
             RACE: Clock(_PRIOR),
@@ -148,16 +146,6 @@ class Ways:
     def begin(self) -> None:
         """A stream begins: no text has come yet."""
         self._last_s = None
-
-    def where(self, *, near: bool) -> None:
-        """Note whether both ends are one machine, as far as is known now: a race's drafts
-        take the target's time there, so that waiting comes first."""
-        if near is bool(self._dear):
-            return
-        self._dear = {RACE: _DEAR} if near else {}
-        self._clocks[RACE].prior = 1.0 if near else _PRIOR  # what no model knows
-        if self._clocks[self.now].seen < _FIRST:
-            self.now = self._best = WAIT if near else RACE
 
     def modelled(self, gain: float, wait_s: float, forward_s: float) -> None:
         """Take in what a race should save, and a token take by waiting and alone."""
@@ -214,11 +202,7 @@ class Ways:
             wait: It may wait for blocks.
         """
         may = [ALONE, RACE] * race + [WAIT] * wait
-        here, dear = self.now, self._dear
-
-        def token_s(way: str) -> float:
-            return dear.get(way, 1.0) * self.token_s(way)
-
+        here, token_s = self.now, self.token_s
         if here in may and self._since < _FIRST:
             return here
         known = [way for way in may if self._clocks[way].seen >= _FIRST]
@@ -229,8 +213,7 @@ class Ways:
             best = self._best = first
         else:
             best = self._best
-        hopes = {way: dear.get(way, 1.0) * self._hope_s(way) for way in may}
-        hopes.pop(best, None)
+        hopes = {way: self._hope_s(way) for way in may if way is not best}
         worth = [way for way in hopes if hopes[way] < _LEAD[way] * token_s(best)]
         if here is not best:
             if here not in worth or self._credit <= 0.0:

@@ -290,7 +290,8 @@ class Pacing(Options):
                             auto:energy, auto:cost, fixed:K, flexspec, pipesd, qsv, ucb, or
                             off: the target alone
     objective               auto: the fastest as measured; cost: few forwards of the target;
-                            latency: a race
+                            latency: a race; by default auto, and cost with a verifier on
+                            this machine, where drafting takes the target's time
     max_forwards_per_token  what the objective auto may ask of the target: 1 is what it
                             takes alone
     pipeline                blocks in flight, at most
@@ -306,7 +307,9 @@ class Pacing(Options):
     """
     block: int | None = _option(None, rules.whole(1, 255))
     controller: str | None = _option(None, rules.CONTROLLER)
-    objective: str = _option("auto", rules.word("auto", "cost", "latency"), common=True)
+    objective: str | None = _option(
+        None, rules.word("auto", "cost", "latency"), common=True
+    )
     max_forwards_per_token: float = _option(1.0, rules.number(0, 1, above=True))
     pipeline: int = _option(1, rules.whole(1, 64))
     preempt: str | None = _option(None, rules.PREEMPT)

@@ -111,19 +111,6 @@ def test_the_ceiling_holds(most):
     assert all(Ceiling(1.0).races for _ in range(3))
 
 
-def test_on_one_machine_waiting_comes_first_and_a_race_must_be_clearly_faster():
-    def raced(race_s):
-        ways = Ways()
-        ways.where(near=True)
-        assert ways.now == WAIT
-        takes = {ALONE: 0.03, RACE: race_s, WAIT: 0.012}
-        text = Text(ways, takes, gain=0.7, wait_s=0.012).write(2000)
-        return text.spent[RACE] / sum(text.spent.values())
-
-    assert raced(0.011) < 0.06, "a little faster, for more forwards"
-    assert raced(0.007) > 0.9
-
-
 def test_what_a_race_should_gain():
     assert race_gain(0.9, 0.03, 0.02, 0.04) == 0.0, "a draft slower than the target"
     assert race_gain(0.85, 0.001, 0.003, 0.04) < 0.05, "a fast target far away"
