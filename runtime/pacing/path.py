@@ -259,7 +259,7 @@ class Path:
 
     def _fit(self, t_s: float) -> None:
         known = self._known
-        while t_s - known[0].t_s > _EXPIRES_S:
+        while len(known) > 1 and t_s - known[0].t_s > _EXPIRES_S:
             known.popleft()
         off, rest = self._misfit(known)
         self._rest = rest
