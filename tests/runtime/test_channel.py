@@ -3,9 +3,12 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.pacing.channel import Channel
+from draftwire.runtime.pacing.path import Path
 from draftwire.runtime.pacing.radio import parse_iw, parse_mmcli, read_radio
 from draftwire.transport.messages import (
     Block,
@@ -208,3 +211,24 @@ def test_a_missing_program_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="cannot run iw"):
         read_radio("iw")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0.001, 60.0), st.floats(0.001, 90.0), st.sampled_from((0, 40, 900))
+        ),
+        min_size=1,
+        max_size=60,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_no_answers_break_the_path_however_late_and_seldom(answers):
+    """Of a link of some kbit/s all answers may be older than what is kept."""
+    path, now = Path(), 0.0
+    for wait_s, trip_s, nbytes in answers:
+        now += wait_s
+        mark = path.sent(now, nbytes)
+        path.answered(now + trip_s, mark, trip_s)
+        assert path.rtt_s is not None and path.rtt_s >= 0 and path.byte_s >= 0
+        now = max(now, now + trip_s - 0.5)
