@@ -289,9 +289,8 @@ class Pacing(Options):
     controller              auto (measures the link, the drafts and the board, and decides),
                             auto:energy, auto:cost, fixed:K, flexspec, pipesd, qsv, ucb, or
                             off: the target alone
-    objective               auto: the fastest as measured; cost: few forwards of the target;
-                            latency: a race; by default auto, and cost with a verifier on
-                            this machine, where drafting takes the target's time
+    objective               auto: the fastest as measured; cost: few forwards, the default
+                            on one machine; latency: a race
     max_forwards_per_token  what the objective auto may ask of the target: 1 is what it
                             takes alone
     pipeline                blocks in flight, at most

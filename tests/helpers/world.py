@@ -97,8 +97,10 @@ ADDITIONS = {
     "hybrid": ("race", {}, {"beside": True}),
     "the default": (
         "auto",
-        {"pipeline": 1, "batch": 0, "cut": False, "max_forwards": 1.0}
-        | {"preempt": frozenset({"guess", "exits", "outcomes"})},
+        {
+            **{"pipeline": 1, "batch": 0, "cut": False, "max_forwards": 1.0},
+            "preempt": frozenset({"guess", "exits", "outcomes"}),
+        },
         {"holds": True, "leaves": 4, "lookup": 4, "beside": False},
     ),
 }
