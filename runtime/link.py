@@ -124,11 +124,6 @@ class Link:
         return self._phase is _Phase.FAILED
 
     @property
-    def greeted_s(self) -> float | None:
-        """Seconds that the last connection took, its greeting included, or None."""
-        return self._greeted_in
-
-    @property
     def silence_s(self) -> float:
         """Seconds that silence may last now."""
         if self._settings.silence_s is not None:

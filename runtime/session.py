@@ -92,8 +92,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token"]
 
-# Seconds of a connection within one machine; a tunnel or an emulated link takes more.
-_LOCAL_S = 0.015
 _SAMPLES = Option("n", 1, whole(1, 64), "texts of one call")
 log = logging.getLogger("draftwire.session")
 # Who wants the log says so; Python would print warnings of one that nobody has set up.
@@ -394,9 +392,7 @@ class SessionBase(Generic[_S]):
         power = Power.pick(given)
         chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
         welcome, tokenizer = self.welcome, self._tokenizer
-        greeted_s = driver.link.greeted_s
-        near = greeted_s is not None and greeted_s < _LOCAL_S
-        near = near and is_loopback(urlsplit(self._url).hostname or "")
+        near = is_loopback(urlsplit(self._url).hostname or "")
         if (
             near and pacing.objective is None
         ):  # a race's drafts would take the target's time

@@ -135,6 +135,8 @@ class Recorded:
                 return
             self._put(branch[at])
         refused = token is not None and self._put(_whole(token))
+        for more in says.get("further", []):  # behind a second choice, or looked up
+            refused |= self._put(_whole(more))
         cloud_s = float(says.get("queue_s", 0.0)) + float(says.get("compute_s", 0.0))
         self.verdicts += 1
         self.accepted += accepted

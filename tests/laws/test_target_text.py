@@ -188,7 +188,7 @@ AHEAD = {"pipeline": 3, "preempt": "guess,outcomes"}
 CONTROLLERS = (
     ("auto:cost", {"controller": "auto", "objective": "cost"}),
     ("fixed:4", {"objective": "cost"}),
-    ("auto", {}),
+    ("auto", {"objective": "auto"}),
     ("auto:energy", {"controller": "auto:energy", **AHEAD}),
     ("fixed:6", {"controller": "fixed:6", "pipeline": 2}),
 )
