@@ -63,7 +63,7 @@ _LIKELIER, _DEEP = 16.0, 8
 # where that draft is hardly of use, so likely for each part.
 _WORTH, _FLOOR = 4.0, 0.1
 # Tokens that a leaf should bring: where bytes count, and where only time does; its bytes.
-_LEAST, _LEAST_SOON, _LEAF_BYTES = 0.1, 0.002, 4
+_LEAST, _LEAST_SOON, _LEAF_BYTES = 0.2, 0.002, 4
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
 
