@@ -393,9 +393,7 @@ class SessionBase(Generic[_S]):
         chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
         welcome, tokenizer = self.welcome, self._tokenizer
         near = is_loopback(urlsplit(self._url).hostname or "")
-        if (
-            near and pacing.objective is None
-        ):  # a race's drafts would take the target's time
+        if near and pacing.objective is None:  # there drafting takes the target's time
             pacing = dataclasses.replace(pacing, objective="cost")
         mode = mode_of(pacing)
         params = params_of(sampling, welcome, mode, lambda text: tokenizer.encode(text))

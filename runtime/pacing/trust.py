@@ -10,10 +10,8 @@ from __future__ import annotations
 # exit speaks where the draft errs, and what is hard for the one is hard for the other.
 _PRIOR = (0.5, 1.0)
 _LEAST = 0.02  # of a probability
-_FIRST, _FADE = (
-    2.0,
-    0.01,
-)  # tokens that second choices brought before any; of them, a verdict
+_FIRST = 2.0  # tokens that second choices brought, and should have, before any were sent
+_FADE = 0.01  # of what is known of them, a verdict
 _MEMORY = 0.995  # of what a verdict said, a verdict later: targets are replaced
 
 
@@ -58,7 +56,8 @@ class Seconds:
 
     @property
     def share(self) -> float:
-        """Tokens that they bring, of those that they should; half of these is luck."""
+        """Of the tokens that they should bring, what counts as brought, 0 to 1: a shortfall
+        by half may be luck, and is none."""
         return min(1.0, 2.0 * self._came / self._expected)
 
     def sent(self, tokens: float) -> None:
