@@ -12,6 +12,8 @@ from draftwire.bench.sim.simulate import Plan, simulate
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.runtime.edge.rest import Hush, Rest
+from draftwire.runtime.pacing.auto import Auto
+from draftwire.runtime.pacing.governor import Governor
 
 
 def test_it_rests_longer_each_time_and_looks_again():
@@ -191,3 +193,27 @@ def test_the_default_is_as_fast_as_blocks_of_one_token_always(monkeypatch):
     plan, _ = blocks_of(monkeypatch, "auto", **facts)
     ours = simulate(replace(plan, scheme=scheme_named("ours")))
     assert simulate(plan).ms_per_token < 1.04 * ours.ms_per_token
+
+
+def test_outcomes_are_prepared_only_where_the_length_rule_has_something_to_spare():
+    class Poor(Auto):
+        spare = False
+
+    profile = find("agx-a100-qwen").replaced("assumed", "a test", text__acceptance=0.6)
+    plan = Plan(profile, scheme_named("ours-no-exits"), streams=1, tokens=150)
+
+    def made(rule):
+        found = simulate(replace(plan, controller=rule))
+        return sum(s.counts.outcomes for s in found.streams)
+
+    assert made(Auto()) > 0
+    assert made(Poor()) == 0
+
+
+def test_a_budget_that_is_used_up_has_nothing_to_spare():
+    rule = Auto(governor=Governor(max_watts=5.0))
+    rule.power({"draft": 40.0, "verify-wait": 4.0})
+    assert rule.spare
+    rule.governor.passed(1.0, 0, 4.0)
+    rule.drafted_in(8.0)
+    assert not rule.spare
