@@ -426,8 +426,7 @@ class Driver:
         if "prefix" in welcome.capabilities and not run.machine.committed:
             run.machine.held = self._known_of(run, welcome)
         run.wire, run.welcome, run.asked = number, welcome, False
-        leaves = "leaves" in welcome.capabilities
-        run.machine.limits(welcome.max_block, welcome.room, leaves=leaves)
+        run.machine.limits(welcome.max_block, welcome.room, welcome.capabilities)
         return True
 
     def _known_of(self, run: StreamRun, welcome: Welcome) -> int:

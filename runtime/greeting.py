@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("draftwire.session")
 _ALONE = 1 << 20  # context of a target that nobody has met
 _CAPABILITIES = (
-    *("resume", "exits", "prefix", "further", "leaves", "beside"),
+    *("resume", "exits", "prefix", "further", "leaves", "trees", "beside"),
     *("processors", "logprobs", "brief"),
 )
 _PARAMS = (

@@ -361,6 +361,8 @@ class Codec:
     def _remember(self, message: Message, stream: int) -> None:
         """Keep what the next brief frame may lean on."""
         if isinstance(message, Block):
+            if message.instead:
+                return  # beside the branch, which goes on where it was
             self._ends[stream] = message.epoch & 0xFF, message.base + len(message.tokens)
         elif isinstance(message, (Open, Resume)):
             self._ends[stream] = 0, 0

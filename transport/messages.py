@@ -142,6 +142,9 @@ class Block:
     correction: int | None = None  # id at ``base - 1`` that the device drew itself, or None
     race: bool = False  # go on decoding without waiting for the next block
     leaves: tuple[int, ...] = ()  # second choices for the first of ``tokens``
+    # where these stand behind another id than the branch has: how many positions before
+    # ``base`` that stands, and the id
+    instead: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,15 @@
 The device numbers its branches (the epoch) and begins a new one whenever it throws away
 drafts that it had sent. Both ends count alike, without asking: a branch dies once, when
 its tokens contradict the text.
+
+Beside a branch may wait *sides*: drafts behind another id at one of its places. Where the
+text takes that id there, the branch dies, and the next one begins with those drafts, at
+both ends, as if they had been sent in it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple, Sequence
 
 from draftwire.errors import ProtocolError
@@ -22,6 +27,8 @@ class Drafts(NamedTuple):
     forced: frozenset[int] = frozenset()  # places of forced ones
     # second choices for the first of ``tokens``; a drafted id itself is none
     leaves: Sequence[int] = ()
+    # other ids at places of ``tokens``, each with the drafts behind it
+    sides: Sequence[tuple[int, tuple[int, ...]]] = ()
 
 
 class Branch:
@@ -47,6 +54,9 @@ class Branch:
         self._ready_evidence = 0
         self._judging = 0  # tokens of this branch that the model works on
         self._judging_free = 0  # those among them that were sent
+        # Drafts behind other ids, by the position and the id that they stand behind.
+        self._sides: dict[tuple[int, int], list[int]] = {}
+        self._ended: tuple[int, int] | None = None  # where and by what the one before was
 
     @property
     def unjudged(self) -> int:
@@ -75,12 +85,51 @@ class Branch:
             self.clear()
             self.epoch = epoch
 
-    def kill(self) -> None:
-        """The branch contradicts the text: expect the next one."""
+    def kill(self, at: int = -1, token: int = -1) -> None:
+        """The branch contradicts the text, which has ``token`` at ``at``: the next begins,
+        with what was sent for that."""
+        behind = self._sides.get((at, token), [])
         self.turn((self.epoch + 1) & 0xFF)
+        self._ended = at, token
+        if behind:
+            self._put(Block(self.epoch, at + 1, tuple(behind)))
+
+    def heir(self, block: Block) -> Block:
+        """Return a block as one of the branch that it belongs to now: drafts beside the
+        branch before this one, behind the id that ended that, are this one's."""
+        back, token = block.instead or (0, 0)
+        last = (block.epoch + 1) & 0xFF == self.epoch
+        if last and block.instead and self._ended == (block.base - back, token):
+            return dataclasses.replace(block, epoch=self.epoch, instead=())
+        return block
+
+    def put_beside(self, block: Block, committed: int) -> None:
+        """Keep drafts behind another id than the branch has.
+
+        Raises:
+            ProtocolError: They leave a gap, repeat drafts, or are too much.
+        """
+        back, token = block.instead
+        at = block.base - back
+        if at < committed:
+            return  # the text has the branch's own id there
+        behind = self._sides.setdefault((at, token), [])
+        if at + 1 + len(behind) != block.base:
+            raise ProtocolError(
+                f"drafts beside the branch at {block.base}: {at + 1 + len(behind)} comes "
+                "next there"
+            )
+        beside = sum(map(len, self._sides.values())) + len(block.tokens)
+        if max(len(block.tokens), beside) > self._max_waiting:
+            raise ProtocolError(
+                f"{beside} drafted tokens wait beside the branch, the limit is "
+                f"{self._max_waiting}"
+            )
+        behind += block.tokens
 
     def clear(self) -> None:
         """Forget what waits; the branch keeps its number."""
+        self._sides, self._ended = {}, None
         self._cut(len(self._tokens))
         self._evidence = b""
         self._ready = self._ready_evidence = 0
@@ -103,8 +152,6 @@ class Branch:
             raise ProtocolError(
                 f"a block at {block.base} leaves a gap: {committed} comes next"
             )
-        else:
-            self._base = block.base
         waiting = self._judging_free + sum(self._free) + len(block.tokens)
         if len(block.tokens) > self._max_block:
             raise ProtocolError(
@@ -121,6 +168,11 @@ class Branch:
             raise ProtocolError(
                 f"{len(block.leaves)} second choices for {len(block.tokens)} drafts"
             )
+        self._put(block, path)
+
+    def _put(self, block: Block, path: Path | None = None) -> None:
+        if not (self._tokens or self._judging):
+            self._base = block.base
         ids = block.tokens if path is None else path.ids
         self._tokens += ids
         if path is None:
@@ -140,20 +192,23 @@ class Branch:
 
     def settle(self, text: Sequence[int], prompt: int) -> None:
         """Compare what waits with the text: what repeats it goes, what differs dies."""
-        if not self._tokens:
-            return
-        at = prompt + self._base
-        known = text[at : at + len(self._tokens)]
-        if not known:
-            return
-        # Evidence cannot be cut, so such a block is of use at the text's end only.
-        right, wrong = self.overtaken
-        if self._evidence or self._tokens[: len(known)] != list(known):
-            self.overtaken = right, wrong + 1
-            self.kill()
-            return
-        self.overtaken = right + len(known), wrong
-        self.strike(len(known))
+        known = text[prompt + self._base :][: len(self._tokens)]
+        if known:
+            same = 0
+            while same < len(known) and known[same] == self._tokens[same]:
+                same += 1
+            # Evidence cannot be cut, so such a block is of use at the text's end only.
+            right, wrong = self.overtaken
+            if self._evidence or same < len(known):
+                self.overtaken = right, wrong + 1
+                self.kill(self._base + same, known[same] if same < len(known) else -1)
+                self.settle(text, prompt)
+                return
+            self.overtaken = right + same, wrong
+            self.strike(same)
+        if self._sides:
+            length = len(text) - prompt
+            self._sides = {p: ids for p, ids in self._sides.items() if p[0] >= length}
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -173,7 +228,14 @@ class Branch:
                 n, rest = n - 1, rest + 1
         free = self._free[:n]
         forced = frozenset(i for i, drawn in enumerate(free) if not drawn)
-        taken = Drafts(self._tokens[:n], self._evidence[:m], forced, self._leaves[:n])
+        sides = [
+            (at - self._base, (token, *behind))
+            for (at, token), behind in self._sides.items()
+            if 0 <= at - self._base < n
+        ]
+        taken = Drafts(
+            self._tokens[:n], self._evidence[:m], forced, self._leaves[:n], sides
+        )
         self._cut(n)
         self._evidence = self._evidence[m:]
         self._ready, self._ready_evidence = rest, 0

@@ -134,6 +134,7 @@ def welcome_to(
         "further": True,
         "brief": True,
         "leaves": limits.leaves and getattr(backend, "leaves", False),
+        "trees": limits.leaves and getattr(backend, "leaves", False),
         "processors": ours,
         "logprobs": ours,
         "grammar": ours and served.grammars.offered,

@@ -8,7 +8,8 @@ whatever drafts have arrived and are judged by the same rule, so that the text i
 Second choices of the device (:class:`Leaves`): where the target rejects a draft, its own
 token is often the one that the device would have drafted otherwise. Such a token is a
 *leaf*: a row behind the drafts before it, that nothing else looks at. When it is the
-target's token, its row gives one more token.
+target's token, its row gives one more token. Drafts that the device made behind one stand
+behind it, a row each.
 
 Sources:
     Prompt lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding. Two
@@ -36,7 +37,8 @@ _ROW = 0.01  # a row costs so much of a forward until more is known
 _LEAST_SHARE = 0.1  # of a forward, one of a single row
 _WEIGHT = 4.0  # of that first guess, in squared rows
 
-Leaf = Tuple[int, int]  # its place among the drafts, and its id
+# A place among the drafts, the id that stands there instead, and the drafts behind that.
+Side = Tuple[int, Tuple[int, ...]]
 
 
 class Share:
@@ -132,31 +134,45 @@ class Leaves:
         return self._saved.value
 
     def choose(
-        self, drafts: Sequence[int], seconds: Sequence[int], price: float, room: int
-    ) -> tuple[Leaf, ...]:
-        """Return the leaves that gain more than they cost, in the order of their places.
+        self,
+        drafts: Sequence[int],
+        seconds: Sequence[int],
+        sides: Sequence[Side],
+        price: float,
+        room: int,
+    ) -> tuple[Side, ...]:
+        """Return the leaves that gain more than they cost, in the order of their places,
+        each with those of the drafts behind it that do.
 
         ``seconds`` are second choices for the first of ``drafts`` (a draft itself is none),
-        ``price`` the tokens that a row must gain, ``room`` the rows that there is room for.
+        ``sides`` have drafts behind other ids, ``price`` is what a row must gain, in
+        tokens, ``room`` the rows that there is room for.
         """
-        most, right = min(self._most, room), self._drafts.value
+        right = self._drafts.value
         chance = (1 - right) * self._leaves.value
-        found: list[Leaf] = []
+        if not self._most or chance < price:
+            return ()
+        ways = {(at, ids[0]): ids for at, ids in sides}
         for place, (draft, second) in enumerate(zip(drafts, seconds)):
-            if len(found) >= most or chance < price:
-                break
             if draft != second:
-                found.append((place, second))
-            chance *= right
+                ways.setdefault((place, second), (second,))
+        found: list[Side] = []
+        for (place, _), ids in sorted(ways.items())[: self._most]:
+            reach, count = chance * right**place, 0
+            while count < len(ids) and room and reach >= price:
+                count, room, reach = count + 1, room - 1, reach * right
+            if count:
+                found.append((place, ids[:count]))
         return tuple(found)
 
-    def judged(self, sent: int, right: int, token: int, leaves: Sequence[Leaf]) -> None:
-        """Learn from a verdict on ``sent`` drafts of the device and on ``leaves``.
+    def judged(self, sent: int, right: int, token: int, sides: Sequence[Side]) -> None:
+        """Learn from a verdict on ``sent`` drafts of the device and on ``sides``.
 
         ``right`` drafts, of whomever, were right, and ``token`` came behind them.
         """
         if not self._most:
             return
+        leaves = [(place, ids[0]) for place, ids in sides]
         self._drafts.add(min(right, sent), min(right + 1, sent))
         if right < sent:
             self._saved.add((right, token) in leaves, 1)

@@ -328,8 +328,9 @@ class Stream:
         self._work = work
         # What made it late was not patience: streaming would have waited as well.
         self._due_s = max(self._due_s, scheduler.clock.now())
-        leaves = tuple([work.first + place for place, _ in work.leaves])
-        return SlotInput(self.slot, work.start, work.tokens, work.rows, leaves)
+        behind = [(work.first + place, i) for place, ids in work.sides for i in range(len(ids))]
+        leaves, chains = tuple([at for at, _ in behind]), tuple([i for _, i in behind])
+        return SlotInput(self.slot, work.start, work.tokens, work.rows, leaves, chains)
 
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what the stream could expect of a later forward, in a race."""

@@ -57,7 +57,7 @@ from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.backends.streaming import Order, Push, Step
 from draftwire.verifier.beside import Beside, Drafting
 from draftwire.verifier.branch import Branch
-from draftwire.verifier.rows import ForwardPrice, Leaves, Lookup
+from draftwire.verifier.rows import ForwardPrice, Leaves, Lookup, Side
 from draftwire.verifier.states import TABLE, State
 from draftwire.verifier.tally import StreamCounts
 
@@ -83,14 +83,14 @@ class Work:
     epoch: int = 0  # branch that they belong to
     found: int = 0  # the last of those are the verifier's own guesses (:class:`Lookup`)
     forced: frozenset[int] = frozenset()  # places among them of those that a grammar forces
-    # behind all these, the device's second choices: place among the drafts and id of each.
-    # Each stands beside that draft, behind those before it.
-    leaves: tuple[tuple[int, int], ...] = ()
+    # behind all these, the device's second choices: the place among the drafts that each
+    # stands beside, behind those before it, its id, and those of drafts behind it
+    sides: tuple[Side, ...] = ()
 
     @property
     def first(self) -> int:
         """Index in ``tokens`` of the first draft."""
-        return len(self.tokens) - len(self.leaves) - self.drafted
+        return len(self.tokens) - sum(len(ids) for _, ids in self.sides) - self.drafted
 
     def sent(self, count: int) -> int:
         """Return how many of the first ``count`` drafts were sent, and not forced."""
@@ -110,8 +110,8 @@ class Verdict(NamedTuple):
     tail: tuple[int, ...] = ()  # ids that a grammar forces behind all that
     ended: bool = False  # nothing can follow those
     logprobs: Sequence[Pairs] = ()  # of each token decided, where they are wanted
-    # the token behind that of the decision, where that was a leaf; else -1
-    beyond: int = -1
+    # the tokens behind that of the decision, where that was a second choice
+    beyond: tuple[int, ...] = ()
 
 
 class TargetSession:
@@ -183,6 +183,7 @@ class TargetSession:
         self._pace = 1.0  # tokens a forward, lately
         by_token = free and isinstance(self._decider, ByToken) and grammar is None
         self.leaves = Leaves(leaves if by_token and "leaves" in has else 0)
+        self._trees = by_token and "trees" in has
         self.row_price = 0.0  # what a row of a forward costs, as a share of the forward
         self.widest = 64  # most tokens of a forward of a race, or with second choices
         self._wants = request.logprobs  # pairs for each new token
@@ -371,6 +372,9 @@ class TargetSession:
         if block.race and block.tokens:
             check_race(self._scheme)
         self.racing = block.race
+        block = branch.heir(block)
+        if block.instead and not branch.behind(block.epoch):
+            return self._put_beside(block)
         self._heard = max(self._heard, block.base + len(block.tokens))
         if branch.behind(block.epoch):
             return []
@@ -382,6 +386,14 @@ class TargetSession:
         self._step("< block")
         self._append(block)
         return self._release((0.0, 0.0), stepped=False)
+
+    def _put_beside(self, block: Block) -> list[Message]:
+        if not self._trees or len(block.instead) != 2 or block.instead[0] < 1:
+            raise ProtocolError("drafts beside the branch that cannot be")
+        self.branch.turn(block.epoch)
+        self._step("< block")
+        self.branch.put_beside(block, self._position)
+        return []
 
     def _take_correction(self, block: Block) -> list[Message]:
         if block.correction is None:
@@ -458,18 +470,19 @@ class TargetSession:
         judged = drafted + found
         ids = self._tokens[self.cached :] + judged
         spare = min(self._context - self.cached, self.widest) - len(ids)
-        leaves = self.leaves.choose(drafted, taken.leaves, price, spare)
+        sides = self.leaves.choose(drafted, taken.leaves, taken.sides, price, spare)
+        beside = [token for _, ways in sides for token in ways]
         self._work = Work(
             self.cached,
-            np.array(ids + [leaf for _, leaf in leaves], np.int64),
-            len(judged) + 1 + len(leaves),
+            np.array(ids + beside, np.int64),
+            len(judged) + 1 + len(beside),
             prefill=False,
             drafted=len(judged),
             evidence=taken.evidence,
             epoch=branch.epoch,
             found=len(found),
             forced=frozenset(i for i in taken.forced if i < len(drafted)),
-            leaves=leaves,
+            sides=sides,
         )
         return self._work
 
@@ -519,9 +532,7 @@ class TargetSession:
             tokens = [*work.drafts[: decision.accepted], decision.token]
             pairs = [self._pairs_of(r, t) for r, t in zip(logits, tokens) if t >= 0]
         if self._guide is None:
-            found = Verdict(decision, near_ties, logprobs=pairs)
-            leaf = decision.accepted, decision.token
-            return self._beyond(work, logits, found) if leaf in work.leaves else found
+            return self._beyond(work, logits, Verdict(decision, near_ties, logprobs=pairs))
         kept = work.drafts[: decision.accepted]
         path = self._guide.path(kept)
         if not all_kept or not (path.ids or path.ended):
@@ -533,17 +544,26 @@ class TargetSession:
         return Verdict(decision._replace(token=-1), near_ties, path.ids, path.ended, pairs)
 
     def _beyond(self, work: Work, logits: np.ndarray, found: Verdict) -> Verdict:
-        """Return the verdict with the token behind its leaf."""
-        leaf = found.decision.accepted, found.decision.token
-        path = [*work.drafts[: leaf[0]], leaf[1]]
-        n, at = work.drafted + 1 + work.leaves.index(leaf), _at(work) + len(path)
-        raw = logits[n, : self._vocab_size]
-        self._check_rows(raw[None], at)
-        row = self._behind(raw, path)
-        token = self._own(row, at)
-        pairs = [*found.logprobs, self._pairs_of(raw, token)] if self._wants else ()
-        near_ties = found.near_ties + self._near_tie(row, token, at)
-        return found._replace(near_ties=near_ties, logprobs=pairs, beyond=token)
+        """Return the verdict with the tokens behind its own, where that is a leaf."""
+        place, leaf = found.decision.accepted, found.decision.token
+        path, n = work.drafts[:place], work.drafted + 1
+        near_ties, pairs, beyond = found.near_ties, [*found.logprobs], []
+        for at, ids in work.sides:
+            token = leaf if at == place else -1
+            for row, draft in enumerate(ids, n):
+                if token != draft:
+                    break
+                path.append(draft)
+                raw = logits[row, : self._vocab_size]
+                self._check_rows(raw[None], _at(work) + len(path))
+                shaped = self._behind(raw, path)
+                token = self._own(shaped, _at(work) + len(path))
+                near_ties += self._near_tie(shaped, token, _at(work) + len(path))
+                beyond.append(token)
+                if self._wants:
+                    pairs.append(self._pairs_of(raw, token))
+            n += len(ids)
+        return found._replace(near_ties=near_ties, logprobs=pairs, beyond=tuple(beyond))
 
     def _pairs_of(self, row: np.ndarray, token: int) -> Pairs:
         """Return the log-probabilities of ``token`` and of the likeliest others."""
@@ -664,7 +684,7 @@ class TargetSession:
         self.counts.near_ties += verdict.near_ties
         drafted = work.drafts
         kept = drafted[: decision.accepted]
-        kept += [token for token in (decision.token, verdict.beyond) if token >= 0]
+        kept += [token for token in (decision.token, *verdict.beyond) if token >= 0]
         times, before = (queue_s, compute_s), len(self._tokens)
         self.counts.forwards += forwards
         commit = self._commit(work, verdict, kept, times)
@@ -702,16 +722,15 @@ class TargetSession:
             self._append_forced(verdict.tail, ended=verdict.ended)
         else:
             self._check_end()
-            # What a leaf has left in the cache stands at the wrong place: once more.
-            self._tail = int(len(kept) - right > 1)
+            # What leaves have left in the cache stands at the wrong place: once more.
+            self._tail = max(0, len(kept) - right - 1)
         self.cached = min(self.cached, len(self._tokens) - 1)
         owes = bool(decision.evidence) and held == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
         self._step("> commit", State.OWED if owes else ended)
         if work.epoch == self.epoch and (owes or decision.accepted < drafted):
-            self.branch.kill()
-        else:
-            self.branch.settle(self._tokens, self._prompt)
+            self.branch.kill(before - self._prompt + held, -1 if token is None else token)
+        self.branch.settle(self._tokens, self._prompt)
         said = (work.epoch, accepted, token, self.finish, *times)
         evidence = decision.evidence if owes else b""
         digest = b"" if owes else self._digest()
@@ -722,9 +741,9 @@ class TargetSession:
         """Note what a forward gave, and what became of words that cost no draft."""
         right, token = verdict.decision[:2]
         self._pace += 0.1 * (len(kept) - self._pace)
-        self.leaves.judged(work.drafted - work.found, right, token, work.leaves)
-        self.counts.leaves += len(work.leaves)
-        self.counts.leaves_right += verdict.beyond >= 0
+        self.leaves.judged(work.drafted - work.found, right, token, work.sides)
+        self.counts.leaves += sum(len(ids) for _, ids in work.sides)
+        self.counts.leaves_right += len(verdict.beyond)
         if self._lookup is None:
             return
         self._lookup.extend(kept)

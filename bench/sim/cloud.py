@@ -173,7 +173,9 @@ class TextBackend:
 
 def _rows(model: TextTarget, item: SlotInput) -> np.ndarray:
     """Return the rows of an input: of each leaf as of a text that ends with it."""
-    beside = [model.run(item.start + behind + 1, 1) for behind in item.leaves]
+    chains = item.chains or (0,) * len(item.leaves)
+    ends = [item.start + sum(one) + 1 for one in zip(item.leaves, chains)]
+    beside = [model.run(end, 1) for end in ends]
     rows = model.run(item.start + item.kept, item.rows - len(beside))
     return np.concatenate([rows, *beside]) if beside else rows
 

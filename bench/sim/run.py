@@ -377,6 +377,7 @@ class Device:
         )
         helps = plan.helps
         named = {"leaves": "leaves" in helps, "beside": "draft" in helps}
+        named["trees"] = "trees" in helps
         named["further"] = bool(helps & {"lookup", "leaves", "draft"})
         hello = Hello(
             "", "", bytes(32), b"", vocabulary,

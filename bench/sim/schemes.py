@@ -11,7 +11,7 @@ from draftwire.runtime.edge.mode import Mode
 
 _OURS = frozenset({"lookup", "patience"})
 _MINE = _OURS | {"leaves"}
-_ALL = _MINE | {"draft"}
+_ALL = _MINE | {"draft", "trees"}
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import Iterator, NamedTuple, Sequence
 
 from draftwire.errors import ProtocolError
 from draftwire.sampling import Proposal
+
+_ALL = 1 << 30  # more ids than any branch has
 
 
 def common(left: Sequence[int], right: Sequence[int]) -> int:
@@ -40,13 +42,51 @@ class _Sent:
     drawn: Sequence[int]  # places of the ids that were sent; the others are forced
 
 
+class _Branch:
+    """Ids that were sent in order, beyond the committed text, and those sent beside them."""
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens, self.forced = [*tokens], [False] * len(tokens)
+        # By the position and the id that they stand behind in place of the branch's own.
+        self.sides: dict[tuple[int, int], list[int]] = {}
+
+    def advance(self, kept: Sequence[int], committed: int, most: int) -> _Branch | None:
+        """The text, ``committed`` long, grows by ``kept``. Return None where the branch says
+        so too, and is not cut by more than ``most``; else the one that follows it."""
+        same = common(self.tokens, kept)
+        n = min(len(self.tokens), len(kept))
+        if same < n:
+            return _Branch(self.sides.get((committed + same, kept[same]), ()))
+        if n > most:
+            return _Branch()
+        del self.tokens[:n], self.forced[:n]
+        if self.sides:
+            length = committed + len(kept)
+            self.sides = {at: ids for at, ids in self.sides.items() if at[0] >= length}
+        return None
+
+
+def _heirs(
+    branch: _Branch, kept: Sequence[int], committed: int, most: int
+) -> Iterator[tuple[int, _Branch]]:
+    """Yield the branches that follow ``branch`` one after another as the text grows by
+    ``kept``, each with the position at which it begins."""
+    while (heir := branch.advance(kept, committed, most)) is not None:
+        gone = common(branch.tokens, kept) + 1
+        committed, kept = committed + gone, kept[gone:]
+        yield committed, heir
+        branch, most = heir, _ALL
+
+
 class InFlight:
     """The branch that the verifier has, and the blocks that made it.
 
     With ``whole`` blocks carry evidence and cannot be cut: a token that the verifier put in
     by itself ends the branch even where it equals the draft. ``epoch`` is the branch's
     number, ``tokens`` its ids beyond the committed text; ``leaves`` are second choices, by
-    the branch and the place in the sequence of the drafts that they stand beside.
+    the branch and the place in the sequence of the drafts that they stand beside; ``sides``
+    are drafts behind other ids, with which the next branch begins where the text takes
+    that id (PROTOCOL.md, 4.12).
     """
 
     def __init__(self, *, whole: bool) -> None:
@@ -56,17 +96,25 @@ class InFlight:
     def reset(self, epoch: int) -> None:
         """Nothing is on its way any more; the next block opens branch ``epoch``."""
         self.epoch = epoch
-        self.tokens: list[int] = []
-        self._forced: list[bool] = []  # of each of them
+        self._branch = _Branch()
         self._blocks: list[_Sent] = []
         self.leaves: dict[tuple[int, int], int] = {}
-        # Branches that may still be judged, likewise.
-        self._old: dict[int, tuple[list[int], list[bool]]] = {}
+        self._old: dict[int, _Branch] = {}  # those that may still be judged
+
+    @property
+    def tokens(self) -> list[int]:
+        """The branch's ids beyond the committed text."""
+        return self._branch.tokens
+
+    @property
+    def sides(self) -> dict[tuple[int, int], list[int]]:
+        """By a position of the branch and another id there, the drafts behind that."""
+        return self._branch.sides
 
     @property
     def sent(self) -> int:
         """How many of the branch's tokens were sent: all but those that are forced."""
-        return len(self._forced) - sum(self._forced)
+        return len(self._branch.forced) - sum(self._branch.forced)
 
     def blocks(self, committed: int) -> int:
         """Return how many blocks wait for a verdict behind so long a text."""
@@ -77,15 +125,17 @@ class InFlight:
 
     def turn(self) -> list[int]:
         """Begin a new branch; return the ids of the one that is given up."""
-        given_up = self.tokens
-        if given_up:
-            self._old[self.epoch] = given_up, self._forced
-            self._next()
-        return given_up
+        branch = self._branch
+        if branch.tokens:
+            self._old[self.epoch] = branch
+            # The next number may be that of a branch that the verifier has begun by itself.
+            for _ in range(1 + (len(branch.sides) > 0)):
+                self._next(_Branch())
+        return branch.tokens
 
-    def _next(self) -> None:
+    def _next(self, branch: _Branch) -> None:
         self.epoch = (self.epoch + 1) & 0xFF
-        self.tokens, self._forced = [], []
+        self._branch = branch
 
     def send(
         self, fresh: Sequence[Proposal], block: Sequence[Proposal], start: int | None
@@ -93,8 +143,8 @@ class InFlight:
         """Note a frame that goes out: its ``fresh`` drafts, with those that a grammar
         forces behind each, end the ``block`` so far, which begins at ``start``; None while
         more frames follow."""
-        self.tokens += [p.token for p in fresh]
-        self._forced += [p.forced for p in fresh]
+        self._branch.tokens += [p.token for p in fresh]
+        self._branch.forced += [p.forced for p in fresh]
         if start is not None:
             # A block without tokens asks for one.
             end = start + max(len(block), 1)
@@ -107,9 +157,9 @@ class InFlight:
 
     def marked(self, epoch: int) -> tuple[list[int], list[bool]]:
         """Return a branch's ids, and which of them are forced."""
-        if epoch == self.epoch:
-            return self.tokens, self._forced
-        return self._old.get(epoch, ([], []))
+        empty = _Branch()
+        branch = self._branch if epoch == self.epoch else self._old.get(epoch, empty)
+        return branch.tokens, branch.forced
 
     def reach(self, epoch: int, count: int) -> int:
         """Return how many ids of a branch stand once ``count`` sent ones are accepted; a
@@ -132,33 +182,32 @@ class InFlight:
         right, forced ones included. Return an entry for every block that has tokens judged
         by this."""
         branch = self.branch(epoch)
-        rejected = len(branch) > accepted and self._contradicts(branch, kept, accepted)
+        n, same = min(len(branch), len(kept)), common(branch, kept)
+        rejected = len(branch) > accepted and (same < n or n > self._most(accepted))
         judged = self._judge(epoch, committed, accepted, rejected)
         if epoch == self.epoch:
             self._old = {}
         for old in list(self._old):
-            ids, forced = self._old[old]
-            if self._contradicts(ids, kept, accepted if old == epoch else 0):
-                del self._old[old]
-            else:
-                del ids[: len(kept)], forced[: len(kept)]
-        if self._contradicts(self.tokens, kept, accepted if epoch == self.epoch else 0):
-            self._next()
-        else:
-            del self.tokens[: len(kept)], self._forced[: len(kept)]
+            most, number = self._most(accepted if old == epoch else 0), old
+            for _, heir in _heirs(self._old[old], kept, committed, most):
+                self._old.pop(number, None)
+                number = (number + 1) & 0xFF
+                if heir.tokens:
+                    self._old[number] = heir
+        most = self._most(accepted if epoch == self.epoch else 0)
+        for start, heir in _heirs(self._branch, kept, committed, most):
+            self._next(heir)
+            if n := len(heir.tokens):
+                self._blocks.append(_Sent(self.epoch, start, start + n, n, range(n)))
         length = committed + len(kept)
         alive = {self.epoch, *self._old}
         self._blocks = [b for b in self._blocks if b.epoch in alive and b.end > length]
         self.leaves = {at: leaf for at, leaf in self.leaves.items() if at[1] >= length}
         return judged
 
-    def _contradicts(
-        self, branch: Sequence[int], kept: Sequence[int], accepted: int
-    ) -> bool:
-        if self.whole and len(branch) > accepted and len(kept) > accepted:
-            return True
-        n = min(len(branch), len(kept))
-        return list(branch[:n]) != list(kept[:n])
+    def _most(self, accepted: int) -> int:
+        """Return how far text may cut a branch of which so many ids were accepted."""
+        return accepted if self.whole else _ALL
 
     def _judge(
         self, epoch: int, committed: int, accepted: int, rejected: bool

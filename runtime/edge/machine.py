@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Container, Sequence
 
 from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.actions import Action, Counts, Emit, Finished, Role, Send, Token
@@ -170,7 +170,7 @@ class EdgeSession:
         # Behind the text.
         self._guide = None if rules is None else rules.guide(len(self._prompt))
         self._max_block = self._max_waiting = 255
-        self._leaves = False
+        self._leaves = self._trees = False
         self._logprobs = spec.logprobs
         self._free = card_of(spec.params.scheme).any_draft  # drafts may come from anywhere
         # Without a bonus the next block of a pipeline need not guess it.
@@ -334,11 +334,14 @@ class EdgeSession:
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
 
-    def limits(self, max_block: int, max_waiting: int, *, leaves: bool = False) -> None:
-        """Note what the verifier bears: tokens of a block, and of all that wait; it judges
-        second choices too, or not."""
+    def limits(
+        self, max_block: int, max_waiting: int, also: Container[str] = ()
+    ) -> None:
+        """Note what the verifier bears: tokens of a block, and of all that wait; and what
+        it judges too: second choices (``"leaves"``), drafts behind them (``"trees"``)."""
         self._max_block, self._max_waiting = max_block, max_waiting
-        self._leaves = leaves and self._guide is None
+        self._leaves = "leaves" in also and self._guide is None
+        self._trees = "trees" in also and self._guide is None and self._free
 
     def engine(self, *, mine: bool) -> list[Action]:
         """Draft from now on, or leave the draft model to others."""
@@ -657,6 +660,8 @@ class EdgeSession:
         sent = self._dispatch(verdict)
         if sent:
             self._begin_block()
+        if self._trees and self._racing and self._told and self.more <= 0:
+            sent += self._send_sides()
         return [*sent, *self._steer()]
 
     def _begin_block(self) -> None:
@@ -780,6 +785,29 @@ class EdgeSession:
                 wire.leaves[wire.epoch, at] = leaf
         wire.send(fresh, block_so_far, None if more else before + first)
         return self._block(block)
+
+    def _send_sides(self) -> list[Action]:
+        """Send what was drafted behind other ids than those of the branch, if it may be
+        worth its bytes."""
+        wire, at = self._wire, len(self._committed)
+        actions: list[Action] = []
+        for line in self._lines.others:
+            i, ids = line.assumed, line.ids
+            if not 0 <= i < len(wire.tokens) or common(ids, wire.tokens) != i:
+                continue
+            known = wire.sides.get((at + i, ids[i]), [])
+            n = i + 1 + len(known)
+            fresh = line.proposals[n:]
+            room = self._max_waiting - sum(map(len, wire.sides.values()))
+            if not fresh or len(fresh) > room or ids[i + 1 : n] != known:
+                continue
+            wire.sides[at + i, ids[i]] = ids[i + 1 :]
+            self.counts.sides += len(fresh)
+            base, said = at - self._origin + n, tuple(ids[n:])
+            instead = len(known) + 1, ids[i]
+            block = Block(wire.epoch, base, said, race=self._streams, instead=instead)
+            actions.append(self._block(block))
+        return actions
 
     def _second_choices(self, sent: Sequence[Proposal], ahead: int) -> tuple[int, ...]:
         """Return the leaves of a block that may be worth their bytes: by the text that they

@@ -52,6 +52,7 @@ class SlotInput:
     # Its place is theirs to fill, but nothing looks at it, it is not kept, and ``rows``
     # counts it. Only where the backend takes them.
     leaves: tuple[int, ...] = ()
+    chains: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
