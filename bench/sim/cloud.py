@@ -173,7 +173,8 @@ class TextBackend:
 
 def _rows(model: TextTarget, item: SlotInput) -> np.ndarray:
     """Return the rows of an input: of each leaf as of a text that ends with it."""
-    beside = [model.run(item.start + behind + 1, 1) for behind in item.leaves]
+    places = [item.start + behind + chain for _, behind, chain in item.beside()]
+    beside = [model.run(place + 1, 1) for place in places]
     rows = model.run(item.start + item.kept, item.rows - len(beside))
     return np.concatenate([rows, *beside]) if beside else rows
 
