@@ -173,9 +173,8 @@ class TextBackend:
 
 def _rows(model: TextTarget, item: SlotInput) -> np.ndarray:
     """Return the rows of an input: of each leaf as of a text that ends with it."""
-    chains = item.chains or (0,) * len(item.leaves)
-    ends = [item.start + sum(one) + 1 for one in zip(item.leaves, chains)]
-    beside = [model.run(end, 1) for end in ends]
+    places = [item.start + behind + chain for _, behind, chain in item.beside()]
+    beside = [model.run(place + 1, 1) for place in places]
     rows = model.run(item.start + item.kept, item.rows - len(beside))
     return np.concatenate([rows, *beside]) if beside else rows
 

@@ -193,6 +193,10 @@ def test_played_models_know_their_text_by_its_prompt(texts):
         target.forward([SlotInput(slot, 0, tokens[:8], 0)])
         rows = target.forward([SlotInput(slot, 8, tokens[8:], 5)])[0]
         assert rows.argmax(axis=-1).tolist() == list(text.tokens[:5])
+        fed = np.concatenate([tokens[8:], [1, 2, 3, 4]])
+        leaves = SlotInput(slot, 8, fed, 9, (1, 2, 2, 2), (0, 0, 1, 2))
+        found = target.forward([leaves])[0].argmax(axis=-1).tolist()
+        assert found == [*text.tokens[:5], text.tokens[1], *text.tokens[2:5]]
         target.release(slot)
         logits = draft.forward(text.prompt)
         assert int(logits.argmax()) == text.proposals[0]

@@ -127,16 +127,18 @@ class CachedTarget(SlotTarget):
         del held[item.start :]
         digest = held[-1][1] if held else self.begin
         rows = np.zeros((item.rows, self.vocab_size), np.float32)
-        for j, token in enumerate(item.tokens.tolist(), item.rows - len(item)):
-            if len(item) - item.rows + j < item.kept:
+        beside = {row: told for row, *told in item.beside()}
+        for row, token in enumerate(item.tokens.tolist()):
+            if row < item.kept:
                 digest = self._fold(digest, token)
                 held.append((token, digest))
                 said = digest
-            else:  # a leaf is looked at from nowhere, and not kept
-                behind = item.leaves[len(item) - item.rows + j - item.kept]
-                said = self._fold(held[item.start + behind - 1][1], token)
-            if j >= 0:
-                rows[j] = self._logits(said)
+            else:  # a leaf is looked at from its chain alone, and not kept
+                behind, chain = beside[row]
+                front = said if chain else held[item.start + behind - 1][1]
+                said = self._fold(front, token)
+            if row >= len(item) - item.rows:
+                rows[row - len(item)] = self._logits(said)
         self.fed += len(item)
         return rows
 

@@ -6,7 +6,7 @@ import asyncio
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from draftwire.clock import LoopClock
+from draftwire.errors import ModelError
 from draftwire.packages import Family
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.messages import (
@@ -246,26 +247,28 @@ def of_a_chain(target, slot, start, ids):
 
 
 def assert_leaves(target, vocab_size, off):
-    """Assert that rows of leaves are those of chains, and that nothing of them is left."""
+    """Assert that rows of leaves, and of branches of them, are those of plain texts, and
+    that nothing of them is left."""
     rng = np.random.default_rng(5)
     a, b = target.allocate(), target.allocate()
     text, drafts, leaves, stranger = (
-        rng.integers(0, vocab_size, n).tolist() for n in (9, 4, 3, 6)
+        rng.integers(0, vocab_size, n).tolist() for n in (9, 4, 19, 6)
     )
     target.forward([SlotInput(a, 0, np.array(text), 0)])
-    behind = (1, 2, 4)
-    rows, other = target.forward(
-        [
-            SlotInput(a, 9, np.array(drafts + leaves), 7, behind),
-            SlotInput(b, 0, np.array(stranger), 1),
-        ]
-    )
+    # One longer than the windows of tests/helpers/tiny_models.py.
+    behind, chains = (1, *[2] * 16, 4, 4), (0, *range(16), 0, 1)
+    branched = SlotInput(a, 9, np.array(drafts + leaves), 23, behind, chains)
+    rows, other = target.forward([branched, SlotInput(b, 0, np.array(stranger), 1)])
     plain = [of_a_chain(target, a, 9, drafts[: i + 1]) for i in range(4)]
     plain += [
-        of_a_chain(target, a, 9, drafts[:n] + [leaf]) for n, leaf in zip(behind, leaves)
+        of_a_chain(target, a, 9, drafts[:n] + leaves[i - chain : i + 1])
+        for i, (n, chain) in enumerate(zip(behind, chains))
     ]
     assert rows == pytest.approx(np.stack(plain), abs=off)
     assert other[0] == pytest.approx(of_a_chain(target, b, 0, stranger), abs=off)
-    target.forward([SlotInput(a, 9, np.array(drafts + leaves), 7, behind)])
+    target.forward([branched])
     more = of_a_chain(target, a, 13, [3])
     assert more == pytest.approx(of_a_chain(target, a, 9, [*drafts, 3]), abs=off)
+    for wrong in ((0,) * 5, (0, 1, *chains[2:]), (0, 2, *chains[2:]), (0, -1, *chains[2:])):
+        with pytest.raises(ModelError, match="chains|a leaf behind"):
+            target.forward([replace(branched, chains=wrong)])

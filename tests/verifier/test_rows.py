@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cached_target import CachedTarget
 from opens import promised
 from verifier_lab import assert_leaves
 
@@ -127,6 +128,7 @@ def test_rows_of_leaves_are_those_of_chains():
     target = OnnxTarget(TINY, slots=2, threads=1)
     assert target.leaves
     assert_leaves(target, target.vocab_size, 1e-4)
+    assert_leaves(CachedTarget(), 23, 0)
     exact = OnnxTarget(TINY, slots=2, threads=1, numerics="exact")
     assert not exact.leaves, "their sums would have another order"
     mask = exact.forward([SlotInput(exact.allocate(), 0, np.arange(5), 5)])

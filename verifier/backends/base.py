@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Protocol, Sequence, Tuple
 
 import numpy as np
@@ -49,9 +50,12 @@ class SlotInput:
     # is only being read
     rows: int
     # the last tokens are leaves: of each, how many of the tokens in front it stands behind.
-    # Its place is theirs to fill, but nothing looks at it, it is not kept, and ``rows``
-    # counts it. Only where the backend takes them.
+    # Its place is theirs to fill, but none of them looks at it, it is not kept, and
+    # ``rows`` counts it. Only where the backend takes them.
     leaves: tuple[int, ...] = ()
+    # of each leaf, how many of the leaves directly before it it stands behind too: 0, or
+    # one more than the leaf before, which then stands behind the same tokens. Its place is
+    # as many further. Empty where there are no such branches.
     chains: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -61,6 +65,10 @@ class SlotInput:
     def kept(self) -> int:
         """How many of the tokens stay in the slot: all but leaves."""
         return len(self.tokens) - len(self.leaves)
+
+    def beside(self) -> Iterator[tuple[int, int, int]]:
+        """Yield each leaf's row among the tokens, its ``leaves`` and its ``chains``."""
+        return zip(count(self.kept), self.leaves, self.chains or [0] * len(self.leaves))
 
     def part(self, first: int, last: int) -> SlotInput:
         """Return tokens ``first..last-1``, and those of the wanted rows that are theirs."""
@@ -172,7 +180,7 @@ class Form:
                 head = item.part(0, n)
                 again = np.concatenate([tokens[item.slot, first : item.start], head.tokens])
                 # Leaves come to forms without windows alone.
-                now.append((i, SlotInput(item.slot, first, again, head.rows, head.leaves)))
+                now.append((i, replace(head, start=first, tokens=again)))
                 if n < len(item):
                     later.append((i, item.part(n, len(item))))
             yield from ([one] for one in now) if self.alone else [now]
@@ -211,7 +219,8 @@ class Frame:
         places = np.zeros(self.ids.shape, np.int64)
         for row, item in zip(places, self.items):
             row[: item.kept] = np.arange(item.start, item.start + item.kept)
-            row[item.kept : len(item)] = np.add(item.leaves, item.start)
+            for at, behind, chain in item.beside():
+                row[at] = item.start + behind + chain
         return places
 
     def by_row(self, logits: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
@@ -346,7 +355,8 @@ class SlotTarget:
     def _check(self, batch: Sequence[SlotInput]) -> None:
         """Refuse (ModelError) a batch beyond its sessions' own tokens.
 
-        An input is empty, overlong, leaves a gap, names a slot twice or an unknown token.
+        An input is empty, overlong, leaves a gap, names a slot twice or an unknown token;
+        or a leaf stands behind what is not there.
         """
         with self._lock:
             free = frozenset(self._free)
@@ -373,6 +383,13 @@ class SlotTarget:
                 raise ModelError(
                     f"a token id is outside the vocabulary of {self.vocab_size}"
                 )
+            if len(item.chains) not in (0, len(item.leaves)):
+                raise ModelError(f"{len(item.chains)} chains for {len(item.leaves)} leaves")
+            last = -1, -1  # of the leaf before: its tokens in front, and its chain
+            for _, behind, chain in item.beside():
+                if not 0 <= behind <= item.kept or chain and (behind, chain - 1) != last:
+                    raise ModelError(f"a leaf behind {behind} tokens and {chain} leaves")
+                last = behind, chain
 
     def settle(self, wanted: str | None, default: str) -> None:
         """Choose the form of forwards, and measure what it leaves open.

@@ -262,11 +262,13 @@ class HFTarget(OfCheckpoint, SlotTarget):
         torch, items = self._torch, frame.items
         positions = frame.places()
         columns = np.full(frame.ids.shape, self._scratch, np.int64)
-        leaves = []  # rows of the batch, of its tokens, and the columns of leaves
+        # of leaves: rows of the batch and of its tokens, columns behind the text, and own
+        leaves = []
         for b, item in enumerate(items):
             end = item.start + len(item)
             columns[b, : len(item)] = range(item.start, end)
-            leaves += [(b, i, item.start + i) for i in range(item.kept, len(item))]
+            for i, behind, chain in item.beside():
+                leaves.append((b, i, item.start + behind, item.start + i, chain))
 
         def heard(k: int, rows: np.ndarray[Any, Any]) -> None:
             assert tell is not None
@@ -300,7 +302,7 @@ class HFTarget(OfCheckpoint, SlotTarget):
             ).logits[..., : self.vocab_size]
             return frame.by_column(logits.float().cpu().numpy())
 
-    def _masks(self, places: Any, leaves: Sequence[tuple[int, int, int]]) -> Any:
+    def _masks(self, places: Any, leaves: Sequence[tuple[int, int, int, int, int]]) -> Any:
         """Return the mask, or one for each kind of layer where some slide a window."""
         dtype, window = self._model.dtype, self._window
         full = self._cache.mask(places, dtype, None, leaves)
@@ -506,15 +508,17 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
             places: Any,
             dtype: Any,
             window: int | None,
-            leaves: Sequence[tuple[int, int, int]],
+            leaves: Sequence[tuple[int, int, int, int, int]],
         ) -> Any:
             keys = torch.arange(self.used, device=places.device)[None, None, None, :]
             hidden = keys > places[:, None, :, None]
             if window is not None:
                 hidden |= keys <= places[:, None, :, None] - window
-            for b, i, column in leaves:  # its place is a draft's column, its own is behind
-                hidden[b, 0, i, int(places[b, i])] = True
-                hidden[b, 0, i, column] = False
+            for b, i, end, column, chain in leaves:
+                # Its place is a draft's column; its own, and its chain's, are behind.
+                hidden[b, 0, i, end : end + chain + 1] = True
+                near = chain if window is None else min(chain, window - 1)
+                hidden[b, 0, i, column - near : column + 1] = False
             mask = torch.zeros(hidden.shape, dtype=dtype, device=places.device)
             return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 

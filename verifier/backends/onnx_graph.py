@@ -83,9 +83,9 @@ def mask_of(frame: Frame, group: int) -> np.ndarray[Any, Any]:
     if any(item.leaves for item in frame.items):
         masks = np.repeat(masks, len(frame.items), axis=0)
         for mask, item in zip(masks, frame.items):
-            for row, behind in enumerate(item.leaves, item.kept):
+            for row, behind, chain in item.beside():
                 mask[row, behind:] = _NEVER
-                mask[row, row] = 0.0
+                mask[row, row - chain : row + 1] = 0.0
     return np.tile(masks, (1, group, 1))[:, None]
 
 
