@@ -666,7 +666,8 @@ class Driver:
         if run.spec.trace is not None:
             message = run.spec.trace.sending(message, run.welcome)
         link.send(message, run.wire)
-        if run.spec.explain and isinstance(message, Block) and not message.more:
+        block = message if isinstance(message, Block) else None
+        if run.spec.explain and block and not (block.more or block.instead):
             run.sink.explain(run.spec.controller.explain())
 
     def _order(self, run: StreamRun, order: Draft) -> None:

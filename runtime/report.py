@@ -208,6 +208,7 @@ def stream_report(
         },
         "preemption": _preemption(counts, run.draft_s, energy),
         "leaves": {"sent": counts.leaves, "right": counts.leaves_right},
+        "sides": {"sent": counts.sides, "taken": counts.sides_taken},
         "beside": beside,
         "evidence": spec.proposer.told() if isinstance(spec.proposer, QsProposer) else None,
         "warnings": [

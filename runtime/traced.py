@@ -28,7 +28,7 @@ class StreamTrace:
                 return replace(message, trace=self._trace.carried)
         elif isinstance(message, Resume):
             self._trace.event("resume", {"draftwire.position": message.position})
-        elif isinstance(message, Block) and not message.more:
+        elif isinstance(message, Block) and not (message.more or message.instead):
             self._sent.append((time.monotonic(), len(message.tokens)))
         return message
 

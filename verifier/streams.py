@@ -260,7 +260,7 @@ class Stream:
     def _receive(self, block: Block) -> None:
         session, before = self.session, self.session.branch.overtaken
         found = session.receive(block)
-        if block.tokens and not session.done:
+        if block.tokens and not (block.instead or session.done):
             now_s, count = self._kept.now(), len(block.tokens)
             self._arrivals.block(now_s, block.epoch, block.base, count, session.epoch)
             self._late(before)
@@ -328,8 +328,8 @@ class Stream:
         self._work = work
         # What made it late was not patience: streaming would have waited as well.
         self._due_s = max(self._due_s, scheduler.clock.now())
-        behind = [(work.first + place, i) for place, ids in work.sides for i in range(len(ids))]
-        leaves, chains = tuple([at for at, _ in behind]), tuple([i for _, i in behind])
+        sides = [(work.first + at, i) for at, ids in work.sides for i in range(len(ids))]
+        leaves, chains = tuple([at for at, _ in sides]), tuple([i for _, i in sides])
         return SlotInput(self.slot, work.start, work.tokens, work.rows, leaves, chains)
 
     def outlook(self, now_s: float) -> Outlook | None:

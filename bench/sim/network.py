@@ -74,7 +74,7 @@ class VirtualWire:
             message = replace(message, bonus=False)
         data = self._codec.encode(message, stream)
         size = len(data)
-        if isinstance(message, Block) and message.tokens:
+        if isinstance(message, Block) and message.tokens and not message.instead:
             self._drafts = len(message.tokens)
             size += self._scheme.evidence_bytes(self._drafts, self._dense)
         whose = None if isinstance(message, Hello) else stream

@@ -75,6 +75,8 @@ class Recorded:
     outages: list[tuple[float, float]] = field(default_factory=list)
     whole: bool = True  # its text is known to the end
     _sent: dict[int, dict[int, int]] = field(default_factory=dict)  # epoch -> base -> id
+    # By the epoch that they would be of, and the place and id that they stand behind.
+    _beside: dict[tuple[int, int, int], dict[int, int]] = field(default_factory=dict)
     # Of blocks without a verdict: when they left, epoch, first and last place, bytes.
     _flying: list[tuple[float, int, int, int, int]] = field(default_factory=list)
     _racing: bool = False  # commits come unasked
@@ -99,8 +101,13 @@ class Recorded:
         base, ids = _whole(says["base"]), [_whole(t) for t in says.get("tokens", [])]
         if says.get("correction") is not None and base - 1 == len(self.tokens):
             self._put(_whole(says["correction"]))
-        branch = self._sent.setdefault(says["epoch"], {})
-        branch.update({base + i: token for i, token in enumerate(ids)})
+        drafts = {base + i: token for i, token in enumerate(ids)}
+        if says.get("instead"):  # of the next branch, where the text takes that id
+            back, token = map(_whole, says["instead"])
+            place = (_whole(says["epoch"]) + 1) & 0xFF, base - back, token
+            self._beside.setdefault(place, {}).update(drafts)
+            return
+        self._sent.setdefault(says["epoch"], {}).update(drafts)
         self.blocks.append(len(ids))
         self._racing = self.objective != "cost" or bool(says.get("race"))
         self._flying.append(
@@ -173,6 +180,10 @@ class Recorded:
             if branch.get(at, token) != token:
                 branch.clear()
         self.tokens.append(token)
+        for place in [place for place in self._beside if place[1] == at]:
+            drafts = self._beside.pop(place)
+            if place[2] == token:
+                self._sent.setdefault(place[0], {}).update(drafts)
         self.proposals.append(said)
         return said is not None and said != token
 

@@ -10,8 +10,8 @@ from draftwire.io import did_you_mean
 from draftwire.runtime.edge.mode import Mode
 
 _OURS = frozenset({"lookup", "patience"})
-_MINE = _OURS | {"leaves"}
-_ALL = _MINE | {"draft", "trees"}
+_MINE = _OURS | {"leaves", "trees"}
+_ALL = _MINE | {"draft"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Scheme:
     sampled: str = "coupled"  # sampling scheme above temperature 0, live
     block: int | None = None  # block length that was asked for by name, or None
     # what else of ours is done for it: ``"lookup"``, ``"patience"``, ``"draft"`` (beside
-    # the target, where the device's are late), and by the board too ``"leaves"``
+    # the target, where the device's are late), and by the board too ``"leaves"`` and
+    # ``"trees"``
     helps: frozenset[str] = frozenset()
 
     @property

@@ -100,8 +100,8 @@ class Counts:
     outcomes_used: int = 0  # verdicts that found such a line ready
     leaves: int = 0  # second choices that were sent with drafts
     leaves_right: int = 0  # those that became text, with one more token behind each
-    sides: int = 0  # drafts behind second choices that were sent
-    sides_right: int = 0  # those that became text
+    sides: int = 0  # drafts that were sent beside a branch, behind another id of it
+    sides_taken: int = 0  # branches that began with such drafts
     # ``[i]``: blocks whose draft ``i`` (from 0) was accepted
     accepted_by_position: list[int] = field(default_factory=list)
     # ``[i]``: blocks whose draft ``i`` was sent and judged

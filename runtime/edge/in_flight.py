@@ -43,7 +43,7 @@ class _Sent:
 
 
 class _Branch:
-    """Ids that were sent in order, beyond the committed text, and those sent beside them."""
+    """Ids that were sent in order, beyond the committed text, and others beside them."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self.tokens, self.forced = [*tokens], [False] * len(tokens)
@@ -51,8 +51,8 @@ class _Branch:
         self.sides: dict[tuple[int, int], list[int]] = {}
 
     def advance(self, kept: Sequence[int], committed: int, most: int) -> _Branch | None:
-        """The text, ``committed`` long, grows by ``kept``. Return None where the branch says
-        so too, and is not cut by more than ``most``; else the one that follows it."""
+        """The text, ``committed`` long, grows by ``kept``. Return None where the branch
+        says so too, and is not cut by more than ``most``; else the one that follows it."""
         same = common(self.tokens, kept)
         n = min(len(self.tokens), len(kept))
         if same < n:
@@ -96,6 +96,7 @@ class InFlight:
     def reset(self, epoch: int) -> None:
         """Nothing is on its way any more; the next block opens branch ``epoch``."""
         self.epoch = epoch
+        self.adopted = 0  # drafts that the present branch had when it began
         self._branch = _Branch()
         self._blocks: list[_Sent] = []
         self.leaves: dict[tuple[int, int], int] = {}
@@ -135,7 +136,7 @@ class InFlight:
 
     def _next(self, branch: _Branch) -> None:
         self.epoch = (self.epoch + 1) & 0xFF
-        self._branch = branch
+        self._branch, self.adopted = branch, len(branch.tokens)
 
     def send(
         self, fresh: Sequence[Proposal], block: Sequence[Proposal], start: int | None

@@ -59,11 +59,13 @@ _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
 # A race prepares an outcome so much likelier than that its next draft is of use, so deep.
 _LIKELIER, _DEEP = 16.0, 8
+_SENT = 4.0  # likewise where its drafts go up, and are there when the news are made
 # On a lane of its own, so much likelier for each part of a step that the lane adds; and
 # where that draft is hardly of use, so likely for each part.
 _WORTH, _FLOOR = 4.0, 0.1
 # Tokens that a leaf should bring: where bytes count, and where only time does; its bytes.
 _LEAST, _LEAST_SOON, _LEAF_BYTES = 0.2, 0.002, 4
+_SIDE_BYTES = 16  # of a frame with drafts beside the branch, about, before its ids
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
 
@@ -334,9 +336,7 @@ class EdgeSession:
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
 
-    def limits(
-        self, max_block: int, max_waiting: int, also: Container[str] = ()
-    ) -> None:
+    def limits(self, max_block: int, max_waiting: int, also: Container[str] = ()) -> None:
         """Note what the verifier bears: tokens of a block, and of all that wait; and what
         it judges too: second choices (``"leaves"``), drafts behind them (``"trees"``)."""
         self._max_block, self._max_waiting = max_block, max_waiting
@@ -660,8 +660,9 @@ class EdgeSession:
         sent = self._dispatch(verdict)
         if sent:
             self._begin_block()
-        if self._trees and self._racing and self._told and self.more <= 0:
-            sent += self._send_sides()
+        if self._sides_go and self.more <= 0:
+            blocks = map(self._side, self._lines.others)
+            sent += [self._block(block) for block in blocks if block is not None]
         return [*sent, *self._steer()]
 
     def _begin_block(self) -> None:
@@ -786,28 +787,36 @@ class EdgeSession:
         wire.send(fresh, block_so_far, None if more else before + first)
         return self._block(block)
 
-    def _send_sides(self) -> list[Action]:
-        """Send what was drafted behind other ids than those of the branch, if it may be
-        worth its bytes."""
-        wire, at = self._wire, len(self._committed)
-        actions: list[Action] = []
-        for line in self._lines.others:
-            i, ids = line.assumed, line.ids
-            if not 0 <= i < len(wire.tokens) or common(ids, wire.tokens) != i:
-                continue
-            known = wire.sides.get((at + i, ids[i]), [])
-            n = i + 1 + len(known)
-            fresh = line.proposals[n:]
-            room = self._max_waiting - sum(map(len, wire.sides.values()))
-            if not fresh or len(fresh) > room or ids[i + 1 : n] != known:
-                continue
-            wire.sides[at + i, ids[i]] = ids[i + 1 :]
-            self.counts.sides += len(fresh)
-            base, said = at - self._origin + n, tuple(ids[n:])
-            instead = len(known) + 1, ids[i]
-            block = Block(wire.epoch, base, said, race=self._streams, instead=instead)
-            actions.append(self._block(block))
-        return actions
+    @property
+    def _sides_go(self) -> bool:
+        return self._trees and self._racing and self._told
+
+    def _side(self, line: Line) -> Block | None:
+        """Return what the verifier has not got of a line that differs from the branch, to
+        wait beside that: with it the next branch begins, where the text takes its side."""
+        wire, ids, at = self._wire, line.ids, len(self._committed)
+        same = common(ids, wire.tokens)
+        if same >= min(len(ids), len(wire.tokens)):
+            return None
+        place = at + same, ids[same]
+        behind, known = ids[same + 1 :], len(wire.sides.get(place, ()))
+        room = self._max_waiting - sum(map(len, wire.sides.values()))
+        fresh = tuple(behind[known : known + self._max_block])
+        if not fresh or len(fresh) > room or behind[:known] != wire.sides.get(place, []):
+            return None
+        # Each of its drafts is worth as much of a token as it is likely to be text.
+        costs, chance, worth = self._controller.costs, line.odds, 0.0
+        for p in line.proposals[same + 1 : same + 1 + known + len(fresh)]:
+            chance *= p.confidence or 0.0
+            worth += chance
+        nbytes = _SIDE_BYTES + _LEAF_BYTES * len(fresh)
+        if worth < max(_LEAST_SOON, nbytes * costs.byte_s / costs.forward_s):
+            return None
+        wire.sides[place] = behind[: known + len(fresh)]
+        self.counts.sides += len(fresh)
+        base = at - self._origin + same + 1 + known
+        instead = known + 1, ids[same]
+        return Block(wire.epoch, base, fresh, race=self._streams, instead=instead)
 
     def _second_choices(self, sent: Sequence[Proposal], ahead: int) -> tuple[int, ...]:
         """Return the leaves of a block that may be worth their bytes: by the text that they
@@ -914,7 +923,8 @@ class EdgeSession:
                 return drafter.line, drafter.wanted  # its forward says more of it
             limit, above = self._last_limit, 0.0
             if wanted:  # a race goes on, unless its next draft is hardly of use
-                limit, above = _DEEP, _LIKELIER * main.chance
+                likelier = _SENT if self._sides_go else _LIKELIER
+                limit, above = _DEEP, likelier * main.chance
             for line in self._preemption.outcomes(
                 1, limit, self._draftable, self._stop_ids, above=above
             ):

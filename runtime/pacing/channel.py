@@ -130,6 +130,8 @@ class Channel:
             return
         way = self._ways.setdefault(stream, _Way())
         if isinstance(message, Block):
+            if message.instead:
+                return  # nothing answers it
             way.racing = message.race
             way.out.append(_Sent(mark, message, nbytes, not self.in_flight))
         elif isinstance(message, Resume):
