@@ -159,7 +159,7 @@ class Leaves:
         found: list[Side] = []
         for (place, _), ids in sorted(ways.items())[: self._most]:
             reach, count = chance * right**place, 0
-            while count < len(ids) and room and reach >= price:
+            while count < len(ids) and room > 0 and reach >= price:
                 count, room, reach = count + 1, room - 1, reach * right
             if count:
                 found.append((place, ids[:count]))

@@ -92,6 +92,7 @@ ADDITIONS = {
     "race, patience": ("race", {}, {"holds": True}),
     "race, hush": ("race", {"preempt": frozenset({"guess", "exits", "outcomes"})}, {}),
     "leaves": (None, {}, {"leaves": 4}),
+    "sides": ("race", {"preempt": frozenset({"guess", "outcomes"})}, {"leaves": 4}),
     "lookup": (None, {}, {"lookup": 4, "beside": False}),
     "outcomes": ("preempt", {"preempt": frozenset({"guess", "outcomes"})}, {}),
     "hybrid": ("race", {}, {"beside": True}),
@@ -167,7 +168,7 @@ class Plan:
     max_waiting: int = 255
     most: int = 16  # streams on a connection
     lookup: int = 0  # tokens that the verifier guesses behind the drafts
-    leaves: int = 0  # second choices that a forward may judge
+    leaves: int = 0  # second choices that a forward may judge; above 1 with drafts behind
     holds: bool = False  # forwards are held back by dice
     beside: bool = False  # the verifier drafts too
     seed: int = 0
@@ -714,6 +715,7 @@ class World:
         can = ["resume", "exits", "prefix", "brief", "processors", "logprobs", "grammar"]
         can += ["further"] if plan.lookup or plan.leaves or plan.beside else []
         can += [name for name in ("leaves", "beside") if getattr(plan, name)]
+        can += ["trees"] if plan.leaves > 1 else []
         tokenizer = bytes.fromhex(self.target.family.tokenizer)
         hello = Hello("world", "", tokenizer, b"", VOCAB, b"", "", tuple(can))
         link, dice = LinkSettings(timeout_s=5.0), random.Random(plan.seed)
