@@ -506,6 +506,7 @@ class Driver:
     def _verdict(self, run: StreamRun, message: Message, stream: int) -> None:
         link, spec, decisions = self.link, run.spec, run.decisions
         before, right = run.machine.counts.tokens, run.machine.counts.right
+        judged = sum(run.machine.counts.judged_by_position)
         branch, sent = run.machine.out
         now = self._clock.now()
 
@@ -526,7 +527,8 @@ class Driver:
             counts, took_s = run.machine.counts, message.queue_s + message.compute_s
             stands = run.machine.out[0] == branch
             right, ready = counts.right - right, sent > counts.tokens - before
-            run.hush.verdict(now, took_s, right, stands, ready)
+            judged = sum(counts.judged_by_position) - judged
+            run.hush.verdict(now, took_s, right, stands, ready, judged)
         spoke = run.machine.counts.tokens > before
         if spoke:
             run.faulted, run.pause_s = False, _FIRST_PAUSE_S

@@ -5,7 +5,8 @@ never needed: nothing is gained by it but heat. Then it rests, and tries again n
 since links and boards change.
 
 Hush: in a race, a draft step that the next verdict would probably void, or that is hardly
-ever of use, is not begun. A step at work is not cut short; where the drafts already reach
+ever of use, is not begun. A verdict voids what contradicts the tokens that it speaks of:
+over a long way that is one, for the drafts come after it. A step at work is not cut short; where the drafts already reach
 so far that the next is hardly of use, and news are due before a step would end, the board
 waits for them: then it begins at once where the news say, instead of half a step later.
 """
@@ -54,6 +55,7 @@ class Rest:
 _WORTH = 0.2  # chance of being of use, below which a step is not begun
 _NEVER = 0.01  # likewise, long before the next news
 _LATE = 0.5  # of a forward: news that are so late are not waited for
+_NEW = 0.2  # weight of the newest verdict
 _PRIOR = (4.0, 3.0)  # drafts judged and right, before any were
 
 
@@ -63,15 +65,22 @@ class Hush:
     def __init__(self) -> None:
         self._judged, self._right = _PRIOR
         self._news_s = self._forward_s = 0.0
+        self._reach = 1.0  # tokens that a verdict speaks of: the drafts it had, and one
         # What a verdict took of late: by whether drafts were there when the one before it
         # came. A patient verifier waits for them, so that news come later where none are.
         self._took_s: dict[bool, float] = {}
         self._ready = True
 
     def verdict(
-        self, now_s: float, took_s: float, right: int, stands: bool, ready: bool
+        self,
+        now_s: float,
+        took_s: float,
+        right: int,
+        stands: bool,
+        ready: bool,
+        drafts: int,
     ) -> None:
-        """Note a verdict, what it took, and that so many drafts were right.
+        """Note a verdict on so many drafts, what it took, and how many were right.
 
         ``stands``: the branch does, and others of it are out, where ``ready``.
         """
@@ -80,6 +89,7 @@ class Hush:
         self._judged = fade * self._judged + fresh
         self._right = fade * self._right + right
         self._took_s[self._ready], self._ready = took_s, ready
+        self._reach += _NEW * (drafts + 1 - self._reach)
         self._forward_s = self._took_s.get(ready, took_s)
         self._news_s = now_s + self._forward_s
 
@@ -87,7 +97,7 @@ class Hush:
         """Return until when no step (of ``step_s``) is worth beginning ``ahead`` drafts
         beyond the text; ``now_s``: one is."""
         end_s = self._news_s + _LATE * self._forward_s
-        chance = min(self._right / max(self._judged, 1e-9), 1.0) ** ahead
+        right = min(self._right / max(self._judged, 1e-9), 1.0)
         soon = now_s + step_s > self._news_s + 1e-9
-        void = chance < (_WORTH if soon else _NEVER)
+        void = right**ahead < _NEVER or (soon and right ** min(ahead, self._reach) < _WORTH)
         return end_s if void and now_s < end_s else now_s

@@ -71,13 +71,14 @@ def test_a_slow_board_rests_and_the_report_says_so(step_ms, idle):
     assert (stream.counts.proposed < 0.6 * eager.counts.proposed) is idle
 
 
-def known(right=0, wrong=0):
-    """Return what is known at 1.0 s, when the next news are due at 1.1 s."""
+def known(right=0, wrong=0, drafts=8):
+    """Return what is known at 1.0 s, when the next news are due at 1.1 s and speak of about
+    so many drafts."""
     hush = Hush()
     for _ in range(wrong):
-        hush.verdict(1.0, 0.1, 0, False, False)
+        hush.verdict(1.0, 0.1, 0, False, False, drafts)
     hush._took_s.clear()
-    hush.verdict(1.0, 0.1, right, True, True)
+    hush.verdict(1.0, 0.1, right, True, True, drafts)
     return hush
 
 
@@ -95,6 +96,13 @@ def test_a_draft_that_is_hardly_ever_of_use_is_not_made_however_far_the_news_are
     assert hush.until_s(1.2, 0.02, 20) == 1.2
 
 
+def test_news_of_one_token_void_less_than_those_of_many():
+    """Over a long way drafts come when their text is there: a verdict adds a token."""
+    assert known(24, 16, drafts=8).until_s(1.09, 0.02, 8) > 1.09
+    assert known(24, 16, drafts=0).until_s(1.09, 0.02, 8) == 1.09
+    assert known(24, 16, drafts=0).until_s(1.09, 0.02, 20) > 1.09, "hardly ever of use"
+
+
 def test_a_draft_that_is_mostly_right_goes_on():
     assert known(395, 5).until_s(1.09, 0.02, 9) == 1.09
     assert known(0, 40).until_s(1.09, 0.02, 1) > 1.09
@@ -106,12 +114,12 @@ def test_news_are_foreseen_by_whether_the_verifier_has_drafts_or_waits_for_them(
     hush, now_s = known(24, 16), 1.0
     for held, stands in ((False, False), (True, True), (False, False)):
         now_s += 0.16 if held else 0.1
-        hush.verdict(now_s, 0.16 if held else 0.1, 0, stands, stands)
+        hush.verdict(now_s, 0.16 if held else 0.1, 0, stands, stands, 8)
     ahead = 5  # of use with a chance between the two limits
     assert hush.until_s(now_s + 0.08, 0.03, ahead) == now_s + 0.08, "it is held again"
     assert hush.until_s(now_s + 0.14, 0.03, ahead) > now_s + 0.14
     now_s += 0.16
-    hush.verdict(now_s, 0.16, 0, True, True)
+    hush.verdict(now_s, 0.16, 0, True, True, 8)
     assert hush.until_s(now_s + 0.08, 0.03, ahead) > now_s + 0.08
 
 
