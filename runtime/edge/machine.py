@@ -917,10 +917,15 @@ class EdgeSession:
         wanted = hand.quota is not None and not hand.ready
         races = self._racing and "outcomes" in self._mode.preempt
         free = self._in_flight and (races or not wanted) and self._controller.rule.spare
-        if len(self._drafters) == 1 and free:
-            drafter = self._drafter
-            if self.more > 0 and drafter.wanted and drafter.line in self._lines.others:
-                return drafter.line, drafter.wanted  # its forward says more of it
+        drafter = self._drafter
+        heard = self.more > 0 and drafter.wanted > 0  # its forward says more of its line
+        if (
+            len(self._drafters) == 1
+            and free
+            and not (heard and wanted and drafter.line is main)
+        ):
+            if heard and drafter.line in self._lines.others:
+                return drafter.line, drafter.wanted
             limit, above = self._last_limit, 0.0
             if wanted:  # a race goes on, unless its next draft is hardly of use
                 likelier = _SENT if self._sides_go else _LIKELIER

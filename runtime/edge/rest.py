@@ -6,9 +6,10 @@ since links and boards change.
 
 Hush: in a race, a draft step that the next verdict would probably void, or that is hardly
 ever of use, is not begun. A verdict voids what contradicts the tokens that it speaks of:
-over a long way that is one, for the drafts come after it. A step at work is not cut short; where the drafts already reach
-so far that the next is hardly of use, and news are due before a step would end, the board
-waits for them: then it begins at once where the news say, instead of half a step later.
+over a long way that is one, for the drafts come after it. A step at work is not cut short;
+where the drafts already reach so far that the next is hardly of use, and news are due
+before a step would end, the board waits for them: then it begins at once where the news
+say, instead of half a step later.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ MUTANTS = (
     Mutant(
         "a board leaves a forward of many tokens for another outcome",
         "runtime/edge/machine.py",
-        "if self.more > 0 and drafter.wanted",
-        "if self.more < 0 and drafter.wanted",
+        "heard = self.more > 0 and",
+        "heard = self.more < 0 and",
         "tests/runtime/test_rest.py -k heard_out",
     ),
     Mutant(
@@ -84,6 +84,27 @@ MUTANTS = (
         "self._took_s.get(ready, took_s)",
         "took_s",
         "tests/runtime/test_rest.py -k foreseen",
+    ),
+    Mutant(
+        "a board that gives up a branch takes a number that the verifier may have taken",
+        "runtime/edge/in_flight.py",
+        "for _ in range(1 + (len(branch.sides) > 0)):",
+        "for _ in range(1):",
+        "tests/laws/test_histories.py::test_histories",
+    ),
+    Mutant(
+        "drafts behind an id that the text takes elsewhere begin the next branch",
+        "verifier/branch.py",
+        "self._ended == (block.base - back, token)",
+        "self._ended is not None and self._ended[1] == token",
+        "tests/laws/test_histories.py::test_histories",
+    ),
+    Mutant(
+        "news of one token void as much as those of many",
+        "runtime/edge/rest.py",
+        "right ** min(ahead, self._reach) < _WORTH",
+        "right**ahead < _WORTH",
+        "tests/runtime/test_rest.py -k one_token",
     ),
     Mutant(
         "a hint does not end a hush",
