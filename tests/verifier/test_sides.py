@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opens import asked, promised
+from opens import asked, chains_of, promised
 
 from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.in_flight import InFlight
@@ -47,15 +47,8 @@ def session(room=16, objective="cost", leaves=4, **changes):
 
 
 def rows_of(work, tokens):
-    """Return what the target makes of ``work``, leaves and what stands behind them."""
-    beside = sum(len(ids) for _, ids in work.sides)
-    kept = work.tokens.tolist()[: len(work.tokens) - beside]
-    front = [*tokens[: work.start], *kept]
-    first = len(front) - work.drafted
-    chains = [front[: len(front) - i] for i in range(work.drafted, -1, -1)]
-    for place, ids in work.sides:
-        stem = front[: first + place]
-        chains += [[*stem, *ids[: i + 1]] for i in range(len(ids))]
+    """Return what the target makes of ``work``."""
+    chains = chains_of(work, tokens)
     rows = np.zeros((len(chains), V), np.float32)
     for row, chain in zip(rows, chains):
         row[after(chain)] = 9
@@ -161,7 +154,7 @@ STEPS = ("send", "beside", "beside", "deliver", "poll", "complete", "hear", "tur
 WEIGHED = st.sampled_from([*STEPS[:-1], *STEPS[:-1], *STEPS])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(
     st.randoms(use_true_random=False),
     st.sampled_from(["cost", "latency"]),
