@@ -603,6 +603,8 @@ def _shown(name: str, value: object) -> str:
         return f"{int(value)} {value.name.lower().replace('_', ' ')}"
     if name == "place":
         return "epoch {}, base {}, {} ids".format(*value)  # type: ignore[misc]
+    if name == "instead" and isinstance(value, tuple) and len(value) == 2:
+        return "behind id {1}, {0} before base".format(*value)
     if isinstance(value, tuple):
         text = " ".join(map(str, value[:16])) or "none"
         return text + (f" ... {len(value)} in all" if len(value) > 16 else "")

@@ -12,7 +12,7 @@ both ends, as if they had been sent in it.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Sequence
+from typing import NamedTuple, NoReturn, Sequence
 
 from draftwire.errors import ProtocolError
 from draftwire.sampling.grammar import Path
@@ -103,27 +103,46 @@ class Branch:
             return dataclasses.replace(block, epoch=self.epoch, instead=())
         return block
 
+    def _end(self, committed: int) -> int:
+        """Return where the branch's next block begins behind so long a text."""
+        waits = self._tokens or self._judging
+        return self._base + len(self._tokens) if waits else committed
+
+    def _misplaced(self, block: Block, expected: int) -> NoReturn:
+        what = "leaves a gap" if block.base > expected else "repeats drafts"
+        raise ProtocolError(f"a block at {block.base} {what}: {expected} comes next")
+
+    def _measure(self, block: Block) -> None:
+        if len(block.tokens) > self._max_block:
+            raise ProtocolError(
+                f"a block of {len(block.tokens)} tokens, the limit is {self._max_block}"
+            )
+
     def put_beside(self, block: Block, committed: int) -> None:
         """Keep drafts behind another id than the branch has.
 
         Raises:
-            ProtocolError: They leave a gap, repeat drafts, or are too much.
+            ProtocolError: They stand beside nothing, leave a gap, repeat drafts, or are too
+                much.
         """
         back, token = block.instead
-        at = block.base - back
+        at, end = block.base - back, self._end(committed)
         if at < committed:
             return  # the text has the branch's own id there
-        behind = self._sides.setdefault((at, token), [])
-        if at + 1 + len(behind) != block.base:
+        if at >= end:
             raise ProtocolError(
-                f"drafts beside the branch at {block.base}: {at + 1 + len(behind)} comes "
-                "next there"
+                f"drafts behind another id at {at} of a branch that ends at {end}"
             )
+        behind = self._sides.setdefault((at, token), [])
+        expected = at + 1 + len(behind)
+        if block.base != expected:
+            self._misplaced(block, expected)
+        self._measure(block)
         beside = sum(map(len, self._sides.values())) + len(block.tokens)
-        if max(len(block.tokens), beside) > self._max_waiting:
+        if beside > self._max_waiting:
             raise ProtocolError(
-                f"{beside} drafted tokens wait beside the branch, the limit is "
-                f"{self._max_waiting}"
+                f"{beside} drafted tokens wait for judgement beside the branch, the limit "
+                f"is {self._max_waiting}"
             )
         behind += block.tokens
 
@@ -141,22 +160,12 @@ class Branch:
         Raises:
             ProtocolError: It leaves a gap, repeats drafts, or is too much.
         """
-        if self._tokens or self._judging:
-            expected = self._base + len(self._tokens)
-            if block.base != expected:
-                what = "leaves a gap" if block.base > expected else "repeats drafts"
-                raise ProtocolError(
-                    f"a block at {block.base} {what}: {expected} comes next"
-                )
-        elif block.base > committed:
-            raise ProtocolError(
-                f"a block at {block.base} leaves a gap: {committed} comes next"
-            )
+        expected = self._end(committed)
+        waits = self._tokens or self._judging  # else it may begin in the text
+        if block.base > expected or block.base < expected and waits:
+            self._misplaced(block, expected)
+        self._measure(block)
         waiting = self._judging_free + sum(self._free) + len(block.tokens)
-        if len(block.tokens) > self._max_block:
-            raise ProtocolError(
-                f"a block of {len(block.tokens)} tokens, the limit is {self._max_block}"
-            )
         if waiting > self._max_waiting:
             raise ProtocolError(
                 f"{waiting} drafted tokens wait for judgement, the limit is "

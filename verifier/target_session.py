@@ -183,7 +183,8 @@ class TargetSession:
         self._pace = 1.0  # tokens a forward, lately
         by_token = free and isinstance(self._decider, ByToken) and grammar is None
         self.leaves = Leaves(leaves if by_token and "leaves" in has else 0)
-        self._trees = by_token and "trees" in has
+        card = card_of(request.scheme)
+        self._trees = "trees" in has and card.any_draft and grammar is None
         self.row_price = 0.0  # what a row of a forward costs, as a share of the forward
         self.widest = 64  # most tokens of a forward of a race, or with second choices
         self._wants = request.logprobs  # pairs for each new token
@@ -372,10 +373,10 @@ class TargetSession:
         if block.race and block.tokens:
             check_race(self._scheme)
         self.racing = block.race
-        block = branch.heir(block)
-        if block.instead and not branch.behind(block.epoch):
-            return self._put_beside(block)
         self._heard = max(self._heard, block.base + len(block.tokens))
+        if block.instead:
+            self._check_beside(block)
+            block = branch.heir(block)
         if branch.behind(block.epoch):
             return []
         branch.turn(block.epoch)
@@ -384,16 +385,34 @@ class TargetSession:
         if block.correction is not None:
             raise ProtocolError("a correction that was not asked for")
         self._step("< block")
+        if block.instead:
+            branch.put_beside(block, self._position)
+            return []
         self._append(block)
         return self._release((0.0, 0.0), stepped=False)
 
-    def _put_beside(self, block: Block) -> list[Message]:
-        if not self._trees or len(block.instead) != 2 or block.instead[0] < 1:
-            raise ProtocolError("drafts beside the branch that cannot be")
-        self.branch.turn(block.epoch)
-        self._step("< block")
-        self.branch.put_beside(block, self._position)
-        return []
+    def _check_beside(self, block: Block) -> None:
+        """Refuse what cannot stand beside a branch (PROTOCOL.md, 4.12)."""
+        pair = len(block.instead) == 2
+        back, token = block.instead if pair else (1, 0)
+        extra = block.evidence or block.leaves or block.more
+        rules = (
+            (not self._trees, "drafts beside a branch, which this stream has not"),
+            (not pair, f"{len(block.instead)} numbers in instead, it takes two"),
+            (not 0 < back <= block.base, f"instead is {back} before {block.base}"),
+            (
+                token >= self._vocab_size,
+                f"token id {token} is outside the vocabulary of {self._vocab_size}",
+            ),
+            (not block.tokens, "instead without a draft"),
+            (
+                extra or block.correction is not None,
+                "instead with evidence, a correction, second choices or more",
+            ),
+        )
+        for wrong, sentence in rules:
+            if wrong:
+                raise ProtocolError(sentence)
 
     def _take_correction(self, block: Block) -> list[Message]:
         if block.correction is None:

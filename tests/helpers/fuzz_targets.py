@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from opens import promised
+from opens import chains_of, promised
 from pieces import plain_text
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
@@ -164,8 +164,9 @@ class _Cloud:
             ("cost", "latency")[bites.below(4) == 3],
             bonus=bites.below(4) != 3,
         )
-        welcome = promised(V, self.context, self.max_block)
-        self.session = TargetSession(request, welcome)
+        has = ("further", "leaves", "trees")
+        welcome = promised(V, self.context, self.max_block, capabilities=has)
+        self.session = TargetSession(request, welcome, leaves=4)
         self.cache: list[int] = []
         self.text: tuple[int, ...] = ()
         self.work = None
@@ -202,7 +203,9 @@ class _Cloud:
         evidence = bites.raw(bites.below(40)) if how & 16 else b""
         correction = bites.below(V) if how & 32 else None
         more, race = how & 0xC0 == 0xC0, how & 0xC0 == 0x40
-        return Block(epoch, max(0, base), tuple(tokens), evidence, more, correction, race)
+        instead = (bites.below(5), bites.below(V + 1)) if how & 0xC0 == 0x80 else ()
+        said = tuple(tokens), evidence, more, correction, race, (), instead
+        return Block(epoch, max(0, base), *said)
 
     def poll(self) -> None:
         work = self.session.poll()
@@ -228,9 +231,8 @@ class _Cloud:
         work, self.work = self.work, None
         if work is None:
             return
-        end = len(self.cache)
-        rows = [tuple(self.cache[: end - work.rows + 1 + i]) for i in range(work.rows)]
-        logits = np.array([logits_after(row) for row in rows]).reshape(-1, V)
+        rows = [logits_after(tuple(ids)) for ids in chains_of(work, self.cache)]
+        logits = np.array(rows).reshape(-1, V)
         self.check(self.session.complete(work, logits))
 
     def check(self, messages) -> None:
@@ -297,7 +299,8 @@ def edge(data: bytes) -> None:
         ),
     )
     session = EdgeSession(spec)
-    session.limits(1 + bites.below(8), 1 + bites.below(8))
+    limits = 1 + bites.below(8), 1 + bites.below(8)
+    session.limits(*limits, ("leaves", "trees")[: bites.below(3)])
     world = _Device(session, proposer, prompt, min(count, context - len(prompt)))
     try:
         world.act(session.start_offline() if bites.below(4) == 0 else session.start())

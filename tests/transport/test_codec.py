@@ -104,6 +104,7 @@ def blocks():
         evidence=st.sampled_from((b"", b"abc")),
         more=st.booleans(),
         race=st.booleans(),
+        instead=st.sampled_from(((), (1, 9), (300, 2047))),
     )
 
 
@@ -277,6 +278,14 @@ def test_a_frame_in_words(capsys):
     assert main(["protocol", "decode", "7500010107000302abcd", "--vocab", "2048"]) == 0
     said = capsys.readouterr().out
     assert "block (more, race, stream 1)" in said and "abcd" in said
+
+
+def test_drafts_beside_a_branch_in_words(capsys):
+    beside = Block(3, 200, (1, 2, 3), instead=(2, 1000))
+    words = ["protocol", "decode", CODEC.encode(beside).hex(), "--vocab", "2048"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "instead" in said and "behind id 1000, 2 before base" in said
 
 
 def test_a_brief_block_in_words(capsys):

@@ -43,20 +43,35 @@ def logits(*ids):
 def test_a_leaf_must_gain_more_than_its_row_costs():
     leaves = Leaves(4)
     drafts, seconds = [1, 2, 3, 4, 5, 6], [7, 2, 8, 9, 9, 9]
-    free = leaves.choose(drafts, seconds, 0.0, 99)
-    assert free == ((0, 7), (2, 8), (3, 9), (4, 9)), "a draft again is no second choice"
-    assert leaves.choose(drafts, seconds, 0.0, 1) == ((0, 7),)
-    assert leaves.choose(drafts, seconds, 0.1, 99) == ((0, 7),)
+    free = leaves.choose(drafts, seconds, (), 0.0, 99)
+    assert free == ((0, (7,)), (2, (8,)), (3, (9,)), (4, (9,))), "a draft again is no second choice"
+    assert leaves.choose(drafts, seconds, (), 0.0, 1) == ((0, (7,)),)
+    assert leaves.choose(drafts, seconds, (), 0.1, 99) == ((0, (7,)),)
     for _ in range(200):  # a draft that is always right needs none
         leaves.judged(4, 4, 0, ())
-    assert leaves.choose(drafts, seconds, 0.01, 99) == ()
+    assert leaves.choose(drafts, seconds, (), 0.01, 99) == ()
     for _ in range(200):
-        leaves.judged(4, 0, 3, ((0, 3),))
-    assert (0, 7) in leaves.choose(drafts, seconds, 0.9, 99)
+        leaves.judged(4, 0, 3, ((0, (3,)),))
+    assert (0, (7,)) in leaves.choose(drafts, seconds, (), 0.9, 99)
     for _ in range(200):  # and so does one whose second choice never is
-        leaves.judged(4, 0, 3, ((0, 7),))
-    assert leaves.choose(drafts, seconds, 0.05, 99) == ()
-    assert Leaves(0).choose(drafts, seconds, 0.0, 99) == ()
+        leaves.judged(4, 0, 3, ((0, (7,)),))
+    assert leaves.choose(drafts, seconds, (), 0.05, 99) == ()
+    assert Leaves(0).choose(drafts, seconds, (), 0.0, 99) == ()
+
+
+def test_drafts_behind_a_leaf_go_along_while_they_gain_more_than_their_rows():
+    leaves = Leaves(4)
+    drafts, seconds = [1, 2, 3], [7, 8]
+    sides = [(1, (8, 5, 6)), (2, (9, 4)), (0, (6, 1))]
+    free = leaves.choose(drafts, seconds, sides, 0.0, 99)
+    assert free == ((0, (6, 1)), (0, (7,)), (1, (8, 5, 6)), (2, (9, 4)))
+    assert leaves.choose(drafts, seconds, sides, 0.0, 5) == (*free[:2], (1, (8, 5)))
+    # A leaf is right where a draft is wrong, three times in five; what stands behind it
+    # four times in five.
+    assert leaves.choose(drafts, seconds, sides, 0.09, 99) == (
+        *((0, (6, 1)), (0, (7,)), (1, (8,))),
+    )
+    assert Leaves(2).choose(drafts, seconds, sides, 0.0, 99) == free[:2]
 
 
 def test_a_leaf_that_is_right_brings_the_token_behind_it():
@@ -64,7 +79,7 @@ def test_a_leaf_that_is_right_brings_the_token_behind_it():
     found.receive(Block(0, 0, (4, 5, 6), leaves=(7, 8)))
     work = found.poll()
     assert list(work.tokens) == [3, 4, 5, 6, 7, 8] and work.rows == 6
-    assert work.drafts == [4, 5, 6] and work.leaves == ((0, 7), (1, 8))
+    assert work.drafts == [4, 5, 6] and work.sides == ((0, (7,)), (1, (8,)))
     (said,) = found.complete(work, logits(4, 8, 0, 0, 1, 9))
     assert said == Commit(0, 1, 8, further=(9,))
     assert (found.counts.accepted, found.counts.emitted) == (1, 3)
@@ -96,14 +111,14 @@ def test_the_text_ends_behind_a_leaf_too(options, further):
 def test_they_are_left_out(options):
     found = session(**options)
     found.receive(Block(0, 0, (4,), leaves=(7,)))
-    assert found.poll().leaves == ()
+    assert found.poll().sides == ()
 
 
 def test_they_stay_within_the_context():
     found = session(context=6)
     found.receive(Block(0, 0, (4, 5), leaves=(7, 8)))
     work = found.poll()
-    assert work.start + len(work.tokens) == 6 and work.leaves == ((0, 7),)
+    assert work.start + len(work.tokens) == 6 and work.sides == ((0, (7,)),)
 
 
 def test_more_of_them_than_drafts_is_an_error():
@@ -117,7 +132,7 @@ def test_one_overtaken_draft_takes_its_leaf_along():
     work = found.poll()
     found.receive(Block(0, 1, (5, 6), leaves=(8, 9), race=True))
     found.complete(work, logits(4, 5, 0))  # the bonus is the draft on its way
-    assert found.poll().leaves == ((0, 9),)
+    assert found.poll().sides == ((0, (9,)),)
 
 
 def test_rows_of_leaves_are_those_of_chains():
