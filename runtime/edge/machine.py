@@ -806,9 +806,9 @@ class EdgeSession:
             return None
         # Each of its drafts is worth as much of a token as it is likely to be text.
         costs, chance, worth = self._controller.costs, line.odds, 0.0
-        for p in line.proposals[same + 1 : same + 1 + known + len(fresh)]:
+        for i, p in enumerate(line.proposals[same + 1 :][: known + len(fresh)]):
             chance *= p.confidence or 0.0
-            worth += chance
+            worth += chance * (i >= known)
         nbytes = _SIDE_BYTES + _LEAF_BYTES * len(fresh)
         if worth < max(_LEAST_SOON, nbytes * costs.byte_s / costs.forward_s):
             return None
