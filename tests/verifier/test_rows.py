@@ -14,6 +14,7 @@ from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_graph import opened
+from draftwire.verifier.kit.target import VOCAB, KitTarget
 from draftwire.verifier.rows import Leaves, Lookup
 from draftwire.verifier.target_session import TargetSession
 
@@ -144,6 +145,7 @@ def test_rows_of_leaves_are_those_of_chains():
     assert target.leaves
     assert_leaves(target, target.vocab_size, 1e-4)
     assert_leaves(CachedTarget(), 23, 0)
+    assert_leaves(KitTarget(), VOCAB, 0)
     exact = OnnxTarget(TINY, slots=2, threads=1, numerics="exact")
     assert not exact.leaves, "their sums would have another order"
     mask = exact.forward([SlotInput(exact.allocate(), 0, np.arange(5), 5)])
