@@ -45,7 +45,9 @@ def test_a_leaf_must_gain_more_than_its_row_costs():
     leaves = Leaves(4)
     drafts, seconds = [1, 2, 3, 4, 5, 6], [7, 2, 8, 9, 9, 9]
     free = leaves.choose(drafts, seconds, (), 0.0, 99)
-    assert free == ((0, (7,)), (2, (8,)), (3, (9,)), (4, (9,))), "a draft again is no second choice"
+    assert free == ((0, (7,)), (2, (8,)), (3, (9,)), (4, (9,))), (
+        "a draft again is no second choice"
+    )
     assert leaves.choose(drafts, seconds, (), 0.0, 1) == ((0, (7,)),)
     assert leaves.choose(drafts, seconds, (), 0.1, 99) == ((0, (7,)),)
     for _ in range(200):  # a draft that is always right needs none
