@@ -287,7 +287,30 @@ def any_grammar():
     return words.compile(GRAMMARS["choices"])
 
 
+def beside(change):
+    """A session that does otherwise with drafts beside a branch; None drops them."""
+
+    def receive(self, block):
+        block = change(self, block) if block.instead else block
+        return [] if block is None else TargetSession.receive(self, block)
+
+    return {"session": {"receive": receive}}
+
+
+def of_the_next(self, block):
+    """Take what comes late for the next branch, whatever id it stands behind."""
+    if not self.branch.behind(block.epoch):
+        return block
+    return dataclasses.replace(block, epoch=self.epoch, instead=())
+
+
 RNG = random.Random(3)
+BEGIN, LATE = (
+    "drafts beside a branch begin the next one",
+    "drafts beside a branch that has ended",
+)
+GIVEN_UP = "a branch that is given up with drafts beside it"
+CANNOT = "drafts beside a branch that cannot stand there"
 KEPT = "a grammar: drafts change nothing"
 FORCED = "a grammar: forced ids are text at once"
 INSIDE = "a budget that ends inside a structure says length"
@@ -429,6 +452,25 @@ FAULTS = {
     "has a grammar for everything": (
         {"dialogue": {"_compiled": takes_any}},
         {"grammars that are not known, cannot be used, or of another engine"},
+    ),
+    "keeps nothing beside a branch": (
+        beside(lambda self, b: None),
+        {BEGIN, LATE, CANNOT},
+    ),
+    "keeps drafts behind another id": (
+        beside(lambda self, b: altered(b, {"instead": (b.instead[0], 0)})),
+        {BEGIN, LATE, CANNOT},
+    ),
+    "drops what comes late": (
+        beside(lambda self, b: None if self.branch.behind(b.epoch) else b),
+        {LATE},
+    ),
+    "judges all that comes late": (beside(of_the_next), {LATE}),
+    "holds to the branch that it began": (
+        blocks(
+            lambda self, b: altered(b, {"epoch": b.epoch - (b.epoch == self.epoch + 1)})
+        ),
+        {GIVEN_UP, BRANCHES},
     ),
     "uses one secret for all": (
         says(if_(Opened, secret=lambda m: m.secret and b"s" * 16)),

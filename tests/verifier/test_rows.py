@@ -14,6 +14,7 @@ from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_graph import opened
+from draftwire.verifier.kit.target import VOCAB, KitTarget
 from draftwire.verifier.rows import Leaves, Lookup
 from draftwire.verifier.target_session import TargetSession
 
@@ -44,7 +45,9 @@ def test_a_leaf_must_gain_more_than_its_row_costs():
     leaves = Leaves(4)
     drafts, seconds = [1, 2, 3, 4, 5, 6], [7, 2, 8, 9, 9, 9]
     free = leaves.choose(drafts, seconds, (), 0.0, 99)
-    assert free == ((0, (7,)), (2, (8,)), (3, (9,)), (4, (9,))), "a draft again is no second choice"
+    assert free == ((0, (7,)), (2, (8,)), (3, (9,)), (4, (9,))), (
+        "a draft again is no second choice"
+    )
     assert leaves.choose(drafts, seconds, (), 0.0, 1) == ((0, (7,)),)
     assert leaves.choose(drafts, seconds, (), 0.1, 99) == ((0, (7,)),)
     for _ in range(200):  # a draft that is always right needs none
@@ -144,6 +147,7 @@ def test_rows_of_leaves_are_those_of_chains():
     assert target.leaves
     assert_leaves(target, target.vocab_size, 1e-4)
     assert_leaves(CachedTarget(), 23, 0)
+    assert_leaves(KitTarget(), VOCAB, 0)
     exact = OnnxTarget(TINY, slots=2, threads=1, numerics="exact")
     assert not exact.leaves, "their sums would have another order"
     mask = exact.forward([SlotInput(exact.allocate(), 0, np.arange(5), 5)])

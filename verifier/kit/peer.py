@@ -103,7 +103,8 @@ class Kit(Kept):
         """
         needs(need != "grammar" or self.tokenizer, "its tokenizer is not known")
         if need and need not in EVIDENCE:
-            changes["capabilities"] = (need,)
+            further = ("further", "leaves") if need == "trees" else ()
+            changes.setdefault("capabilities", (*further, need))
         async with self.peer() as peer:
             welcome = must_be(Welcome, await peer.greet(**changes))
             needs(
@@ -316,6 +317,8 @@ class Stream:
         self.forced = 0  # ids that the grammar left no choice about
         self._hashed = 0
         self._past: dict[int, list[int]] = {}  # branches that were given up
+        # drafts behind other ids, by their branch, the place of the id, and that
+        self.beside: dict[tuple[int, int, int], list[int]] = {}
 
     def _digest(self, held: int) -> bytes:
         return TextHash([*self.request.prompt, *self.text[:held]]).digest()
@@ -333,6 +336,23 @@ class Stream:
             self.ahead += part
             await self.send(Block(self.epoch & 0xFF, at, part, **fields))
 
+    async def draft_beside(
+        self, at: int, token: int, drafts: Sequence[int], **fields: Any
+    ) -> None:
+        """Send drafts that stand behind ``token`` at place ``at`` of the text or branch."""
+        known = self.beside.setdefault((self.epoch & 0xFF, at, token), [])
+        most = self.peer.welcome.max_block
+        for i in range(0, len(drafts), most):
+            part, behind = tuple(drafts[i : i + most]), len(known) + 1
+            known += part
+            fields["instead"] = (behind, token)
+            await self.send(Block(self.epoch & 0xFF, at + behind, part, **fields))
+
+    def room_beside(self) -> int:
+        """Return how many more drafts may stand beside the present branch."""
+        stand = [len(ids) for key, ids in self.beside.items() if self._stands(key)]
+        return self.peer.welcome.room - sum(stand)
+
     async def send(self, block: Block) -> None:
         """Send a block as it is."""
         await self.peer.say(block, self.number)
@@ -340,7 +360,9 @@ class Stream:
     def give_up(self, epoch: int | None = None) -> None:
         """Begin another branch before the verdict."""
         self._past[self.epoch & 0xFF] = self.ahead
-        self.epoch = self.epoch + 1 if epoch is None else epoch
+        # The verifier may have begun the next one with what stands beside this.
+        skipped = any(map(self._stands, self.beside))
+        self.epoch = self.epoch + 1 + skipped if epoch is None else epoch
         self.ahead = []
 
     async def commit(self) -> Commit:
@@ -379,14 +401,18 @@ class Stream:
                 return must_be(Bye, answer)
 
     async def play(self, seed: int, near: dict[int, int], **fields: Any) -> str:
-        """Draft to the end of the text: right, near and wrong tokens, blocks of any size.
+        """Draft to the end of the text: right, near and wrong tokens, blocks of any size,
+        with what is right beside them where that may be.
 
         ``near`` are tokens that the target nearly chose, by their place in the text.
         """
         rng, want, blocks, drafts = random.Random(seed), self.want or (), 0, 0
-        vocab = self.peer.welcome.vocab_size
+        vocab, trees = (
+            self.peer.welcome.vocab_size,
+            "trees" in self.peer.welcome.capabilities,
+        )
         while not self.finish:
-            at = len(self.text)
+            held, at = len(self.text), len(self.text) + len(self.ahead)
             block = list(want[at : at + rng.choice((0, 1, 2, 3, 4, 5, 8, 16))])
             for i in range(len(block)):
                 dice = rng.random()
@@ -398,10 +424,17 @@ class Stream:
                     block[i] = (block[i] + rng.choice((1, vocab - 1))) % vocab
                 elif dice < 0.14:
                     block[i:] = [rng.randrange(vocab) for _ in block[i:]]
-            block = block[: self.peer.block]
+            room = self.peer.welcome.room - len(self.ahead)
+            block = block[: max(0, min(self.peer.block, room))]
             await self.draft(block, **fields)
             blocks, drafts = blocks + 1, drafts + len(block)
-            await self.until(at + 1)
+            for i, token in enumerate(block if trees else ()):
+                place, right = at + i, want[at + i]
+                other = right if token != right else rng.randrange(vocab)
+                some = want[place + 1 : place + 1 + rng.choice((0, 1, 2, 3))]
+                if other != token and len(some) <= self.room_beside():
+                    await self.draft_beside(place, other, some, **fields)
+            await self.until(held + 1)
         return f"{len(self.text)} tokens, {drafts} drafts in {blocks} blocks"
 
     # ---- what every stream is held to
@@ -420,7 +453,10 @@ class Stream:
         rule("forwards", ran >= self.forwards, f"{ran} after {self.forwards}")
         self.forwards = ran
         new, left = branch[: commit.accepted], len(branch) - commit.accepted
-        self.grow(new if commit.token is None else [*new, commit.token])
+        agreed = "further" in self.peer.welcome.capabilities and commit.token is not None
+        expect(agreed or not commit.further, f"{commit.further}, as nobody agreed on")
+        own = [] if commit.token is None else [commit.token, *commit.further]
+        self.grow([*new, *own])
         evidence = self.request.scheme in EVIDENCE and (left or commit.evidence)
         if current and epoch == self.epoch & 0xFF and evidence:
             self.epoch, self.ahead = self.epoch + 1, []
@@ -432,6 +468,7 @@ class Stream:
 
     def grow(self, tokens: Sequence[int]) -> None:
         """Make ``tokens`` text; a draft that they contradict ends its branch."""
+        before = len(self.text)
         if self.guide is None:
             self.text += tokens
         elif tokens:
@@ -439,16 +476,31 @@ class Stream:
             found = f"{list(tokens)} after {self.text} is not in the grammar"
             expect(path.valid == len(tokens), found)
             self.force(path.ids, len(tokens))
-        for branch in (self.ahead, *self._past.values()):
-            same = branch[: len(tokens)] == list(tokens[: len(branch)])
-            self.epoch += branch is self.ahead and not same
-            branch[:] = branch[len(tokens) :] if same else []
+        self.epoch, self.ahead = self._follow(self.epoch, self.ahead, before, tokens)
+        past = [self._follow(*one, before, tokens) for one in self._past.items()]
+        self._past = {epoch & 0xFF: left for epoch, left in past if left}
         at = len(self.text)
         expect(at <= self.request.max_new_tokens, f"{at} tokens, more than were asked for")
         if self.want is not None and self.text != list(self.want[:at]):
             pairs = enumerate(zip(self.text, self.want))
             i = next((i for i, (a, b) in pairs if a != b), len(self.want))
             raise Failed(f"token {i} is another: {self.text[i : i + 3]}")
+
+    def _follow(
+        self, epoch: int, branch: list[int], at: int, tokens: Sequence[int]
+    ) -> tuple[int, list[int]]:
+        """Return the branch that stands after a text of length ``at`` grew by ``tokens``,
+        and its number: where they contradict it, what stood beside it."""
+        while branch[: len(tokens)] != list(tokens[: len(branch)]):
+            same = next(i for i, (a, b) in enumerate(zip(branch, tokens)) if a != b)
+            branch = self.beside.get((epoch & 0xFF, at + same, tokens[same]), [])
+            epoch, at, tokens = epoch + 1, at + same + 1, tokens[same + 1 :]
+        return epoch, branch[len(tokens) :]
+
+    def _stands(self, key: tuple[int, int, int]) -> bool:
+        """Return whether those drafts stand beside the present branch."""
+        epoch, at, _ = key
+        return epoch == self.epoch & 0xFF and at >= len(self.text)
 
     def force(self, ids: Sequence[int], chosen: int = 0) -> None:
         """Make text of ids of which a grammar has forced all but ``chosen``."""

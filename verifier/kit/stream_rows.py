@@ -115,6 +115,7 @@ _RACE = {"objective": "latency", "credit": 4}
 @ROWS.row("3.3", "provisional verdicts", "exits", 2, {"exits": True})
 @ROWS.row("4.2a", "a race: drafts change nothing", "", 2, _RACE)
 @ROWS.row("3.4", "brief blocks: drafts change nothing", "brief", 8, {})
+@ROWS.row("4.12", "drafts beside a branch: drafts change nothing", "trees", 8, {})
 @ROWS.row("6.1", "processors, coupled: drafts change nothing", "processors", 8, _DRAWN)
 @ROWS.row("6.1", "processors, greedy: drafts change nothing", "processors", 8, _PROCESSED)
 @ROWS.row("6", "argmax: drafts change nothing", "", 8, {**_COUPLED, "scheme": "argmax"})
@@ -128,7 +129,7 @@ async def _unchanged(kit: Kit, need: str, part: int, changes: dict[str, Any]) ->
     """Play a text, a part of the longest, that needs a capability or a noise."""
     noise = need if need in NOISES else "philox"
     async with kit.greeted("" if need in NOISES else need) as peer:
-        least = 48 if need in ("processors", "brief") else 1
+        least = 48 if need in ("processors", "brief", "trees") else 1
         count = min(max(least, kit.long // part), peer.welcome.context - 4)
         request = kit.request(count, noise=noise, **changes)
         drawn = request.scheme != "coupled" or noise in peer.welcome.noise
@@ -394,6 +395,106 @@ async def _(kit: Kit) -> None:
             await peer.open(kit.request(N, prompt=(1, 1)))
             for block in blocks:
                 await peer.say(block)
+            with about(what):
+                await peer.refused("protocol", close=1002)
+
+
+# ---- drafts beside a branch
+
+_BESIDE = {"capabilities": ("trees",)}  # without "further" nothing judges them beside
+
+
+async def _branched(kit: Kit, peer: Peer) -> tuple[Stream, list[int]]:
+    """Return a stream that has sent a block of two wrong drafts, not all of it yet, with
+    three right ones beside the first; and its text."""
+    needs(peer.welcome.room >= 4, f"{peer.welcome.room} drafts may wait")
+    stream = await peer.known(kit.request(N))
+    text = list(stream.want or ())
+    await stream.fill(1)
+    await stream.draft([_wrong(text[1])], more=True)
+    await stream.draft_beside(1, text[1], text[2:4])
+    await stream.draft_beside(1, text[1], text[4:5])
+    return stream, text
+
+
+@ROWS.greeted("4.12", "drafts beside a branch begin the next one", "trees", **_BESIDE)
+async def _(kit: Kit, peer: Peer) -> None:
+    stream, text = await _branched(kit, peer)
+    await stream.draft([_wrong(text[2])])
+    commit = await stream.commit()
+    expect((commit.epoch, commit.accepted) == (0, 0), f"{commit} for wrong drafts")
+    commit = await stream.commit()  # it was not asked for
+    found = f"{commit.accepted} of 3 accepted, branch {commit.epoch}"
+    expect((commit.epoch, commit.accepted) == (1, 3), found)
+    # Those behind an id that the text has not got are gone.
+    at = len(stream.text)
+    await stream.draft(text[at : at + 1], more=True)
+    await stream.draft_beside(at, _wrong(text[at]), text[at + 1 : at + 3])
+    await stream.draft([_wrong(text[at + 1])])
+    commit = await stream.commit()
+    expect((commit.epoch, commit.accepted) == (1, 1), f"{commit}, one is right")
+    await peer.silence(QUIET_S)
+    await stream.fill(N)
+
+
+@ROWS.greeted("4.12", "drafts beside a branch that has ended", "trees", **_BESIDE)
+async def _(kit: Kit, peer: Peer) -> None:
+    stream, text = await _branched(kit, peer)
+    await stream.draft(())
+    await stream.until(6)
+    expect(stream.epoch == 1, f"branch {stream.epoch} after the first one")
+    at, wrong = len(stream.text), _wrong(text[len(stream.text)])
+    await stream.judge([wrong])
+    for place, token in ((at, wrong), (at + 1, text[at + 1])):
+        await stream.send(Block(1, place + 1, (0, 0), instead=(1, token)))
+    await peer.silence(QUIET_S)
+    late = tuple(text[at + 1 : at + 1 + min(2, peer.block)])
+    await stream.send(Block(1, at + 1, late, instead=(1, text[at])))
+    stream.ahead = list(late)
+    commit = await stream.commit()
+    found = f"{commit.accepted} of {len(late)} accepted, branch {commit.epoch}"
+    expect((commit.epoch, commit.accepted) == (2, len(late)), found)
+    await stream.fill(N)
+
+
+@ROWS.greeted("4.12", "a branch that is given up with drafts beside it", "trees", **_BESIDE)
+async def _(kit: Kit, peer: Peer) -> None:
+    for wait in (False, True):
+        stream, text = await _branched(kit, peer)
+        await stream.draft([_wrong(text[2])])
+        if wait:  # until the verifier has begun the next branch by itself
+            await asyncio.sleep(QUIET_S / 2)
+        stream.give_up()
+        await stream.draft(text[1:3])
+        await stream.until(3)
+        at = len(stream.text)
+        commit = await stream.judge(text[at : at + 1])
+        expect((commit.epoch, commit.accepted) == (2, 1), f"{commit}; branch 2 goes on")
+        await stream.bye()
+
+
+@ROWS.row("4.12", "drafts beside a branch that cannot stand there")
+async def _(kit: Kit) -> None:
+    beside = Block(0, 1, (1,), instead=(1, 0))
+    wrong: dict[str, dict[str, Any]] = {
+        "without the capability": {},
+        "a gap": {"base": 2, "instead": (2, 0)},
+        "a repetition": {},
+        "behind the branch": {"base": 3},
+        "beside nothing": {"epoch": 1},
+        "of one number": {"instead": (1,)},
+        "of no id": {"instead": (1, kit.hello.vocab_size)},
+        "at their own place": {"instead": (0, 0)},
+        "with more": {"more": True},
+    }
+    for what, changes in wrong.items():
+        need = "" if what == "without the capability" else "trees"
+        async with kit.greeted(need) as peer:
+            await peer.open(kit.request(N, prompt=(1, 1)))
+            await peer.say(Block(0, 0, (1,), more=True))
+            if what == "a repetition":
+                await peer.say(beside)
+            await peer.say(replace(beside, **changes))
             with about(what):
                 await peer.refused("protocol", close=1002)
 

@@ -107,6 +107,7 @@ class KitTarget(SlotTarget):
     eos_ids: tuple[int, ...] = ()
     tokenizer_path = TOKENIZER
     exits: tuple[Exit, ...] = (Exit(layer=1, threshold=0.0, agreement=1.0),)
+    leaves = True
 
     def __init__(self, *, slots: int = 16, context: int | None = None) -> None:
         super().__init__(slots, min(context or CONTEXT, CONTEXT), VOCAB)
@@ -115,10 +116,14 @@ class KitTarget(SlotTarget):
         """See :class:`~draftwire.verifier.backends.base.SlotTarget`."""
         answers = []
         for item in frame.items:
-            before = self.tokens[item.slot, max(0, item.start - 1) : item.start]
-            ids = [*before.tolist(), *item.tokens.tolist()]
-            ends = range(len(ids) - item.rows + 1, len(ids) + 1)
-            rows = [logits_after(ids[max(0, end - 2) : end]) for end in ends]
+            before = self.tokens[item.slot, max(0, item.start - 1) : item.start].tolist()
+            ids = item.tokens.tolist()
+            ends = [ids[max(0, end - 1) : end + 1] for end in range(item.kept)]
+            for row, behind, chain in item.beside():
+                front = ids[max(0, behind - 1) : behind]
+                ends.append([*front, *ids[row - chain : row + 1]])
+            wanted = ends[len(ends) - item.rows :]
+            rows = [logits_after([*before, *end][-2:]) for end in wanted]
             answers.append(np.stack(rows) if rows else np.zeros((0, VOCAB), np.float32))
         if tell is not None:  # its exit knows half of the logit
             tell(0, [np.floor(rows / 2) for rows in answers])
