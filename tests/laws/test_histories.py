@@ -1,7 +1,7 @@
 """Laws 1 and 2, and liveness, over random histories of the shipped driver and verifier.
 
 ``make test`` runs 10,000 over all families; ``make slow`` 10,000 of each family and of each
-addition (patience, hush, leaves, lookup, outcomes, hybrid), and 500 long ones.
+addition (patience, hush, leaves, sides, lookup, outcomes...), and 500 long ones.
 """
 
 import os
