@@ -35,6 +35,7 @@ from draftwire.runtime.edge.preemption import Preemption
 from draftwire.runtime.edge.rest import Rest
 from draftwire.runtime.edge.verdict import read_verdict, tally, told
 from draftwire.runtime.greeting import open_of
+from draftwire.runtime.pacing.controller import HYBRID, PARALLEL
 from draftwire.runtime.pacing.ways import Ceiling
 from draftwire.sampling import Proposal, card_of
 from draftwire.transport import states
@@ -59,7 +60,7 @@ _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
 # A race prepares an outcome so much likelier than that its next draft is of use, so deep.
 _LIKELIER, _DEEP = 16.0, 8
-_SENT = 4.0  # likewise where its drafts go up, and are there when the news are made
+_SENT = 4.0  # likewise, where one forward makes several drafts of it, and these go up
 # On a lane of its own, so much likelier for each part of a step that the lane adds; and
 # where that draft is hardly of use, so likely for each part.
 _WORTH, _FLOOR = 4.0, 0.1
@@ -928,7 +929,8 @@ class EdgeSession:
                 return drafter.line, drafter.wanted
             limit, above = self._last_limit, 0.0
             if wanted:  # a race goes on, unless its next draft is hardly of use
-                likelier = _SENT if self._sides_go else _LIKELIER
+                several = self._sides_go and self._controller.way in (PARALLEL, HYBRID)
+                likelier = _SENT if several else _LIKELIER
                 limit, above = _DEEP, likelier * main.chance
             for line in self._preemption.outcomes(
                 1, limit, self._draftable, self._stop_ids, above=above
