@@ -106,7 +106,9 @@ def test_our_device_conforms():
     found, results = results_of()
     assert found["fails"] == set(), [r for r in results if r.result == "fails"]
     # It gives a first connection up, and hangs up when its text is over: as it may.
-    assert found["not tested"] <= {"link lost before the welcome", END, *GRAMMAR}
+    # Only in a race it drafts beside its branch.
+    mays = {"link lost before the welcome", END, *GRAMMAR, BESIDE, STAND}
+    assert found["not tested"] <= mays
     assert len(found["conforms"]) > 40
 
 
