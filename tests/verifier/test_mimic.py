@@ -263,8 +263,8 @@ ELSEWHERE, TOO_MANY = "resumed at another place", "resumed with too many tokens"
 
 
 def limits(block=None, waiting=None):
-    def wrong(self, most, wait, **more):
-        return LIMITS(self, block or most, waiting or wait, **more)
+    def wrong(self, most, wait, *more):
+        return LIMITS(self, block or most, waiting or wait, *more)
 
     return EdgeSession, "limits", wrong
 
