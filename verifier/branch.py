@@ -12,7 +12,7 @@ both ends, as if they had been sent in it.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, NoReturn, Sequence
+from typing import Mapping, NamedTuple, NoReturn, Sequence
 
 from draftwire.errors import ProtocolError
 from draftwire.sampling.grammar import Path
@@ -62,6 +62,11 @@ class Branch:
     def unjudged(self) -> int:
         """Bytes of evidence that wait."""
         return len(self._evidence)
+
+    @property
+    def sides(self) -> Mapping[tuple[int, int], Sequence[int]]:
+        """Drafts behind other ids, by the position and the id that they stand behind."""
+        return self._sides
 
     def behind_what(
         self, block: Block, text: Sequence[int], judged: Sequence[int]

@@ -35,6 +35,7 @@ row = EXERCISES.row
 _UNKNOWN = varint(1998) + b"\x02xx"  # a field that may be skipped
 _MUST = varint(1999) + b"\x02xx"  # one that must be understood
 _WRONG_HASH = b"\x5a" * 8
+_LOOKS, _LOOK_S = 16, 0.3  # so often it is waited so long for drafts beside a branch
 FEW = 5  # tokens before something happens
 
 
@@ -206,6 +207,28 @@ async def _(mimic: Mimic) -> str:
     return f"{await stream.serve()}, {'brief' if brief else 'whole'} open"
 
 
+@row("4.12", "drafts beside a branch")
+async def _(mimic: Mimic) -> str:
+    link = await mimic.raw_connection()
+    await link.greet(also=("brief", "trees"))
+    stream = await link.asked()
+    await stream.accept()
+    session, stream.contrary = stream.session, True
+    for turn in range(_LOOKS):
+        if session.done:
+            break
+        await stream.listen(_LOOK_S, lambda: bool(session.branch.sides))
+        if turn % 2 and stream.request.exits and session.branch.sides:
+            at, token = min(session.branch.sides)  # it may give its branch up for that
+            before = session.epoch
+            await stream.say(Provisional(before, at - len(stream.text), token))
+            await stream.listen(_LOOK_S, lambda: session.epoch != before)  # noqa: B023
+        await stream.serve(len(stream.text) + 1)
+    said = await stream.serve()
+    needs(stream.beside is not None, "it sends none")
+    return f"{said}, {stream.kept} of them sent beside a branch"
+
+
 # ---- errors that pass
 
 
@@ -373,6 +396,7 @@ RULES = rules(
     ("5", "opens", "its opens can be served"),
     ("4.2", "branches", "each branch has the next number"),
     ("4.2", "places", "blocks begin where the last one ended"),
+    ("4.12", "beside", "drafts beside a branch stand where they may"),
     ("7", "max_block", "no block above max_block"),
     ("7", "max_waiting", "no more waits than max_waiting"),
     ("4.9", "grammars", "grammars are sent before the opens that name them, once"),

@@ -319,6 +319,9 @@ class Served:
         self.dead_s = 0.0  # when something was sent that may have ended a branch
         self.told, self.lag = 0, 0.0
         self.began: int | None = None  # the last branch of which drafts came
+        self.beside: int | None = None  # the last one beside which some came
+        self.kept = 0  # drafts with which branches began
+        self.contrary = False  # its target says ids that have drafts beside a branch
         self.stale: int | None = None  # the branch of the last block, if it is dead
         self.answer = Resumed(0, 0, ())
         self.lied = False  # what it heard may have confused it
@@ -371,6 +374,23 @@ class Served:
                     return message
                 await self.say(message)
 
+    async def listen(self, seconds: float, found: Callable[[], bool]) -> None:
+        """Take in what comes for a while, or until what is looked for is ``found``."""
+        await self.say(Progress("judging", self.session.epoch, len(self.text), 1))
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not found():
+            try:
+                number, message, _ = await self.link.hear(left)
+            except Gone:
+                raise
+            except Failed:
+                break
+            if number == self.number and isinstance(message, (Bye, Error)):
+                self.link.put_back(Frame(number, message, 0))
+                return
+            if number == self.number:
+                self.take(message)
+
     async def rest(self) -> None:
         """See that nothing comes of an ended stream but what was on its way."""
         begin = time.monotonic()
@@ -406,12 +426,16 @@ class Served:
             await asyncio.sleep(self.lag)
             work = None if self.lag and self.link.waits else session.poll()
             if work is not None:
+                before = session.epoch
                 try:
                     found = session.complete(work, self._logits(work))
                 except ProtocolError as error:
                     self.mimic.rule("evidence", False, f"its evidence: {error}")
                     raise
                 self.mimic.rule("evidence", True)
+                if session.epoch != before and len(session.branch):
+                    self.began = session.epoch  # with what stood beside the one before
+                    self.kept += len(session.branch)
                 if found:
                     return found
                 continue
@@ -440,25 +464,36 @@ class Served:
             late = time.monotonic() - self.dead_s
             rule("branches", late < _LATE_S, f"branch {epoch} {late:.1f} s after its end")
         else:
-            gave_up = ahead == 1 and session.epoch == self.began
-            right = ahead == 0 or gave_up
-            rule("branches", right, f"branch {epoch} where {session.epoch} comes next")
-        if size:
+            beside = len(session.branch.sides)
+            gave_up = ahead == 1 and session.epoch == self.began and not beside
+            # The next one may have begun here with what stood beside it.
+            if self.beside is not None and not gave_up:
+                gave_up = epoch == (self.beside + 2) & 0xFF and ahead <= 2
+            right = ahead == 0 or gave_up and not message.instead
+            said = f"branch {epoch} where {session.epoch} comes next"
+            rule("branches", right, said + ", with drafts beside it" * (beside > 0))
+        if message.instead:
+            self.beside = epoch
+        elif size:
             self.began = epoch
         most = welcome.max_block
         rule("max_block", size <= most, f"{size} drafts in a block, the limit is {most}")
         try:
             found = session.receive(message)
         except DraftwireError as error:
-            limit = "max_waiting" if "wait for judgement" in str(error) else "places"
+            limit = "beside" if message.instead else "places"
+            limit = "max_waiting" if "wait for judgement" in str(error) else limit
             rule(limit, False, f"{error}")
             raise
-        rule("places", True)
+        if message.instead and session.branch.heir(message).epoch != epoch:
+            self.began = session.epoch
+        rule("beside" if message.instead else "places", True)
         rule("max_waiting", True)
         return found
 
     def _logits(self, work: Any) -> Any:
         """Return rows that agree with three drafts in four."""
+        others = dict(list(self.session.branch.sides)) if self.contrary else {}
         vocab = self.link.welcome.vocab_size
         drafts, ids = work.drafts, [*self.request.prompt, *self.text]
         rows = np.zeros((len(drafts) + 1, vocab), np.float32)
@@ -468,5 +503,7 @@ class Served:
             own = int(next(t for t in ranks if t not in self.request.stop_ids))
             agrees = i < len(drafts) and drafts[i] not in self.request.stop_ids
             chosen = drafts[i] if agrees and (own + len(after)) % 4 else own
+            other = others.get(len(self.text) + i, chosen)
+            chosen = chosen if other in self.request.stop_ids else other
             row[chosen] = 1e4
         return rows
