@@ -340,6 +340,15 @@ def test_watch_a_replay(recording, capsys):
     assert first["source"] == "replay:sysfs-ina3221" and first["scope"] == "module"
 
 
+def test_watch_keeps_to_a_small_terminal(recording, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "4")
+    assert run("watch", "--replay", recording, "--speed", "8") == 0
+    shown = capsys.readouterr().out.split("\x1b[3F\x1b[J")[-1].splitlines()
+    assert len(shown) == 3 and max(map(len, shown)) == 20
+
+
 def test_watch_renews_a_file_for_prometheus_and_outlives_a_full_disk(tmp_path, capsys):
     words = ("watch", "--root", tree(tmp_path), "--hz", "5", "--for", "1s", "--prom")
     assert run(*words, tmp_path / "metrics") == 0
