@@ -195,6 +195,8 @@ def analyse(
         if window[1] != float("inf"):
             end = min(end, origin + int(window[1] * 1e9))
     if end <= start:
+        if window is None:
+            raise ConfigError(f"{recording.path} holds a moment, and no time between two")
         raise ConfigError("the window lies outside of the recording")
     account, phase = Account(meter, clock=lambda: now), "run"
     events: list[tuple[int, Reading | str]] = [(r.t_ns, r) for r in samples]

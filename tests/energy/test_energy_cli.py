@@ -161,6 +161,11 @@ def test_a_file_has_no_say_over_the_terminal(tmp_path, capsys):
     assert "[31mx" in out and "\x1b" not in out
 
 
+def test_one_sample_is_no_energy(tmp_path):
+    with pytest.raises(ConfigError, match="holds a moment"):
+        load_rows(write_recording(tmp_path / "run.jsonl", [5.0]), ())
+
+
 def test_report_formats(recording, tmp_path, capsys):
     assert run("report", recording, "--battery-wh", "50") == 0
     table = capsys.readouterr().out
