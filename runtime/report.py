@@ -90,16 +90,21 @@ def check_report(document: object, where: str) -> dict[str, Any]:
     for group in _GROUPS:
         if not isinstance(document.get(group), dict):
             raise wrong(group, "an object")
-    for group in ("bytes", "seconds"):
-        for key, value in document[group].items():
-            if value is not None and not _is_number(value, (int, float)):
-                raise wrong(f"{group}.{key}", "a number or null")
+    numbers = {f"{g}.{k}": v for g in ("bytes", "seconds") for k, v in document[g].items()}
+    numbers["energy.joules"] = document["energy"].get("joules")
+    for key, value in numbers.items():
+        if value is not None and not _is_number(value, (int, float)):
+            raise wrong(key, "a number or null")
     for key in _LISTS:
         if not isinstance(document.get(key), list):
             raise wrong(key, "a list")
     for key in ("accepted_by_position", "judged_by_position"):
-        if not all(_is_number(value, int) for value in document.get(key) or ()):
+        counts = document.get(key)
+        counts = [] if counts is None else counts
+        if not isinstance(counts, list) or not all(_is_number(n, int) for n in counts):
             raise wrong(key, "a list of counts")
+    if not isinstance(document.get("preemption") or {}, dict):
+        raise wrong("preemption", "an object")
     return document
 
 
@@ -107,7 +112,8 @@ _MADE_BY = "give files that --json wrote, e.g. `draftwire generate --json run.js
 
 
 def _is_number(value: object, kinds: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+    right = isinstance(value, kinds) and not isinstance(value, bool)
+    return right and abs(value) < 1e300  # type: ignore[arg-type]  # which a float holds
 
 
 def stream_report(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Iterator, Union
 
 from draftwire.errors import DraftwireError
-from draftwire.runtime.driver import StreamRun
+from draftwire.runtime.driver import StreamRun, closed
 from draftwire.runtime.edge.actions import Emit, Revise, Token
 from draftwire.runtime.text import Screen
 from draftwire.runtime.tools import Call, Calls
@@ -219,6 +220,7 @@ class Stream(StreamBase):
 
     def _open(self) -> None:
         self._items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._process = os.getpid()
 
     def _put(self, item: _Item) -> None:
         self._items.put(item)
@@ -230,9 +232,12 @@ class Stream(StreamBase):
             DraftwireError: The stream failed.
         """
         try:
-            while not (self._over.is_set() and self._items.empty()):
+            while True:
+                if os.getpid() != self._process and not self._over.is_set():
+                    self.refused(closed())  # who would put stayed behind at a fork
                 item = self._items.get()
                 if item is None:
+                    self._items.put(None)  # for who iterates again, or beside us
                     return
                 chunk = self._show(item)
                 if chunk is not None:

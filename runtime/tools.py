@@ -109,6 +109,9 @@ def read_tools(tools: object) -> dict[str, Any]:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not _NAME.match(name):
+            if name:
+                hint = "up to 64 letters, digits and _ . -"
+                raise ConfigError(f"tools[{number}].name is {name!r:.80}", hint=hint)
             raise ConfigError(
                 f"tools[{number}] has no name",
                 hint='{"type": "function", "function": {"name": ..., "parameters": ...}}',

@@ -56,7 +56,7 @@ def check_url(url: str, *, insecure: bool) -> WebSocketURI:
             ``insecure`` is not set.
     """
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(str(url))
         host, _ = parts.hostname, parts.port
     except ValueError as exc:
         raise ConfigError(f"{url!r} is not an address: {exc}") from exc
@@ -114,13 +114,15 @@ def tls_context(
     The verifier's certificate is always checked, by those of the file ``ca``, or the
     system's; ``cert`` is this device's own, for mutual TLS, and ``key`` may be in it.
     """
+    files = (ca, cert, key)
     try:
         context = ssl.create_default_context(cafile=str(ca) if ca else None)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if cert:
             context.load_cert_chain(str(cert), str(key) if key else None)
     except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(f"the TLS files cannot be used: {exc}") from exc
+        hint = f"PEM files that this user can read: {', '.join(str(f) for f in files if f)}"
+        raise ConfigError(f"the TLS files cannot be used: {exc}", hint=hint) from exc
     return context
 
 

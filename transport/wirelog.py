@@ -303,7 +303,6 @@ def _event(run: int, role: str, line: dict[str, Any]) -> Event:
         raise ValueError
     if event.direction not in ("up", "down", None) or not isinstance(event.fields, dict):
         raise ValueError
-    t_s = float(event.t_s)
-    if not math.isfinite(t_s):
+    if not abs(event.t_s) < 1e15:
         raise ValueError
-    return event._replace(t_s=t_s, kind=str(event.kind))
+    return event._replace(t_s=float(event.t_s), kind=str(event.kind))

@@ -34,6 +34,18 @@ from draftwire.io import parse_json, writing
 
 SCHEMA = "draftwire.energy/1"
 MAX_LINE = 1 << 20
+# What may stand in a file: 0.0 for a number, "" for a text, (...) where null may be; key
+# "" is any.
+_LOOK: Any = {"heat_c": {"": 0.0}, "power_mode": ""}
+CONTEXT: Any = {"heat_c": {"": ({"": 0.0},)}, "start": _LOOK, "end": _LOOK}
+_TOTAL: Any = {"scope": "", "rails": [""]}
+_ACCURACY: Any = {"step_w": 0.0, "offset_w": 0.0, "gain": 0.0, "source": ""}
+_HEADER: Any = {
+    **{"context": _LOOK, "total": _TOTAL, "others": [(_TOTAL,)], "board": ""},
+    **dict.fromkeys(("command", "notes", "parts", "warnings"), [""]),
+    **dict.fromkeys(("hz", "update_s", "baseline_w", "baseline_u_w"), 0.0),
+    "accuracy": {"": _ACCURACY},
+}
 
 
 class Recorder:
@@ -176,22 +188,47 @@ class Recording:
         def by_rail(values: Sequence[Any]) -> dict[str, float]:
             pairs = zip(self.header["rails"], values)
             known = {rail: float(value) for rail, value in pairs if value is not None}
-            return {rail: value for rail, value in known.items() if math.isfinite(value)}
+            return {rail: value for rail, value in known.items() if abs(value) < 1e100}
+
+        def whole(value: Any) -> int:
+            if not abs(value) < 1 << 63:
+                raise ValueError
+            return int(value)
 
         if "w" in line:
             joules = by_rail(line["c"]) if "c" in line else None
-            self.samples.append(Reading(int(line["t"]), by_rail(line["w"]), joules))
+            self.samples.append(Reading(whole(line["t"]), by_rail(line["w"]), joules))
         elif "phase" in line:
-            self.phases.append((int(line["t"]), str(line["phase"])))
+            self.phases.append((whole(line["t"]), str(line["phase"])))
         elif "mark" in line:
-            self.marks.append((int(line["t"]), str(line["mark"])))
+            self.marks.append((whole(line["t"]), str(line["mark"])))
         elif "tokens" in line:
             for name, count in line["tokens"].items():
-                self.tokens[name] = self.tokens.get(name, 0) + int(count)
+                self.tokens[name] = self.tokens.get(name, 0) + whole(count)
         elif line.get("kind") == "end":
-            self.end_ns = int(line["t"])
+            self.end_ns = whole(line["t"])
             self.result = dict(line.get("result") or {})
             self.complete = True
+
+
+def check_shape(value: Any, shape: Any, where: str) -> None:
+    """See that what others may have written is of a shape (ConfigError: it is not)."""
+    if isinstance(shape, tuple):
+        if value is not None:
+            check_shape(value, shape[0], where)
+        return
+    right = isinstance(value, (int, float) if isinstance(shape, float) else type(shape))
+    if not right or isinstance(value, (int, float)) and not abs(value) < 1e300:
+        hint = "it is damaged, or no file of ours"
+        raise ConfigError(f"{where} is {str(value)[:60]!r}", hint=hint)
+    if isinstance(shape, dict):
+        for key, inner in value.items():
+            if "" in shape or key in shape:
+                then = shape[""] if "" in shape else (shape[key],)
+                check_shape(inner, then, f"{where} {key}")
+    elif isinstance(shape, list):
+        for inner in value:
+            check_shape(inner, shape[0], where)
 
 
 def is_recording(path: Path) -> bool:
@@ -214,7 +251,7 @@ def read_recording(path: Path) -> Recording:
                     recording.take(line)
                 else:
                     recording = _header(path, dict(line))
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 bad += 1
     if recording is None:
         raise ConfigError(f"{path} is not a recording of draftwire energy")
@@ -229,6 +266,7 @@ def _header(path: Path, line: dict[str, Any]) -> Recording:
         why = f"{path} is not a recording of draftwire energy ({SCHEMA})"
         hint = "tegrastats logs and meter files: `draftwire energy report`"
         raise ConfigError(why, hint=hint)
+    check_shape(line, _HEADER, f"{path}:")
     try:
         figures = line.get("accuracy", {}).items()
         accuracy = {rail: Accuracy(**known) for rail, known in figures}
@@ -236,14 +274,14 @@ def _header(path: Path, line: dict[str, Any]) -> Recording:
             Total(t["scope"], tuple(t["rails"])) if t else None
             for t in (line.get("total"), *line.get("others", ()))
         )
-        parts, board = tuple(line.get("parts", ())), str(line.get("board"))
+        parts, board = tuple(line.get("parts") or ()), str(line.get("board"))
         known = tuple(one for one in (total, *others) if one)
         choice = TotalChoice(
             total,
             known[1:],
             str(line.get("how", "")),
             str(line.get("why_none", "")),
-            tuple(line.get("warnings", ())),
+            tuple(line.get("warnings") or ()),
             RailTable(board, known, parts, accuracy=accuracy),
         )
         line["rails"] = [str(rail) for rail in line["rails"]]
@@ -271,7 +309,7 @@ class ReplaySource(PowerSource):
         self.lag_s: float | None = header.get("update_s")
         self.update_s = 1.0 / header["hz"] if header.get("hz") else self.lag_s
         self.response = response_of(header.get("response"))
-        self.notes = tuple(header.get("notes", ()))
+        self.notes = tuple(header.get("notes") or ())
         self._speed = speed
         self._next, self._begin = 0, 0
 

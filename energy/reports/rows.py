@@ -19,8 +19,10 @@ from draftwire.energy.files import ends_in, open_text, read_head
 from draftwire.energy.files.logs import DUMP_START, Log, import_tegrastats
 from draftwire.energy.files.meters import read_meter
 from draftwire.energy.files.recording import (
+    CONTEXT,
     Recording,
     ReplaySource,
+    check_shape,
     is_recording,
     read_recording,
 )
@@ -176,7 +178,9 @@ def analyse(
         raise ConfigError(f"{recording.path} holds no sample")
     steps = [b.t_ns - a.t_ns for a, b in zip(samples, samples[1:])]
     hz = header.get("hz")
-    period_s = 1.0 / hz if hz else statistics.median(steps) * 1e-9 if steps else 1.0
+    period_s = (
+        1.0 / hz if hz and hz > 1e-6 else statistics.median(steps) * 1e-9 if steps else 1.0
+    )
     origin = now = samples[0].t_ns
     rate = min(1000.0, 1 / max(period_s, 1e-3))
     meter = Meter(ReplaySource(recording), recording.choice, hz=rate)
@@ -191,6 +195,8 @@ def analyse(
         if window[1] != float("inf"):
             end = min(end, origin + int(window[1] * 1e9))
     if end <= start:
+        if window is None:
+            raise ConfigError(f"{recording.path} holds a moment, and no time between two")
         raise ConfigError("the window lies outside of the recording")
     account, phase = Account(meter, clock=lambda: now), "run"
     events: list[tuple[int, Reading | str]] = [(r.t_ns, r) for r in samples]
@@ -228,6 +234,7 @@ def row_of_recording(
     window: tuple[float, float] | None = None,
 ) -> Row:
     """Return the row of a recording, or of a meter's file."""
+    check_shape(recording.result, _RESULT, f"{recording.path}: result")
     entry, account = analyse(recording, window)
     notes, flags = list(entry["notes"]), list(entry["flags"])
     header, recorded = recording.header, recording.result.get("context") or {}
@@ -236,7 +243,7 @@ def row_of_recording(
         notes.append("the recording was not closed: power cut, or a full disk")
     if recording.bad_lines:
         notes.append(f"{recording.bad_lines} lines could not be read")
-    flags += [str(f) for f in recording.result.get("flags", ()) if f not in flags]
+    flags += [f for f in recording.result.get("flags") or () if f not in flags]
     context = {"start": header.get("context") or {}, "end": {}, **recorded}
     entry = {**entry, "source": recording.name, "context": context}
     entry.update(flags=flags, notes=notes)
@@ -268,14 +275,31 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
         yield row_of_report(report, f"{path}#{number}" if len(reports) > 1 else str(path))
 
 
+_RESULT = {"context": CONTEXT, "flags": [""]}
+_ENTRY = {
+    **dict.fromkeys(("joules", "uncertainty", "net", "net_uncertainty", "samples"), 0.0),
+    **dict.fromkeys(("baseline_w", "coverage"), 0.0),
+    **dict.fromkeys(("source", "scope", "kind", "why_null"), ""),
+    **dict.fromkeys(("by_phase", "uncertainty_by_phase"), {"": (0.0,)}),
+    **dict.fromkeys(("seconds_by_phase", "by_rail", "by_scope"), {"": 0.0}),
+    **{"why_null_by_phase": {"": ""}, "notes": [""], "resolution_only": False, **_RESULT},
+}
+_REPORT = {
+    **dict.fromkeys(("tokens", "drafted", "accepted"), 0.0),
+    **{"mode": {}, "seconds": {"": (0.0,)}, "energy": _ENTRY},
+}
+
+
 def row_of_report(report: Mapping[str, Any], name: str) -> Row:
     """Return the row of a run report (design: one run, one report)."""
+    check_shape(report, _REPORT, f"{name}:")
+    energy = report.get("energy") or {}
     keys = {"drafted": "drafted", "accepted": "accepted", "emitted": "tokens"}
     known = {kind: report.get(key) for kind, key in keys.items()}
     counts = {kind: int(count) for kind, count in known.items() if count is not None}
     mode = report.get("mode") or {}
     label = str(mode.get("objective") or mode.get("controller") or "run")
-    row = _row_of_entry(name, report.get("energy") or {}, counts, label)
+    row = _row_of_entry(name, energy, counts, label)
     if row.energy_j is None and not row.why_null:
         row.why_null = "the report has none"
     if row.seconds is None:

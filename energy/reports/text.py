@@ -52,7 +52,7 @@ def as_table(
 def _details(row: Row, battery_wh: float | None, g_per_kwh: float | None) -> Iterator[str]:
     if row.energy_j is None:
         yield f"no joules: {row.why_null}"
-    if row.net_j is not None:
+    if row.net_j is not None and row.baseline_w is not None:
         net = stated(row.net_j, row.net_uncertainty_j, row)
         yield f"net of {row.baseline_w:.3g} W idle: {net}"
     if row.rails:

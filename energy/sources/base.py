@@ -74,7 +74,7 @@ def response_of(raw: Any) -> Response:
         ranges = (float(low), float(high)), (float(short), float(long))
         jitter_s, how = float(known.get("jitter_s", 0.0)), str(known.get("how", ""))
         return Response(*ranges, jitter_s, how)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return UNKNOWN_RESPONSE
 
 

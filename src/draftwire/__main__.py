@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ def main() -> int:
         if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
             signal.signal(number, _come)
     try:
+        _open_streams()
         from draftwire.cli import main as run
 
         return run()
@@ -33,6 +35,21 @@ def main() -> int:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if signal.getsignal(signal.SIGINT) is _come:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left to do is Python's
+
+
+def _open_streams() -> None:
+    """See that the standard streams are there, and take any text.
+
+    What was closed (``>&-``) leads nowhere: a file or socket of ours would get its number.
+    What the locale cannot spell, such as names of files, is escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif stream.errors == "strict":
+            reads = name == "stdin"
+            stream.reconfigure(errors="surrogateescape" if reads else "backslashreplace")
 
 
 def _come(number: int, frame: FrameType | None) -> None:

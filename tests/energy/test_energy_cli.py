@@ -24,6 +24,7 @@ from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import Row, analyse, load_rows
 from draftwire.energy.reports.sweep import Point, pareto, set_mode
 from draftwire.energy.reports.sweep import sweep as run_modes
+from draftwire.energy.reports.text import as_table
 from draftwire.errors import BoardError, ConfigError, OutputError, SensorError
 
 
@@ -109,6 +110,60 @@ def test_a_cut_recording_is_still_worth_something(tmp_path):
     (row,) = load_rows(path, ())
     assert row.energy_j == pytest.approx(5.02 * 4.9, rel=0.01)
     assert "not closed" in row.flags
+
+
+ODD = ["\x1b[31mx", [1], {"a": {"b": 1}}, 10**400, float("inf")]
+
+
+def damaged(document):
+    """Yield a document with one value after the other that is none of ours."""
+    for key, value in document.items():
+        yield from ({**document, key: odd} for odd in ODD)
+        for inner in damaged(value) if isinstance(value, dict) else ():
+            yield {**document, key: inner}
+
+
+def test_damaged_files_are_told_and_never_a_bug(tmp_path):
+    watts = [5.0, 5.04] * 5
+    known = {"phases": [(0.0, "draft")], "tokens": {"emitted": 4}}
+    path = write_recording(tmp_path / "run.jsonl", watts, **known)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    entry, _ = analyse(read_recording(path))
+    entry.update(by_scope={"board": 9.0}, net=1.0, baseline_w=2.0, flags=["late"])
+    look = {"heat_c": {"cpu": 50.0}, "power_mode": "15W"}
+    entry["context"] = {"start": look, "end": look}
+    lines[0].update(command=["x"], notes=["y"], update_s=0.1, baseline_w=1.0, parts=["a"])
+    lines[-1]["result"] = entry
+    report = {"schema": "draftwire.report/1", "tokens": 4, "drafted": 2, "accepted": 1}
+    report.update(mode={"objective": "cost"}, seconds={"total": 1.0}, energy=entry)
+    kept = [[found] for found in damaged(report)]
+    for number in (0, 1, -3, -2, -1):
+        for found in damaged(lines[number]):
+            kept.append([*lines[:number], found, *(lines[number:][1:])])
+    told = 0
+    for document in kept:
+        path.write_text("".join(json.dumps(line) + "\n" for line in document))
+        try:
+            rows = load_rows(path, ())
+        except ConfigError:
+            told += 1
+        else:
+            as_table(rows)
+            json.dumps([row.to_dict() for row in rows], allow_nan=False)
+    assert told > 300  # values of keys that nobody reads do no harm
+
+
+def test_a_file_has_no_say_over_the_terminal(tmp_path, capsys):
+    phases = [(0.0, "\x1b[31mx"), (2.0, "y")]
+    path = write_recording(tmp_path / "run.jsonl", [5.0, 5.04] * 50, phases=phases)
+    assert run("report", path) == 0
+    out = capsys.readouterr().out
+    assert "[31mx" in out and "\x1b" not in out
+
+
+def test_one_sample_is_no_energy(tmp_path):
+    with pytest.raises(ConfigError, match="holds a moment"):
+        load_rows(write_recording(tmp_path / "run.jsonl", [5.0]), ())
 
 
 def test_report_formats(recording, tmp_path, capsys):
@@ -338,6 +393,15 @@ def test_watch_a_replay(recording, capsys):
     assert run("watch", *words, "--json") == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert first["source"] == "replay:sysfs-ina3221" and first["scope"] == "module"
+
+
+def test_watch_keeps_to_a_small_terminal(recording, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "4")
+    assert run("watch", "--replay", recording, "--speed", "8") == 0
+    shown = capsys.readouterr().out.split("\x1b[3F\x1b[J")[-1].splitlines()
+    assert len(shown) == 3 and max(map(len, shown)) == 20
 
 
 def test_watch_renews_a_file_for_prometheus_and_outlives_a_full_disk(tmp_path, capsys):

@@ -188,6 +188,34 @@ def test_a_full_disk_under_stdout_is_exit_code_6():
     assert lines[0] == "draftwire: error: cannot write the output: No space left on device"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_is_closed_leads_nowhere(closed):
+    """As under a supervisor or in cron: no traceback, and no socket takes its number."""
+    words = [sys.executable, "-m", "draftwire", "report", "--frame", "-"]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closed}', "bash", *words],
+        env=environment(),
+        input=b"zz",
+        capture_output=True,
+        timeout=600,
+    )
+    assert done.returncode == (4 if "<" in closed else 2)  # no frame, or no hex digits
+    said = "" if "2" in closed else "draftwire: error: "
+    assert done.stderr.decode()[:18] == said
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])
+def test_what_a_locale_cannot_spell_is_escaped(encoding):
+    file = os.fsdecode("/etc/…".encode() + b"\xff")
+    told = {"PYTHONIOENCODING": encoding}
+    done = run("config", DRAFTWIRE_TOKEN_FILE=file, **told)
+    assert done.returncode == 0 and done.stderr == ""
+    shown = "/etc/\\u2026\\udcff" if encoding[:5] == "ascii" else "/etc/…\\udcff"
+    assert shown in done.stdout
+    done = run("report", "--frame", "-", said="…", **told)
+    assert done.returncode == 2 and "hex digits" in done.stderr
+
+
 IMPORTED = """\
 import os, signal, sys
 sys.path.remove(os.path.dirname(__file__))

@@ -246,6 +246,10 @@ def test_an_absent_or_foreign_folder_is_refused(tmp_path, draft):
         load_draft(tmp_path / "empty")
     with pytest.raises(PackageError, match=r"holds draft\.json, so it is no target"):
         load_target(draft)
+    strange = tmp_path / os.fsdecode(b"\xff")
+    shutil.copytree(draft, strange)
+    with pytest.raises(PackageError, match="no UTF-8"):
+        load_draft(strange)
 
 
 def test_a_target_finds_its_base(targets):

@@ -147,6 +147,33 @@ def test_through_a_pipe(verifier, session, tmp_path):
         assert done.returncode == 2 and words in done.stderr
 
 
+def test_what_is_no_text_is_no_message(verifier):
+    words = [sys.executable, "-m", "draftwire", *words_of(verifier)]
+    told = environment(PYTHONIOENCODING="utf-8:strict")
+    done = subprocess.run(
+        words, env=told, input=b"\xff\n", capture_output=True, timeout=600
+    )
+    assert done.returncode == 2 and b"not Unicode text" in done.stderr
+
+
+def test_in_a_file_of_answers_are_no_prompts(verifier):
+    main, other = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "draftwire", *words_of(verifier)],
+        stdin=other,
+        stdout=subprocess.PIPE,
+        stderr=other,
+        env=environment(TERM="dumb"),
+    ) as process:
+        os.close(other)
+        os.write(main, b"/quit\n")
+        try:
+            assert process.communicate(timeout=PATIENCE_S)[0] == b""
+        finally:
+            process.kill()
+            os.close(main)
+
+
 def test_tools_of_a_file_are_called(verifier, tmp_path):
     pytest.importorskip("llguidance")
     tools = [{"name": "go", "parameters": {"enum": [1, 2]}}]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 import time
 import weakref
@@ -360,15 +361,34 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_at_a_fork_a_session_stays_with_the_parent(session, expected):
-    child = os.fork()
-    if not child:
-        try:
-            ask(session, 0)
-        except ConfigError as error:
-            os._exit(7 if "fork" in error.hint else 1)
-        os._exit(2)
-    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
+    stream = ask(session, 1, max_new_tokens=1000)
+    for begin in (lambda: ask(session, 0), lambda: list(stream)):
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            try:
+                begin()
+            except ConfigError as error:
+                os._exit(7 if "fork" in error.hint else 1)
+            os._exit(2)
+        assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
+    stream.cancel()
     assert ids_of(ask(session, 0)) == expected[0]
+
+
+def test_two_threads_share_the_chunks_of_one_stream(session, expected):
+    stream = ask(session, 0)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.extend(stream), daemon=True) for _ in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert sum(len(chunk.tokens) for chunk in found) == len(expected[0]) == TOKENS
+    assert list(stream) == []
 
 
 def test_the_next_question_on_a_full_verifier_waits_for_the_slot_of_the_last(expected):

@@ -132,6 +132,11 @@ def test_what_is_no_report_is_refused(tmp_path, capsys, content, complaint):
         ("seconds", {"total": "soon"}),
         ("accepted_by_position", [1.5]),
         ("accepted", True),
+        pytest.param("drafted", 10**400, id="drafted-huge"),
+        ("bytes", {"up_payload": 10**400}),
+        ("energy", {"joules": "x"}),
+        ("judged_by_position", 0),
+        ("preemption", [1]),
     ],
 )
 def test_a_wrong_value_is_named(key, value):

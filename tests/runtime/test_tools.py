@@ -182,18 +182,18 @@ def test_no_tools_or_none_of_them_is_no_grammar():
 
 
 @pytest.mark.parametrize(
-    "tools",
+    ("tools", "words"),
     [
-        5,
-        "go",
-        [{}],
-        [{"name": "a b"}],
-        [{"name": "a"}] * 2,
-        [{"name": "a", "parameters": 3}],
+        (5, "a list"),
+        ("go", "a list"),
+        ([{}], "has no name"),
+        ([{"name": "a b"}], "name is 'a b'"),
+        ([{"name": "a"}] * 2, "two tools"),
+        ([{"name": "a", "parameters": 3}], "JSON schema"),
     ],
 )
-def test_tools_that_are_none_are_a_sentence(tools):
-    with pytest.raises(ConfigError):
+def test_tools_that_are_none_are_a_sentence(tools, words):
+    with pytest.raises(ConfigError, match=words):
         read_tools(tools)
 
 

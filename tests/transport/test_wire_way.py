@@ -31,7 +31,7 @@ from places import free_port
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
 from draftwire.transport.answers import may_pass
 from draftwire.transport.client import Connection
-from draftwire.transport.dial import find_proxy, tls_context
+from draftwire.transport.dial import check_url, find_proxy, tls_context
 from draftwire.transport.messages import Bye
 from draftwire.transport.wire import WebsocketNetwork
 
@@ -118,6 +118,18 @@ async def test_a_name_that_nobody_knows_and_a_resolver_that_hangs() -> None:
         error = await seen.until("D")
         assert words in str(error) and type(error) is TransportError and may_pass(error)
     asked.set()
+
+
+@pytest.mark.parametrize("url", [None, 3, b"ws://127.0.0.1:1", "ws://", "tower:8765"])
+def test_what_is_no_address_is_said(url) -> None:
+    with pytest.raises(ConfigError, match="not a verifier's address"):
+        check_url(url, insecure=False)
+
+
+def test_a_file_of_tls_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tls_context(ca=tmp_path / "none.pem", cert=None, key=None)
+    assert "none.pem" in caught.value.hint
 
 
 async def test_a_refused_connection_says_where() -> None:

@@ -157,5 +157,11 @@ def test_a_torn_line_is_passed_over_and_another_file_is_refused(tmp_path: Path) 
         path.write_text(line + "\n")
         with pytest.raises(ConfigError, match="line 1 is not of a wire log"):
             list(read_wire_log(path))
+    path.unlink()
+    filled(path, 1)
+    late = {**bad, "t_s": 10**400, "connection": 1, "bytes": None, "fields": {}}
+    path.write_bytes(path.read_bytes() + json.dumps(late).encode() + b"\n")
+    with pytest.raises(ConfigError, match="is not of a wire log"):
+        list(read_wire_log(path))
     with pytest.raises(ConfigError, match="cannot read"):
         list(read_wire_log(tmp_path / "none"))

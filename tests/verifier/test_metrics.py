@@ -201,10 +201,15 @@ def test_a_terminal_shows_it_until_q(tmp_path, capsys):
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        for _ in range(600):
-            if heard.count(b"devices ") > 2:
-                break
-            time.sleep(0.05)
+        for rows, columns in ((24, 80), (4, 30)):  # somebody makes the window small
+            fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            begun = len(heard)
+            for _ in range(600):
+                if heard.count(b"devices ", begun) > 2:
+                    break
+                time.sleep(0.05)
+        shown = bytes(heard).split(b"\x1b[H")[-2].split(b"\x1b[K\r\n")[:-1]
+        assert len(shown) == 3 and max(map(len, shown)) == 30
         os.write(ours, b"q")
         assert process.wait(30) == 0, process.stderr.read()
         process.stderr.close()

@@ -27,21 +27,32 @@ def watch(args: argparse.Namespace, draw: Callable[[int], list[str]]) -> None:
     """
     live = sys.stdout.isatty() and args.count is None and args.json is None
     left = args.count or (2 if args.json is not None else 10**9)
-    height = shutil.get_terminal_size().lines - 1 if live else 200
     seen = False
     with _screen(live) as pressed, contextlib.suppress(KeyboardInterrupt):
         while left:
             left -= 1
             try:
-                lines, seen = draw(height), True
+                lines, seen = draw(room()[1] if live else 200), True
             except TransportError as error:
                 if not (live and seen):
                     raise
                 lines = [plain(error)[:WIDTH], "asking again"]
             if args.json is None:
-                _show(lines[:height], live)
+                _show(fitting(lines) if live else lines, live)
             if left and pressed(args.interval):
                 break
+
+
+def room() -> tuple[int, int]:
+    """Return the columns and lines that the terminal has now; the last line stays free."""
+    columns, lines = shutil.get_terminal_size()
+    return columns, max(lines - 1, 1)
+
+
+def fitting(lines: list[str]) -> list[str]:
+    """Return what of ``lines`` the terminal has room for: one that is folded moves all."""
+    columns, most = room()
+    return [line[:columns] for line in lines[:most]]
 
 
 def _show(lines: list[str], live: bool) -> None:

@@ -180,9 +180,12 @@ def _lines() -> Iterator[str]:
         import readline  # noqa: F401  (input edits its lines with it)
     except ImportError:
         pass
+    prompt = "> " if sys.stdout.isatty() else ""  # else it would be among the answers
     while True:
+        if not prompt:
+            print("> ", end="", file=sys.stderr, flush=True)
         try:
-            yield input("> ")
+            yield input(prompt)
         except EOFError:
             print(file=sys.stderr)
             return

@@ -162,6 +162,11 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     A PackageError where something is missing, damaged or of an unknown format.
     """
     path = Path(os.path.abspath(path))
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as exc:  # engines take no other names
+        what = f"the name of the folder {path} is no UTF-8"
+        raise PackageError(what, hint="give the folder another name") from exc
     raw = _read_json(path, kind)
     where = path.name
     fields = Fields(where, raw)

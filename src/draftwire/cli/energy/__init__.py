@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.cli._common import give_json
+from draftwire.cli._common import give_json, plain
 from draftwire.cli._leaf import PROFILES, Leaf
 from draftwire.errors import ConfigError
 from draftwire.io import quantity
@@ -267,7 +267,7 @@ def _import(args: argparse.Namespace, log: str) -> int:
         rows = rows_of_import(imported)
         for row in rows:
             row.notes = [note for note in row.notes if note not in texts]
-        print(as_table(rows))
+        print(plain(as_table(rows)))
     return 0 if imported.energy_j is not None else 3
 
 
@@ -287,7 +287,7 @@ def _import_meter(args: argparse.Namespace, log: Path) -> int:
         say(f"{text} (correlation {correlation:.2f})")
     row = row_of_recording(meter, window=known["window"])
     if give_json(args, {"schema": "draftwire.energy-import/1", **row.to_dict()}):
-        print(as_table([row]))
+        print(plain(as_table([row])))
     return 0 if row.energy_j is not None else 3
 
 
@@ -313,7 +313,8 @@ def report(args: argparse.Namespace) -> int:
     elif form == "parquet":
         raise ConfigError("Parquet is binary", hint="name a file with --out")
     elif form == "table":
-        print(text.as_table(rows, battery_wh=args.battery_wh, g_per_kwh=args.co2))
+        table = text.as_table(rows, battery_wh=args.battery_wh, g_per_kwh=args.co2)
+        print(plain(table))  # names come from files of others
     else:
         sys.stdout.write(text.FORMATS[form](rows))
     for path, write in (

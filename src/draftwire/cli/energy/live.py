@@ -120,6 +120,7 @@ def watch(args: argparse.Namespace) -> None:
     """Show watts while they come, or serve them."""
     if args.http is not None or args.dashboard:
         return _export(args)
+    from draftwire.cli._screen import fitting
     from draftwire.energy.live.marks import MarkListener
     from draftwire.energy.live.watch import as_event, frames, live_metrics
 
@@ -135,8 +136,9 @@ def watch(args: argparse.Namespace) -> None:
                     print(json.dumps(as_event(account, meter)), flush=True)
                 elif live:
                     up = f"\x1b[{height}F\x1b[J" if height else ""
-                    print(up + text, flush=True)
-                    height = text.count("\n") + 1
+                    lines = fitting(text.split("\n"))
+                    print(up + "\n".join(lines), flush=True)
+                    height = len(lines)
                 else:
                     print(text.replace("\n", " | "), flush=True)
                 if args.prom:
