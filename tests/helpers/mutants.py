@@ -90,14 +90,14 @@ MUTANTS = (
         "runtime/edge/in_flight.py",
         "for _ in range(1 + (len(branch.sides) > 0)):",
         "for _ in range(1):",
-        "tests/laws/test_histories.py::test_histories",
+        "tests/verifier/test_sides.py -k leaves_out",
     ),
     Mutant(
         "drafts behind an id that the text takes elsewhere begin the next branch",
         "verifier/branch.py",
         "self._ended == (block.base - back, token)",
         "self._ended is not None and self._ended[1] == token",
-        "tests/laws/test_histories.py::test_histories",
+        "tests/verifier/test_sides.py -k it_began",
     ),
     Mutant(
         "news of one token void as much as those of many",

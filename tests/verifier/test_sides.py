@@ -202,12 +202,23 @@ def test_drafts_that_come_when_their_id_is_text_belong_to_the_branch_it_began():
     work = cloud.poll()
     cloud.complete(work, rows_of(work, cloud.tokens))
     assert cloud.epoch == 1
-    for other in (Block(0, 1, (b,), instead=(1, wrong)), Block(0, 2, (c,), instead=(1, b))):
-        assert cloud.receive(other) == [] and not len(cloud.branch), "not of that place"
+    for base, token in ((1, wrong), (2, b), (2, a)):
+        assert cloud.receive(Block(0, base, (c,), instead=(1, token))) == []
+        assert not len(cloud.branch), "not of that place"
     cloud.receive(Block(0, 1, (b, c), instead=(1, a)))
     assert cloud.branch.waiting(partial=True) == (b, c)
     with pytest.raises(ProtocolError, match="leaves a gap: 3"):
         cloud.receive(Block(0, 4, (0,), instead=(4, a)))
+
+
+def test_a_device_that_gives_up_a_branch_leaves_out_the_number_of_its_heir():
+    wire, draft = InFlight(whole=False), [Proposal(1)]
+    for epoch, beside, after in ((0, (), 1), (1, (3,), 3), (3, (), 4)):
+        assert wire.epoch == epoch
+        wire.send(draft, draft, 0)
+        if beside:  # the verifier may have begun its own branch with them by now
+            wire.sides[0, 2] = [*beside]
+        assert wire.turn() == [1] and wire.epoch == after
 
 
 def test_what_the_text_has_already_is_dropped():
