@@ -190,6 +190,11 @@ def controller_for(
 ) -> str | Controller:
     """Return the policy to use: the one given, blocks of a fixed length, or ``auto``."""
     if controller is not None:
+        if not isinstance(controller, Controller):
+            raise ConfigError(
+                f"controller is {controller!r}"[:92],
+                hint="it must be a word such as auto or fixed:4, or a Controller",
+            )
         return controller
     words = options.controller
     if words == "auto" and options.objective == "cost" and options.block is None:

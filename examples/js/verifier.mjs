@@ -35,7 +35,8 @@ class Stream extends Text {
     return this.text.length < this.asked || (this.race && this.text.length < allowed);
   }
 
-  block({ epoch, base, tokens, race, more, evidence, correction }) {
+  block({ epoch, base, tokens, race, more, evidence, correction, instead }) {
+    if (instead?.length) refuse('drafts beside a branch, without the capability trees');
     if (evidence.length || correction !== null) refuse('evidence that the scheme does not have');
     if (tokens.length > told.max_block) refuse(`a block of ${tokens.length} tokens`);
     if (!this.wants && !this.judging) this.since = performance.now();

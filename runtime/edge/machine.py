@@ -555,8 +555,11 @@ class EdgeSession:
         ran = ran if commit.forwards is None else commit.forwards
         self.counts.forwards = self._forwards + ran
         self._preemption.compare(new)
+        epoch = self._wire.epoch
         tally(self.counts, self._controller, commit, self._wire, new, before)
         actions = self._keep(told(kept, commit.logprobs, self._logprobs))
+        if self._wire.epoch != epoch and self._wire.adopted:
+            self._adopt(len(self._wire.tokens))
         self._compare(commit.text_hash)
         if commit.near_ties is not None:
             self.counts.near_ties = self._ties + commit.near_ties
@@ -576,6 +579,13 @@ class EdgeSession:
         if commit.finish is not Finish.NOT_YET:
             return actions + self._end(_FINISH[commit.finish])
         return actions + self._go_on(verdict=True)
+
+    def _adopt(self, count: int) -> None:
+        """Drafts that had been sent beside a branch are one now: all but what is text."""
+        self.counts.sides_taken += 1
+        self.counts.drafted += count
+        self._controller.leaving(self._lines.main.proposals[:count])
+        self._controller.sent(count)
 
     def _keep(self, tokens: Sequence[Token]) -> list[Action]:
         """Make ``tokens`` text; tell the user; sort out which drafts live on."""

@@ -83,11 +83,6 @@ def tally(
     if late > 0 and list(branch[: len(new)]) == list(new[: len(branch)]):
         counts.overtaken += late
         controller.overtaken(late)
-    before = wire.epoch
-    found = wire.advance(commit.epoch, new, accepted, committed)
-    if wire.epoch != before and wire.adopted:
-        counts.sides_taken += 1
-        counts.drafted += len(wire.tokens)  # the others are text already
-    for block in found:
+    for block in wire.advance(commit.epoch, new, accepted, committed):
         counts.judge(block.offset, block.judged, block.accepted)
         controller.judged(block.judged, block.accepted)

@@ -85,6 +85,11 @@ CASES = [
 ]
 
 
+def test_a_controller_that_is_none(session):
+    with pytest.raises(ConfigError, match="controller is <object"):
+        session.generate(PROMPT, controller=object())
+
+
 def refused(kind, body):
     """Return why the service does not take a request."""
     with pytest.raises(HttpError) as caught:
