@@ -168,6 +168,8 @@ class StreamBase:
     def finished(self, run: StreamRun, error: DraftwireError | None) -> None:
         screen = self._screen
         rest = screen.flush() if error is None else ""
+        if run.finish == "length" and screen.stopped:  # with the last token allowed
+            run.finish = "stop"
         self.error, self.finish, self._run = error, run.finish, run
         now = self._elapsed_s()
         if self._owner is not None:

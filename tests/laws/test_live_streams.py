@@ -169,6 +169,12 @@ def test_tokens_end_where_the_text_does(session, expected):
         assert seen == expected[0][: len(seen)] and stream.report["tokens"] == len(seen)
         decoded = [session._tokenizer.decode(seen[: len(seen) - less]) for less in (0, 1)]
         assert decoded[0].startswith(kept) and len(decoded[1]) <= len(kept)
+        ids, decode = expected[0], session._tokenizer.decode
+        enough = next(n for n in range(len(ids) + 1) if stop in decode(ids[:n]))
+        last = ask(session, 0, stop=[stop], max_new_tokens=enough)
+        ids_of(last)
+        assert last.report["token_ids"] == seen
+        assert (last.text, last.finish) == (kept, "stop"), "no token more is allowed"
 
 
 def resident():
