@@ -328,6 +328,9 @@ class EdgeSession:
             held = len(self._committed) - self._origin
             request = Send(Resume(opened.id, opened.secret, held, self._hash.digest()))
             return [*self._halt(), request]
+        if over := self._over:
+            void = self._guesses.settle((), len(self._committed), ())
+            return [*void, *self._end(over)]
         self._correction = None
         self.opened = None
         self._origin = len(self._committed)
@@ -336,6 +339,17 @@ class EdgeSession:
         self._told_before = self.counts.wanted, self.counts.spared
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
+
+    @property
+    def _over(self) -> str | None:
+        """Why the text is over, where a correction drawn here is its last token and no
+        verifier has said so; else None."""
+        text = self._committed
+        path = None if self._guide is None else self._guide.path()
+        ended = path is not None and path.ended and not path.ids
+        if ended or (text and text[-1] in self._stop_ids):
+            return "stop"
+        return "length" if len(text) >= self._limit else None
 
     def limits(self, max_block: int, max_waiting: int, also: Container[str] = ()) -> None:
         """Note what the verifier bears: tokens of a block, and of all that wait; and what

@@ -114,6 +114,18 @@ SEEN = {
         (Fault(1.2, "restart", 3.0),), luck=0.5, context=60, max_block=5, most=2,
         holds=True, seed=247959812, delay_s=0.2, jitter=0.0, step_s=0.05, forward_s=0.1,
     ),
+    # Drawn on the device, and never told: the text was whole, and a new stream asked for 0.
+    "a correction that ends a text is its end, though the link is lost": Plan(
+        (
+            StreamPlan(
+                at_s=1.0608, prompt=(21, 3, 4, 3), count=6, scheme="separate", k=2,
+                grammar="choice" if world.GRAMMARS else "", seed=546759346, patience_s=3.0,
+                mode=CUT,
+            ),
+        ),
+        (Fault(1.2272, "torn", 1.1),), luck=0.5, max_waiting=9, leaves=4, seed=958353975,
+        delay_s=0.02, jitter=1.0, step_s=0.005, forward_s=0.002, context=1 << 20, parallel=5,
+    ),
 }  # fmt: skip
 
 
