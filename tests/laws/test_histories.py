@@ -124,7 +124,8 @@ SEEN = {
             ),
         ),
         (Fault(1.2272, "torn", 1.1),), luck=0.5, max_waiting=9, leaves=4, seed=958353975,
-        delay_s=0.02, jitter=1.0, step_s=0.005, forward_s=0.002, context=1 << 20, parallel=5,
+        delay_s=0.02, jitter=1.0, step_s=0.005, forward_s=0.002, context=1 << 20,
+        parallel=5,
     ),
 }  # fmt: skip
 
