@@ -152,7 +152,8 @@ class Leaves:
         chance = (1 - right) * self._leaves.value
         if not self._most or chance < price:
             return ()
-        ways = {(at, ids[0]): ids for at, ids in sides}
+        # Drafts beyond the end of the text are not judged, nor what stands beside them.
+        ways = {(at, ids[0]): ids for at, ids in sides if at < len(drafts)}
         for place, (draft, second) in enumerate(zip(drafts, seconds)):
             if draft != second:
                 ways.setdefault((place, second), (second,))

@@ -70,7 +70,7 @@ class StreamCounts:
     found: int = 0  # guesses of the verifier's own that were judged (`rows.Lookup`)
     found_right: int = 0  # those that were kept
     forced: int = 0  # those of them that a grammar left no choice about
-    leaves: int = 0  # second choices of the device's that were judged
+    leaves: int = 0  # second choices of the device's that were judged, and drafts behind
     leaves_right: int = 0  # those that were kept
     wanted: int = 0  # drafts that forwards were worth, had they been made beside the target
     spared: int = 0  # those of them that the device had sent

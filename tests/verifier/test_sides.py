@@ -221,6 +221,14 @@ def test_a_device_that_gives_up_a_branch_leaves_out_the_number_of_its_heir():
         assert wire.turn() == [1] and wire.epoch == after
 
 
+def test_what_stands_beside_drafts_beyond_the_end_is_not_judged():
+    cloud, text = session(max_new_tokens=3), TEXT[:4]
+    cloud.receive(Block(0, 0, tuple(text)))
+    cloud.receive(Block(0, 4, (0,), instead=(1, (text[3] + 1) % V)))
+    work = cloud.poll()
+    assert work.drafts == text[:2] and work.sides == ()
+
+
 def test_what_the_text_has_already_is_dropped():
     cloud, (a, b) = session(), TEXT[:2]
     cloud.receive(Block(0, 0, (a, b)))

@@ -56,8 +56,8 @@ iteration_requests_cancelled_total counters.cancelled Those that nobody waited f
 iteration_held_seconds_total scheduler.held_s Time that forwards waited for drafts.
 lookup_num_tokens_total tally.found Looked-up tokens judged beside the drafts.
 lookup_num_right_tokens_total tally.found_right Looked-up tokens accepted.
-leaves_num_tokens_total tally.leaves Second choices of devices judged beside their drafts.
-leaves_num_right_tokens_total tally.leaves_right Second choices accepted.
+leaves_num_tokens_total tally.leaves Second choices of devices and drafts behind them, judged.
+leaves_num_right_tokens_total tally.leaves_right Those accepted.
 beside_num_wanted_tokens_total tally.wanted Drafts forwards were worth, beside the target.
 beside_num_spared_tokens_total tally.spared Those of them that devices had sent.
 near_ties_total tally.near_ties Tokens chosen too narrowly to tell.
